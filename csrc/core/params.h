@@ -1,0 +1,86 @@
+// The contract in C++: what a kernel reads and writes. No framework, only pointers and sizes.
+#pragma once
+#include <cstdint>
+
+namespace gatkernels {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1 };
+
+// What a launcher returns; bindings turn anything but kOk into an exception.
+enum class Status : int { kOk = 0, kOutOfMemory = 1, kUnsupported = 2 };
+
+// Edges grouped by row: by destination (CSR) forward, by source (CSC) backward.
+struct Edges {
+  const int64_t* rowptr;  // [rows + 1]
+  const int32_t* col;     // [edges], the node at the other end
+  const int32_t* eid;     // [edges], place in the user's order
+  int64_t rows;
+};
+
+// A matrix whose rows are contiguous and `stride` elements apart.
+struct Matrix {
+  void* data;
+  int64_t stride;
+};
+
+// Philox dropout: an edge and head is kept where its word >= threshold, and then times scale.
+struct Dropout {
+  const int64_t* seed;  // null: no dropout
+  double p;
+};
+
+struct GatShape {
+  DType dtype;
+  int threads;
+  int64_t heads;
+  int64_t channels;
+};
+
+// What the scores of an edge come from, forward and backward alike.
+struct GatScores {
+  Matrix src;        // [Ns, H]
+  Matrix dst;        // [Nd, H]
+  const void* edge;  // [E, H] in the user's order, or null
+  double negative_slope;
+  Dropout dropout;
+};
+
+struct GatForward {
+  GatShape shape;
+  Edges csr;
+  GatScores scores;
+  Matrix x;       // [Ns, H * C]
+  void* out;      // [Nd, H * C]
+  void* out_pos;  // [Nd, H * C] sums over edges of positive score, or null (no backward to come)
+  void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, share of positive edges
+};
+
+// alpha [E, H] in the user's order, after dropout, from the statistics of a forward.
+struct GatAlpha {
+  GatShape shape;
+  Edges csr;
+  GatScores scores;
+  const void* stats;
+  void* alpha;
+};
+
+struct GatBackward {
+  GatShape shape;
+  Edges csr;
+  Edges csc;
+  GatScores scores;
+  Matrix x;                // [Ns, H * C]
+  Matrix grad;             // [Nd, H * C]
+  const void* out;         // [Nd, H * C]
+  const void* out_pos;     // [Nd, H * C]
+  const void* stats;       // [Nd, 3, H]
+  const void* alpha;       // [E, H] after dropout, with grad_alpha
+  const void* grad_alpha;  // [E, H], or null
+  void* packed;            // [Nd, 4, H] scratch: score_dst, row maximum, 1 / sum, delta
+  Matrix grad_x;           // [Ns, H * C]
+  Matrix grad_src;         // [Ns, H]
+  Matrix grad_dst;         // [Nd, H]
+  void* grad_edge;         // [E, H] in the user's order, or null
+};
+
+}  // namespace gatkernels

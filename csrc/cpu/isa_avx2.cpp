@@ -1,0 +1,12 @@
+#define GK_ISA avx2
+#include "simd_avx2.h"
+// after the vectors it is written in
+#include "instantiate.h"
+
+namespace gatkernels {
+
+Kernels avx2_kernels() {
+  return {"avx2", avx2::forward_of, avx2::alpha_of, avx2::backward_of};
+}
+
+}  // namespace gatkernels

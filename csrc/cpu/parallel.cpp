@@ -1,0 +1,131 @@
+#include "parallel.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace gatkernels {
+namespace {
+
+constexpr int64_t kTasksPerThread = 16;
+constexpr int64_t kSmall = 4096;  // rows + edges below which a second thread costs more than it gives
+
+struct Segment {
+  int64_t row, begin, end;
+};
+
+// First row whose edges and rows before it weigh at least `weight`.
+int64_t row_at(const int64_t* rowptr, int64_t rows, int64_t weight) {
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (rowptr[middle] + middle < weight) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+}  // namespace
+
+char* allocate(size_t bytes) {
+  const size_t rounded = (bytes + 63) / 64 * 64;
+  return static_cast<char*>(std::aligned_alloc(64, rounded == 0 ? 64 : rounded));
+}
+
+void release(char* memory) { std::free(memory); }
+
+Status run_range(int64_t count, int threads, void* context,
+                 void (*body)(void* context, int64_t begin, int64_t end, char* scratch),
+                 size_t scratch_bytes) {
+  if (count == 0) return Status::kOk;
+  if (count < kSmall || threads < 1) threads = 1;
+  std::atomic<bool> failed{false};
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static, 1)
+  for (int64_t piece = 0; piece < threads; ++piece) {
+    char* scratch = allocate(scratch_bytes);
+    if (scratch == nullptr) {
+      failed = true;
+    } else {
+      body(context, count * piece / threads, count * (piece + 1) / threads, scratch);
+      release(scratch);
+    }
+  }
+  return failed ? Status::kOutOfMemory : Status::kOk;
+}
+
+Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job) {
+  if (rows == 0) return Status::kOk;
+  const int64_t total = rowptr[rows] + rows;
+  if (total < kSmall || threads < 1) threads = 1;
+  const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
+
+  std::vector<int64_t> long_rows(size_t(rowptr[rows] / kSegment));
+  std::atomic<int64_t> long_count{0};
+  std::vector<Segment> segments;
+  std::vector<int64_t> first_segment;
+  char* partials = nullptr;
+  std::atomic<bool> failed{false};
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    char* scratch = allocate(job.scratch_bytes);
+    if (scratch == nullptr) failed = true;
+#pragma omp barrier
+    if (!failed) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < tasks; ++task) {
+        int64_t begin = row_at(rowptr, rows, total * task / tasks);
+        const int64_t end = task + 1 == tasks ? rows : row_at(rowptr, rows, total * (task + 1) / tasks);
+        for (int64_t row = begin; row < end; ++row) {
+          if (rowptr[row + 1] - rowptr[row] <= kSegment) continue;
+          long_rows[size_t(long_count++)] = row;
+          if (begin < row) job.rows(job.context, begin, row, scratch);
+          begin = row + 1;
+        }
+        if (begin < end) job.rows(job.context, begin, end, scratch);
+      }
+#pragma omp single
+      {
+        for (int64_t k = 0; k < long_count; ++k) {
+          const int64_t row = long_rows[size_t(k)];
+          first_segment.push_back(int64_t(segments.size()));
+          for (int64_t edge = rowptr[row]; edge < rowptr[row + 1]; edge += kSegment) {
+            const int64_t stop = edge + kSegment;
+            segments.push_back({row, edge, stop < rowptr[row + 1] ? stop : rowptr[row + 1]});
+          }
+        }
+        first_segment.push_back(int64_t(segments.size()));
+        if (!segments.empty()) {
+          partials = allocate(segments.size() * job.partial_bytes);
+          if (partials == nullptr) failed = true;
+        }
+      }
+      if (!failed && !segments.empty()) {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t k = 0; k < int64_t(segments.size()); ++k) {
+          const Segment& part = segments[size_t(k)];
+          job.segment(job.context, part.row, part.begin, part.end,
+                      partials + size_t(k) * job.partial_bytes, scratch);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t k = 0; k < int64_t(long_count); ++k) {
+          const int64_t first = first_segment[size_t(k)];
+          job.merge(job.context, long_rows[size_t(k)], partials + size_t(first) * job.partial_bytes,
+                    first_segment[size_t(k) + 1] - first, scratch);
+        }
+      }
+    }
+    release(scratch);
+  }
+  release(partials);
+  return failed ? Status::kOutOfMemory : Status::kOk;
+}
+
+}  // namespace gatkernels

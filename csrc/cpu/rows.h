@@ -1,0 +1,165 @@
+// What every attention kernel does with rows of features: sum gathered rows with weights per head,
+// and dot products per head. Included once per instruction set.
+#pragma once
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+constexpr int kBlock = 64;     // edges scored at a time
+constexpr int kPrefetch = 6;   // edges ahead
+
+// Which head each lane of a row of H * C features belongs to.
+template <class A>
+struct HeadMap {
+  int heads, channels;
+  int64_t width;    // H * C
+  bool uniform;     // no vector spans two heads
+  int32_t* first;   // [vectors] first head of a vector
+  int32_t* offset;  // [vectors, kWidth] head of each lane, less the first
+
+  static int64_t vectors(int64_t width) { return (width + Vec<A>::kWidth - 1) / Vec<A>::kWidth; }
+  static size_t bytes(int64_t width) {
+    return size_t(vectors(width)) * (1 + Vec<A>::kWidth) * sizeof(int32_t);
+  }
+  HeadMap(int64_t heads_, int64_t channels_, char* memory)
+      : heads(int(heads_)), channels(int(channels_)), width(heads_ * channels_) {
+    constexpr int kWidth = Vec<A>::kWidth;
+    first = reinterpret_cast<int32_t*>(memory);
+    offset = first + vectors(width);
+    uniform = heads == 1 || channels % kWidth == 0;
+    for (int64_t v = 0; v < vectors(width); ++v) {
+      first[v] = int32_t(v * kWidth / channels);
+      for (int k = 0; k < kWidth; ++k) {
+        const int64_t lane = v * kWidth + k;
+        offset[v * kWidth + k] = lane < width ? int32_t(lane / channels) - first[v] : 0;
+      }
+    }
+  }
+};
+
+// Rows to gather: row j starts at data + j * stride.
+template <class T>
+struct Gather {
+  const T* data;
+  int64_t stride;
+  const int32_t* col_end;  // one past the last column, so that prefetching stays inside
+};
+
+// sum[f] (+)= sum_e w[e, head(f)] * row(col[e])[f], and sum_pos with w_pos, over one tile of kN
+// vectors; `carry` adds to what is there.
+template <class A, int kN, bool kPair, bool kUniform, class T>
+static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
+                                   const int32_t* col, int n, const A* w, const A* w_pos,
+                                   int64_t feature, bool carry, A* sum, A* sum_pos) {
+  using V = Vec<A>;
+  constexpr int kWidth = V::kWidth;
+  const int64_t vector = feature / kWidth;
+  const int64_t left = map.width - feature;
+  const bool ragged = left < kN * kWidth;
+  const int tail = ragged ? int(left - (kN - 1) * kWidth) : kWidth;
+  const int heads = map.heads;
+  V acc[kN], pos[kN];
+  typename V::Index index[kN];
+  int32_t first[kN];
+  for (int k = 0; k < kN; ++k) {
+    const int64_t f = feature + k * kWidth;
+    const int lanes = k == kN - 1 ? tail : kWidth;
+    acc[k] = carry ? V::load(sum + f, lanes) : V::set(A(0));
+    if (kPair) pos[k] = carry ? V::load(sum_pos + f, lanes) : V::set(A(0));
+    first[k] = map.first[vector + k];
+    if (!kUniform) index[k] = V::index(map.offset + (vector + k) * kWidth);
+  }
+  const T* base = from.data + feature;
+  const int32_t* last = from.col_end - 1;
+  for (int e = 0; e < n; ++e) {
+    const int32_t* ahead = col + e + kPrefetch < last ? col + e + kPrefetch : last;
+    const char* next = reinterpret_cast<const char*>(base + int64_t(*ahead) * from.stride);
+    for (int line = 0; line < kN * kWidth * int(sizeof(T)); line += 64) {
+      __builtin_prefetch(next + line);
+    }
+    const T* row = base + int64_t(col[e]) * from.stride;
+    const A* we = w + int64_t(e) * heads;
+    const A* we_pos = w_pos + int64_t(e) * heads;
+    for (int k = 0; k < kN; ++k) {
+      const V x = k == kN - 1 && ragged ? V::load(row + k * kWidth, tail) : V::load(row + k * kWidth);
+      if (kUniform) {
+        acc[k] = V::fma(x, V::set(we[first[k]]), acc[k]);
+        if (kPair) pos[k] = V::fma(x, V::set(we_pos[first[k]]), pos[k]);
+      } else {
+        acc[k] = V::fma(x, V::expand(we + first[k], index[k]), acc[k]);
+        if (kPair) pos[k] = V::fma(x, V::expand(we_pos + first[k], index[k]), pos[k]);
+      }
+    }
+  }
+  for (int k = 0; k < kN; ++k) {
+    const int64_t f = feature + k * kWidth;
+    const int lanes = k == kN - 1 ? tail : kWidth;
+    acc[k].store(sum + f, lanes);
+    if (kPair) pos[k].store(sum_pos + f, lanes);
+  }
+}
+
+template <class A, int kN, class T, class... Rest>
+static inline void accumulate_kinds(bool pair, const HeadMap<A>& map, const Gather<T>& from,
+                                    Rest... rest) {
+  if (pair) {
+    if (map.uniform) {
+      accumulate_tile<A, kN, true, true>(map, from, rest...);
+    } else {
+      accumulate_tile<A, kN, true, false>(map, from, rest...);
+    }
+  } else {
+    if (map.uniform) {
+      accumulate_tile<A, kN, false, true>(map, from, rest...);
+    } else {
+      accumulate_tile<A, kN, false, false>(map, from, rest...);
+    }
+  }
+}
+
+// All features of a row: the widest tiles first.
+template <class A, class T>
+static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
+                       const A* w, const A* w_pos, bool carry, A* sum, A* sum_pos) {
+  constexpr int kWidth = Vec<A>::kWidth, kTile = Vec<A>::kTile;
+  const bool pair = sum_pos != nullptr;
+  for (int64_t f = 0; f < map.width; f += kTile * kWidth) {
+    const int64_t vectors = (map.width - f + kWidth - 1) / kWidth;
+#define GK_TILE(N)                                                                              \
+  accumulate_kinds<A, N>(pair, map, from, col, n, w, w_pos, f, carry, sum, sum_pos);            \
+  break
+    switch (vectors < kTile ? int(vectors) : kTile) {
+      case 1: GK_TILE(1);
+      case 2: GK_TILE(2);
+      case 3: GK_TILE(3);
+      case 4: GK_TILE(4);
+      case 5: GK_TILE(kTile < 5 ? 1 : 5);
+      case 6: GK_TILE(kTile < 6 ? 1 : 6);
+      case 7: GK_TILE(kTile < 7 ? 1 : 7);
+      default: GK_TILE(kTile < 8 ? 1 : 8);
+    }
+#undef GK_TILE
+  }
+}
+
+// dot[h] = sum_c a[h, c] * b[h, c]
+template <class A, class T>
+static inline void dot_heads(const HeadMap<A>& map, const A* a, const T* b, A* dot) {
+  using V = Vec<A>;
+  const int channels = map.channels;
+  for (int h = 0; h < map.heads; ++h, a += channels, b += channels) {
+    V total = V::set(A(0));
+    int c = 0;
+    for (; c + V::kWidth <= channels; c += V::kWidth) {
+      total = V::fma(V::load(a + c), V::load(b + c), total);
+    }
+    if (c < channels) total = V::fma(V::load(a + c, channels - c), V::load(b + c, channels - c), total);
+    dot[h] = total.sum();
+  }
+}
+
+}  // namespace GK_ISA
+}  // namespace gatkernels

@@ -1,0 +1,183 @@
+// Vectors of AVX2 with FMA.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "../core/philox.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+alignas(64) static const int32_t kLaneMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                                  0,  0,  0,  0,  0,  0,  0,  0};
+
+template <class A>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int kWidth = 8;
+  static constexpr int kTile = 4;  // vectors of a row held in registers at a time
+  using Index = __m256i;
+  __m256 v;
+
+  static Vec set(float value) { return {_mm256_set1_ps(value)}; }
+  static __m256i first(int n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - n));
+  }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+  static Index index(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  // r[k] = p[index[k]], index[k] < kWidth
+  static Vec expand(const float* p, Index index) {
+    return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(p), index)};
+  }
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  // The larger; b where either is NaN.
+  static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+  // s > 0 ? a : b
+  static Vec if_positive(Vec s, Vec a, Vec b) {
+    const __m256 positive = _mm256_cmp_ps(s.v, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return {_mm256_blendv_ps(b.v, a.v, positive)};
+  }
+  // w where the word passes the threshold, else 0
+  static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
+    const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(int32_t(threshold)));
+    return {_mm256_and_ps(w.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(larger, word)))};
+  }
+  float sum() const {
+    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+  }
+  // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
+  static Vec exp(Vec x) {
+    const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-88.0f), x.v);
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(bounded, _mm256_set1_ps(1.44269504f)), 0x8);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), bounded);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
+    p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+    const __m256i power = _mm256_slli_epi32(
+        _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256 keep = _mm256_cmp_ps(x.v, _mm256_set1_ps(-87.33f), _CMP_NLT_UQ);
+    return {_mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(power)))};
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int kWidth = 4;
+  static constexpr int kTile = 4;
+  using Index = __m256i;  // pairs of 32-bit lanes
+  __m256d v;
+
+  static Vec set(double value) { return {_mm256_set1_pd(value)}; }
+  static __m256i first(int n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - 2 * n));
+  }
+  static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  static Vec load(const double* p, int n) { return {_mm256_maskload_pd(p, first(n))}; }
+  void store(double* p) const { _mm256_storeu_pd(p, v); }
+  void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+  static Index index(const int32_t* p) {
+    return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2],
+                             2 * p[2] + 1, 2 * p[3], 2 * p[3] + 1);
+  }
+  static Vec expand(const double* p, Index index) {
+    const __m256 pairs = _mm256_castpd_ps(_mm256_loadu_pd(p));
+    return {_mm256_castps_pd(_mm256_permutevar8x32_ps(pairs, index))};
+  }
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_pd(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  static Vec max(Vec a, Vec b) { return {_mm256_max_pd(a.v, b.v)}; }
+  static Vec if_positive(Vec s, Vec a, Vec b) {
+    const __m256d positive = _mm256_cmp_pd(s.v, _mm256_setzero_pd(), _CMP_GT_OQ);
+    return {_mm256_blendv_pd(b.v, a.v, positive)};
+  }
+  static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
+    const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
+    const __m128i larger = _mm_max_epu32(word, _mm_set1_epi32(int32_t(threshold)));
+    const __m256i kept = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(larger, word));
+    return {_mm256_and_pd(w.v, _mm256_castsi256_pd(kept))};
+  }
+  double sum() const {
+    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+  }
+  // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
+  static Vec exp(Vec x) {
+    const __m256d bounded = _mm256_max_pd(_mm256_set1_pd(-709.0), x.v);
+    const __m256d n =
+        _mm256_round_pd(_mm256_mul_pd(bounded, _mm256_set1_pd(1.4426950408889634)), 0x8);
+    __m256d r = _mm256_fnmadd_pd(n, _mm256_set1_pd(6.93145751953125e-1), bounded);
+    r = _mm256_fnmadd_pd(n, _mm256_set1_pd(1.42860682030941723212e-6), r);
+    __m256d p = _mm256_set1_pd(1.0 / 6227020800.0);
+    const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
+                                720.0,       120.0,      24.0,      6.0,      2.0};
+    for (double f : factorial) p = _mm256_fmadd_pd(p, r, _mm256_set1_pd(1.0 / f));
+    p = _mm256_fmadd_pd(_mm256_mul_pd(r, r), p, _mm256_add_pd(r, _mm256_set1_pd(1.0)));
+    const __m256i whole = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
+    const __m256i power = _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52);
+    const __m256d keep = _mm256_cmp_pd(x.v, _mm256_set1_pd(-708.0), _CMP_NLT_UQ);
+    return {_mm256_and_pd(keep, _mm256_mul_pd(p, _mm256_castsi256_pd(power)))};
+  }
+};
+
+// words[e][group][4] for n edges; four edges at a time, one per 64-bit lane
+static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
+                                uint32_t* words) {
+  const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
+  for (int e = 0; e < n; e += 4) {
+    const int count = n - e < 4 ? n - e : 4;
+    alignas(16) int32_t ids[4] = {0, 0, 0, 0};
+    for (int k = 0; k < count; ++k) ids[k] = eid[e + k];
+    const __m256i edge = _mm256_cvtepu32_epi64(_mm_load_si128(reinterpret_cast<__m128i*>(ids)));
+    for (int g = 0; g < groups; ++g) {
+      __m256i c0 = edge, c1 = _mm256_setzero_si256(), c2 = _mm256_set1_epi64x(g), c3 = c1;
+      uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+      for (int round = 0; round < kPhiloxRounds; ++round) {
+        const __m256i p0 = _mm256_mul_epu32(m0, c0), p1 = _mm256_mul_epu32(m1, c2);
+        c0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1),
+                              _mm256_set1_epi64x(k0));
+        c2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3),
+                              _mm256_set1_epi64x(k1));
+        c1 = p1;
+        c3 = p0;
+        k0 += kPhiloxW0;
+        k1 += kPhiloxW1;
+      }
+      const __m256i low = _mm256_set1_epi64x(0xFFFFFFFF);
+      const __m256i a = _mm256_or_si256(_mm256_and_si256(c0, low), _mm256_slli_epi64(c1, 32));
+      const __m256i b = _mm256_or_si256(_mm256_and_si256(c2, low), _mm256_slli_epi64(c3, 32));
+      alignas(32) uint32_t even[8], odd[8];  // edges 0 2 and 1 3
+      _mm256_store_si256(reinterpret_cast<__m256i*>(even), _mm256_unpacklo_epi64(a, b));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(odd), _mm256_unpackhi_epi64(a, b));
+      for (int k = 0; k < count; ++k) {
+        const uint32_t* from = (k % 2 == 0 ? even : odd) + k / 2 * 4;
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(words + (int64_t(e + k) * groups + g) * 4),
+            _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+      }
+    }
+  }
+}
+
+}  // namespace GK_ISA
+}  // namespace gatkernels

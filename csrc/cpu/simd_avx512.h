@@ -1,0 +1,155 @@
+// Vectors of AVX-512 (F, BW, VL, DQ).
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "../core/philox.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+template <class A>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  static constexpr int kWidth = 16;
+  static constexpr int kTile = 8;  // vectors of a row held in registers at a time
+  using Index = __m512i;
+  __m512 v;
+
+  static Vec set(float value) { return {_mm512_set1_ps(value)}; }
+  static __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  static Index index(const int32_t* p) { return _mm512_loadu_si512(p); }
+  // r[k] = p[index[k]], index[k] < kWidth
+  static Vec expand(const float* p, Index index) {
+    return {_mm512_permutexvar_ps(index, _mm512_loadu_ps(p))};
+  }
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // The larger; b where either is NaN.
+  static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  // s > 0 ? a : b
+  static Vec if_positive(Vec s, Vec a, Vec b) {
+    const __mmask16 positive = _mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_GT_OQ);
+    return {_mm512_mask_blend_ps(positive, b.v, a.v)};
+  }
+  // w where the word passes the threshold, else 0
+  static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
+    const __mmask16 kept =
+        _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(threshold)));
+    return {_mm512_maskz_mov_ps(kept, w.v)};
+  }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+  // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
+  static Vec exp(Vec x) {
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x.v, _mm512_set1_ps(1.44269504f)), 0x8);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x.v);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
+    return {_mm512_maskz_scalef_ps(keep, p, n)};
+  }
+};
+
+template <>
+struct Vec<double> {
+  static constexpr int kWidth = 8;
+  static constexpr int kTile = 8;
+  using Index = __m512i;
+  __m512d v;
+
+  static Vec set(double value) { return {_mm512_set1_pd(value)}; }
+  static __mmask8 first(int n) { return __mmask8((1u << n) - 1); }
+  static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
+  static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
+  void store(double* p) const { _mm512_storeu_pd(p, v); }
+  void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  static Index index(const int32_t* p) {
+    return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Vec expand(const double* p, Index index) {
+    return {_mm512_permutexvar_pd(index, _mm512_loadu_pd(p))};
+  }
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  static Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
+  static Vec if_positive(Vec s, Vec a, Vec b) {
+    const __mmask8 positive = _mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_GT_OQ);
+    return {_mm512_mask_blend_pd(positive, b.v, a.v)};
+  }
+  static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
+    const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+    const __mmask8 kept = _mm256_cmpge_epu32_mask(word, _mm256_set1_epi32(int32_t(threshold)));
+    return {_mm512_maskz_mov_pd(kept, w.v)};
+  }
+  double sum() const { return _mm512_reduce_add_pd(v); }
+  // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
+  static Vec exp(Vec x) {
+    const __m512d n =
+        _mm512_roundscale_pd(_mm512_mul_pd(x.v, _mm512_set1_pd(1.4426950408889634)), 0x8);
+    __m512d r = _mm512_fnmadd_pd(n, _mm512_set1_pd(6.93145751953125e-1), x.v);
+    r = _mm512_fnmadd_pd(n, _mm512_set1_pd(1.42860682030941723212e-6), r);
+    __m512d p = _mm512_set1_pd(1.0 / 6227020800.0);
+    const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
+                                720.0,       120.0,      24.0,      6.0,      2.0};
+    for (double f : factorial) p = _mm512_fmadd_pd(p, r, _mm512_set1_pd(1.0 / f));
+    p = _mm512_fmadd_pd(_mm512_mul_pd(r, r), p, _mm512_add_pd(r, _mm512_set1_pd(1.0)));
+    const __mmask8 keep = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(-708.0), _CMP_NLT_UQ);
+    return {_mm512_maskz_scalef_pd(keep, p, n)};
+  }
+};
+
+// words[e][group][4] for n edges; eight edges at a time, one per 64-bit lane
+static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
+                                uint32_t* words) {
+  const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
+  for (int e = 0; e < n; e += 8) {
+    const int count = n - e < 8 ? n - e : 8;
+    const __m512i edge = _mm512_cvtepu32_epi64(
+        _mm256_maskz_loadu_epi32(__mmask8((1u << count) - 1), eid + e));
+    for (int g = 0; g < groups; ++g) {
+      __m512i c0 = edge, c1 = _mm512_setzero_si512(), c2 = _mm512_set1_epi64(g), c3 = c1;
+      uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+      for (int round = 0; round < kPhiloxRounds; ++round) {
+        const __m512i p0 = _mm512_mul_epu32(m0, c0), p1 = _mm512_mul_epu32(m1, c2);
+        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, _mm512_set1_epi64(k0), 0x96);
+        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, _mm512_set1_epi64(k1), 0x96);
+        c1 = p1;
+        c3 = p0;
+        k0 += kPhiloxW0;
+        k1 += kPhiloxW1;
+      }
+      const __m512i low = _mm512_set1_epi64(0xFFFFFFFF);
+      const __m512i a = _mm512_or_si512(_mm512_and_si512(c0, low), _mm512_slli_epi64(c1, 32));
+      const __m512i b = _mm512_or_si512(_mm512_and_si512(c2, low), _mm512_slli_epi64(c3, 32));
+      alignas(64) uint32_t even[16], odd[16];  // edges 0 2 4 6 and 1 3 5 7
+      _mm512_store_si512(even, _mm512_unpacklo_epi64(a, b));
+      _mm512_store_si512(odd, _mm512_unpackhi_epi64(a, b));
+      for (int k = 0; k < count; ++k) {
+        const uint32_t* from = (k % 2 == 0 ? even : odd) + k / 2 * 4;
+        _mm_storeu_si128(
+            reinterpret_cast<__m128i*>(words + (int64_t(e + k) * groups + g) * 4),
+            _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+      }
+    }
+  }
+}
+
+}  // namespace GK_ISA
+}  // namespace gatkernels

@@ -1,0 +1,102 @@
+// Vectors of a fixed width as plain loops, for any processor; compilers turn them into SIMD.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "../core/philox.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+template <class A>
+struct Vec {
+  static constexpr int kWidth = 16 / int(sizeof(A));
+  static constexpr int kTile = 4;  // vectors of a row held in registers at a time
+  struct Index {
+    int32_t lane[kWidth];
+  };
+  A lane[kWidth];
+
+  static Vec set(A value) {
+    Vec r;
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = value;
+    return r;
+  }
+  static Vec load(const A* p) {
+    Vec r;
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];
+    return r;
+  }
+  static Vec load(const A* p, int n) {
+    Vec r;
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = k < n ? p[k] : A(0);
+    return r;
+  }
+  void store(A* p) const {
+    for (int k = 0; k < kWidth; ++k) p[k] = lane[k];
+  }
+  void store(A* p, int n) const {
+    for (int k = 0; k < n && k < kWidth; ++k) p[k] = lane[k];
+  }
+  static Index index(const int32_t* p) {
+    Index r;
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];
+    return r;
+  }
+  // r[k] = p[index[k]], index[k] < kWidth
+  static Vec expand(const A* p, Index index) {
+    Vec r;
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[index.lane[k]];
+    return r;
+  }
+  friend Vec operator+(Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] += b.lane[k];
+    return a;
+  }
+  friend Vec operator-(Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] -= b.lane[k];
+    return a;
+  }
+  friend Vec operator*(Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] *= b.lane[k];
+    return a;
+  }
+  static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  // The larger; b where either is NaN.
+  static Vec max(Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] = a.lane[k] > b.lane[k] ? a.lane[k] : b.lane[k];
+    return a;
+  }
+  // s > 0 ? a : b
+  static Vec if_positive(Vec s, Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] = s.lane[k] > A(0) ? a.lane[k] : b.lane[k];
+    return a;
+  }
+  // w where the word passes the threshold, else 0
+  static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
+    for (int k = 0; k < kWidth; ++k) w.lane[k] = words[k] >= threshold ? w.lane[k] : A(0);
+    return w;
+  }
+  A sum() const {
+    A total = lane[0];
+    for (int k = 1; k < kWidth; ++k) total += lane[k];
+    return total;
+  }
+  static Vec exp(Vec x) {
+    for (int k = 0; k < kWidth; ++k) x.lane[k] = std::exp(x.lane[k]);
+    return x;
+  }
+};
+
+// words[e][group][4] for n edges
+static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
+                                uint32_t* words) {
+  for (int e = 0; e < n; ++e) {
+    for (int g = 0; g < groups; ++g) {
+      philox(seed, uint64_t(uint32_t(eid[e])), uint64_t(g), words + (int64_t(e) * groups + g) * 4);
+    }
+  }
+}
+
+}  // namespace GK_ISA
+}  // namespace gatkernels

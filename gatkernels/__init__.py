@@ -1,0 +1,9 @@
+"""Fused graph attention for PyTorch: one pass over CSR, exact, deterministic, O(N) memory."""
+
+from gatkernels import models, nn
+from gatkernels._dispatch import BackendUnavailable
+from gatkernels.functional import gat_attention
+from gatkernels.graph import Graph
+
+__version__ = "0.1.0"
+__all__ = ["BackendUnavailable", "Graph", "__version__", "gat_attention", "models", "nn"]

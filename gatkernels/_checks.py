@@ -1,0 +1,138 @@
+"""Every error about a user's input, and the table of dtypes.
+
+Checks read metadata only (shape, dtype, device), so they cost no device synchronisation and work
+on fake tensors. Index ranges are checked once, when a :class:`gatkernels.Graph` is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gatkernels.graph import Graph
+
+#: dtypes the operators take, with the code the compiled kernels know them by.
+DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.float64: 1}
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def tensor(op: str, name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: '{name}' must be a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def shape(op: str, name: str, value: Tensor, expected: Sequence[int | None], legend: str) -> None:
+    """``expected`` holds a size per dimension, None where any size will do."""
+    if value.dim() != len(expected) or any(
+        want is not None and have != want
+        for have, want in zip(value.shape, expected, strict=True)
+    ):
+        raise ValueError(f"{op}: '{name}' must have shape {legend}, got {tuple(value.shape)}")
+
+
+def same_device(op: str, name: str, value: Tensor, device: torch.device, where: str) -> None:
+    if value.device != device:
+        raise ValueError(
+            f"{op}: '{name}' must be on the device of {where} ({device}), got {value.device}"
+        )
+
+
+def graph_argument(op: str, graph: Any) -> None:
+    from gatkernels.graph import Graph
+
+    if not isinstance(graph, Graph):
+        raise TypeError(
+            f"{op}: 'graph' must be a gatkernels.Graph, got {type(graph).__name__}; "
+            "build one with Graph.from_edge_index(edge_index, num_nodes)"
+        )
+
+
+def floating(op: str, name: str, value: Tensor, like: Tensor | None, like_name: str = "x") -> None:
+    if value.dtype not in DTYPE_CODES:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPE_CODES)
+        raise TypeError(f"{op}: '{name}' must have dtype {allowed}, got {value.dtype}")
+    if like is not None and value.dtype != like.dtype:
+        raise TypeError(
+            f"{op}: '{name}' must have the dtype of '{like_name}' ({like.dtype}), got {value.dtype}"
+        )
+
+
+def probability(op: str, name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{op}: '{name}' must be a probability between 0 and 1, got {value}")
+
+
+def gat_inputs(
+    op: str,
+    graph: Graph,
+    x: Tensor,
+    score_src: Tensor,
+    score_dst: Tensor | None,
+    edge_score: Tensor | None,
+) -> None:
+    graph_argument(op, graph)
+    device = graph.device
+    tensor(op, "x", x)
+    floating(op, "x", x, None)
+    legend = f"[num_src, heads, channels] with num_src={graph.num_src}"
+    shape(op, "x", x, (graph.num_src, None, None), legend)
+    heads = x.shape[1]
+    rows = (
+        ("score_src", score_src, graph.num_src, "num_src"),
+        ("score_dst", score_dst, graph.num_dst, "num_dst"),
+        ("edge_score", edge_score, graph.num_edges, "num_edges"),
+    )
+    same_device(op, "x", x, device, "the graph")
+    for name, value, count, symbol in rows:
+        if value is None:
+            if name == "score_src":
+                raise TypeError(f"{op}: 'score_src' must be a torch.Tensor, got NoneType")
+            continue
+        tensor(op, name, value)
+        legend = f"[{symbol}, heads] with {symbol}={count}, heads={heads}"
+        shape(op, name, value, (count, heads), legend)
+        floating(op, name, value, x)
+        same_device(op, name, value, device, "the graph")
+
+
+def edge_index(op: str, value: Any, name: str = "edge_index") -> None:
+    tensor(op, name, value)
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{op}: '{name}' must be a dense tensor, got layout {value.layout}; "
+            "use Graph.from_torch_sparse for sparse adjacencies"
+        )
+    if value.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{op}: '{name}' must have dtype int32 or int64, got {value.dtype}")
+    if value.dim() != 2 or value.shape[0] != 2:
+        raise ValueError(f"{op}: '{name}' must have shape [2, num_edges], got {tuple(value.shape)}")
+
+
+def index_vector(op: str, name: str, value: Any) -> None:
+    tensor(op, name, value)
+    if value.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{op}: '{name}' must have dtype int32 or int64, got {value.dtype}")
+    if value.dim() != 1:
+        raise ValueError(f"{op}: '{name}' must have one dimension, got shape {tuple(value.shape)}")
+
+
+def node_count(op: str, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: '{name}' must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{op}: '{name}' must not be negative, got {value}")
+    if value >= 2**31:
+        raise ValueError(f"{op}: '{name}' must be below 2^31, got {value}")
+    return value  # type: ignore[return-value]
+
+
+def node_id_out_of_range(op: str, name: str, bad: int, position: int, count: int) -> ValueError:
+    return ValueError(
+        f"{op}: '{name}' holds node id {bad} at position {position}, "
+        f"but ids must lie in [0, {count})"
+    )

@@ -1,0 +1,181 @@
+"""Tensors to pointers: the only caller of the compiled module, and of ``data_ptr()``."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gatkernels._checks import DTYPE_CODES
+
+_cpu: ModuleType | None
+#: Why the compiled CPU module cannot be used; None where it can.
+cpu_missing: str | None = None
+try:  # torch is imported first, so that both share one OpenMP runtime
+    from gatkernels import _cpu
+except ImportError as error:
+    _cpu = None
+    cpu_missing = (
+        f"the compiled module gatkernels._cpu cannot be imported ({error}); "
+        "install from source with a C++ compiler: pip install ."
+    )
+
+Csr = tuple[Tensor, Tensor, Tensor]
+Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
+
+
+def cpu_module() -> ModuleType:
+    if _cpu is None:
+        raise RuntimeError(f"gatkernels: {cpu_missing}")
+    return _cpu
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """``tensor`` with every row's trailing dimensions contiguous; rows may be apart or the same."""
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return tensor.contiguous()
+        expected *= size
+    return tensor
+
+
+def _matrix(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.stride(0)
+
+
+def build_csr(
+    row: Tensor, other: Tensor, num_rows: int, num_others: int, self_loops: bool
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """CSR of edges grouped by ``row``, and the place of an id out of range (-1: none)."""
+    row, other = row.contiguous(), other.contiguous()
+    edges = row.shape[0]
+    places = edges + (min(num_rows, num_others) if self_loops else 0)
+    rowptr = torch.empty(num_rows + 1, dtype=torch.int64)
+    col = torch.empty(places, dtype=torch.int32)
+    eid = torch.empty(places, dtype=torch.int32)
+    bad = cpu_module().build_csr(
+        row.data_ptr(),
+        other.data_ptr(),
+        row.dtype == torch.int64,
+        edges,
+        num_rows,
+        num_others,
+        self_loops,
+        torch.get_num_threads(),
+        rowptr.data_ptr(),
+        col.data_ptr(),
+        eid.data_ptr(),
+    )
+    return rowptr, col, eid, bad
+
+
+def _score_args(scores: Scores, keep: list[Tensor]) -> tuple[float, ...]:
+    """The arguments of a kernel that describe scores; what must stay alive goes into ``keep``."""
+    src, dst, edge, negative_slope, dropout, seed = scores
+    src, dst = _rows(src), _rows(dst)
+    keep += [src, dst]
+    if edge is not None:
+        edge = edge.contiguous()
+        keep.append(edge)
+    return (
+        *_matrix(src),
+        *_matrix(dst),
+        _address(edge),
+        negative_slope,
+        _address(seed) if dropout > 0.0 else 0,
+        dropout,
+    )
+
+
+def _csr_args(csr: Csr) -> tuple[int, int, int, int]:
+    rowptr, col, eid = csr
+    return rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1
+
+
+def gat_forward(
+    csr: Csr, x: Tensor, scores: Scores, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``out``, ``out_pos`` (empty unless ``training``) and ``stats``."""
+    num_dst, (heads, channels) = csr[0].shape[0] - 1, x.shape[1:]
+    out = x.new_empty(num_dst, heads, channels)
+    out_pos = torch.empty_like(out) if training else x.new_empty(0)
+    stats = x.new_empty(num_dst, 3, heads)
+    keep: list[Tensor] = []
+    x = _rows(x)
+    cpu_module().gat_forward(
+        DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+        heads,
+        channels,
+        *_csr_args(csr),
+        *_score_args(scores, keep),
+        *_matrix(x),
+        out.data_ptr(),
+        out_pos.data_ptr() if training else 0,
+        stats.data_ptr(),
+    )
+    return out, out_pos, stats
+
+
+def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
+    heads = stats.shape[2]
+    alpha = stats.new_zeros(csr[1].shape[0], heads)
+    keep: list[Tensor] = []
+    cpu_module().gat_alpha(
+        DTYPE_CODES[stats.dtype],
+        torch.get_num_threads(),
+        heads,
+        *_csr_args(csr),
+        *_score_args(scores, keep),
+        stats.data_ptr(),
+        alpha.data_ptr(),
+    )
+    return alpha
+
+
+def gat_backward(
+    csr: Csr,
+    csc: Csr,
+    x: Tensor,
+    scores: Scores,
+    saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    grads: tuple[Tensor, Tensor | None],
+    results: tuple[Tensor, Tensor, Tensor, Tensor | None],
+) -> None:
+    """Gradients of x, score_src, score_dst and edge_score, written into ``results``.
+
+    ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
+    """
+    heads, channels = x.shape[1:]
+    out, out_pos, stats, alpha = saved
+    x, grad = _rows(x), _rows(grads[0])
+    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    packed = stats.new_empty(stats.shape[0], 4, heads)
+    keep: list[Tensor] = []
+    cpu_module().gat_backward(
+        DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+        heads,
+        channels,
+        *_csr_args(csr),
+        *_csr_args(csc),
+        *_score_args(scores, keep),
+        *_matrix(x),
+        *_matrix(grad),
+        out.data_ptr(),
+        out_pos.data_ptr(),
+        stats.data_ptr(),
+        _address(alpha),
+        _address(grad_alpha),
+        packed.data_ptr(),
+        *_matrix(results[0]),
+        *_matrix(results[1]),
+        *_matrix(results[2]),
+        _address(results[3]),
+    )

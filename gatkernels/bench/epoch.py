@@ -1,0 +1,140 @@
+"""Time per training epoch on Cora: ours against the same network of PyG's layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gatkernels.bench.graphs import SEED, Case, cora
+from gatkernels.bench.measure import Timing, no_collection
+from gatkernels.bench.peers import import_failure, load
+
+HIDDEN, HEADS, CLASSES, DROPOUT = 8, 8, 7, 0.6
+BLOCK = 5
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """Seconds per epoch by model; `reason` says why a time is missing."""
+
+    timings: dict[str, Timing]
+    note: str
+    logit_difference: float | None = None  # of the two models with equal weights
+    reason: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times longer PyG's epoch takes than ours."""
+        if "pyg" not in self.timings:
+            return None
+        return self.timings["pyg"].median / self.timings["gatkernels"].median
+
+
+def own_model(in_channels: int) -> nn.Module:
+    from gatkernels.models import GAT
+
+    return GAT(in_channels, HIDDEN, CLASSES, heads=HEADS, out_heads=1, dropout=DROPOUT)
+
+
+def pyg_model(in_channels: int) -> nn.Module:
+    """The paper's two layers from PyG's GATConv, as in PyG's own example."""
+    from torch_geometric.nn import GATConv
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = GATConv(in_channels, HIDDEN, HEADS, dropout=DROPOUT)
+            self.conv2 = GATConv(HIDDEN * HEADS, CLASSES, heads=1, concat=False, dropout=DROPOUT)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            x = F.dropout(x, DROPOUT, self.training)
+            x = F.elu(self.conv1(x, edge_index))
+            x = F.dropout(x, DROPOUT, self.training)
+            return self.conv2(x, edge_index)
+
+    return Network()
+
+
+def epoch(model: nn.Module, x: Tensor, edge_index: Tensor) -> Callable[[], None]:
+    """One epoch as users run it: a training step, then a forward pass for validation."""
+    generator = torch.Generator().manual_seed(SEED)
+    train = torch.arange(140)
+    validation = torch.arange(140, 640)
+    labels = torch.randint(CLASSES, (x.shape[0],), generator=generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005, weight_decay=5e-4)
+
+    def run() -> None:
+        model.train()
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x, edge_index)[train], labels[train])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            guess = model(x, edge_index)[validation].argmax(-1)
+            (guess == labels[validation]).float().mean().item()
+
+    return run
+
+
+@contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """Run with torch's generator seeded, and put its state back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def logit_difference(ours: nn.Module, pyg: nn.Module, case: Case, x: Tensor) -> float:
+    """Copy our weights into PyG's model and compare the two in evaluation mode."""
+    for suffix in ("lin.weight", "att_src", "att_dst", "bias"):
+        sources = [p for name, p in ours.named_parameters() if name.endswith(suffix)]
+        targets = [p for name, p in pyg.named_parameters() if name.endswith(suffix)]
+        for source, target in zip(sources, targets, strict=True):
+            load(target, source)
+    ours.eval()
+    pyg.eval()
+    with torch.no_grad():
+        difference = ours(x, case.edge_index) - pyg(case.x, case.edge_index)
+    return float(difference.abs().max())
+
+
+def epoch_ratio(
+    rounds: int = 10, block: int = BLOCK, tick: Callable[[str], None] = lambda text: None
+) -> EpochResult:
+    """Seconds per epoch in interleaved blocks; PyG gets dense features, ours the same as CSR."""
+    case = cora()
+    sparse = case.x.to_sparse_csr()
+    with torch_seed(SEED):
+        ours = own_model(case.in_channels)
+        models: dict[str, tuple[nn.Module, Tensor]] = {"gatkernels": (ours, sparse)}
+        difference = None
+        if (reason := import_failure("torch_geometric.nn")) is None:
+            pyg = pyg_model(case.in_channels)
+            models["pyg"] = (pyg, case.x)
+            difference = logit_difference(ours, pyg, case, sparse)
+            if not difference < 1e-4:
+                return EpochResult(
+                    {}, case.note, difference, f"FAIL: logits differ by {difference:.1e}"
+                )
+        runs = {name: epoch(model, x, case.edge_index) for name, (model, x) in models.items()}
+        samples: dict[str, list[float]] = {name: [] for name in runs}
+        names = list(runs)
+        for turn in range(rounds + 1):
+            for name in names if turn % 2 else reversed(names):
+                tick(f"epoch: {name}")
+                with no_collection():
+                    runs[name]()
+                    start = time.perf_counter()
+                    for _ in range(block):
+                        runs[name]()
+                    samples[name].append((time.perf_counter() - start) / block)
+    timings = {name: Timing.of(seconds[1:]) for name, seconds in samples.items()}
+    return EpochResult(timings, case.note, difference, reason or "")

@@ -1,0 +1,104 @@
+"""Timing: interleaved rounds, so that a busy machine disturbs every contestant alike."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+PHASES = ("forward", "backward", "step")
+#: A step shorter than this (seconds) is run once more, untimed, before each timed one: threads
+#: and caches are then as warm as they are in a training loop.
+SHORT = 0.05
+MIN_ROUNDS, MAX_ROUNDS = 5, 60
+#: Seconds that the rounds of one case may take, where the number of rounds is left open.
+BUDGET = 30.0
+
+
+class Timed(Protocol):
+    """Anything with a forward and a backward."""
+
+    def forward(self) -> Any: ...
+
+    def backward(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: median and quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        if len(samples) < 2:
+            return cls(samples[0], samples[0], samples[0], 1)
+        q1, _, q3 = statistics.quantiles(samples, n=4, method="inclusive")
+        return cls(statistics.median(samples), q1, q3, len(samples))
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect garbage now, and not again inside the block."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def sample(step: Timed) -> tuple[float, float, float]:
+    """Seconds of one forward, one backward, and both."""
+    start = time.perf_counter()
+    out = step.forward()
+    middle = time.perf_counter()
+    gradients = step.backward()
+    stop = time.perf_counter()
+    del out, gradients
+    return middle - start, stop - middle, stop - start
+
+
+def interleave(
+    steps: Mapping[str, Timed],
+    rounds: int | None = None,
+    tick: Callable[[str], None] = lambda name: None,
+) -> dict[str, dict[str, Timing]]:
+    """Time every step once per round, in an order that rotates; seconds by name and phase.
+
+    The first round is warm-up and sets the number of rounds where it is not given. `tick` is told
+    the name before each run.
+    """
+    names = list(steps)
+    last: dict[str, float] = {}
+    for name in names:
+        tick(name)
+        last[name] = sample(steps[name])[2]
+    if rounds is None:
+        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET / max(sum(last.values()), 1e-9))))
+
+    samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            tick(name)
+            with no_collection():
+                if last[name] < SHORT:
+                    sample(steps[name])
+                samples[name].append(sample(steps[name]))
+            last[name] = samples[name][-1][2]
+    return {
+        name: {
+            phase: Timing.of([run[column] for run in samples[name]])
+            for column, phase in enumerate(PHASES)
+        }
+        for name in names
+    }

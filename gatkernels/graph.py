@@ -1,0 +1,251 @@
+"""The graph in the form the kernels read: CSR by destination, CSC by source, edge ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gatkernels import _checks, _ops
+
+NodeCounts = int | tuple[int, int] | None
+
+
+class Graph:
+    """Directed edges from ``num_src`` source nodes to ``num_dst`` destination nodes.
+
+    Built by one of the constructors below, range-checked once, and then read-only.
+
+    Attributes:
+        num_src, num_dst: Number of source and destination nodes.
+        num_edges: Length of per-edge tensors, in the order of the edges the user gave. With
+            ``self_loops`` this is the ``E`` given edges followed by ``min(num_src, num_dst)``
+            loops; given edges that were loops themselves keep their place but take no part, so
+            that no size depends on the data.
+        rowptr: ``[num_dst + 1]`` int64; edges into node ``i`` are ``rowptr[i]:rowptr[i + 1]``.
+        col: ``[num_edges]`` int32, source of each edge, by destination.
+        eid: ``[num_edges]`` int32, place of each edge in the user's order, by destination.
+        colptr, row, ceid: The same by source: edges out of node ``j`` are
+            ``colptr[j]:colptr[j + 1]``, ``row`` their destinations.
+        self_loops: Whether loops were replaced as PyG does (existing ones removed, one per node
+            appended).
+    """
+
+    num_src: int
+    num_dst: int
+    num_edges: int
+    self_loops: bool
+    rowptr: Tensor
+    col: Tensor
+    eid: Tensor
+    colptr: Tensor
+    row: Tensor
+    ceid: Tensor
+
+    def __init__(
+        self,
+        num_src: int,
+        num_dst: int,
+        csr: tuple[Tensor, Tensor, Tensor],
+        csc: tuple[Tensor, Tensor, Tensor],
+        self_loops: bool = False,
+    ) -> None:
+        self.num_src = num_src
+        self.num_dst = num_dst
+        self.rowptr, self.col, self.eid = csr
+        self.colptr, self.row, self.ceid = csc
+        self.num_edges = self.col.shape[0]
+        self.self_loops = self_loops
+
+    @classmethod
+    def from_edge_index(
+        cls, edge_index: Tensor, num_nodes: NodeCounts = None, self_loops: bool = False
+    ) -> Graph:
+        """Build from ``edge_index [2, E]`` (int32 or int64), sources first, then destinations.
+
+        Args:
+            edge_index: Edge ``e`` goes from ``edge_index[0, e]`` to ``edge_index[1, e]``.
+            num_nodes: Number of nodes, or ``(num_src, num_dst)`` of a bipartite graph; by
+                default one more than the largest id (which reads the tensor's values).
+            self_loops: Remove the given self loops and append one per node, as
+                ``torch_geometric.nn.GATConv(add_self_loops=True)`` does; a bipartite graph gets
+                loops ``i -> i`` for ``i < min(num_src, num_dst)``.
+
+        Raises:
+            TypeError: If ``edge_index`` is not a dense tensor of int32 or int64, or a node count
+                is not an int.
+            ValueError: If ``edge_index`` is not ``[2, E]``, a node id is negative or too large,
+                or sizes pass the 31 bits of the column type.
+        """
+        op = "Graph.from_edge_index"
+        _checks.edge_index(op, edge_index)
+        num_src, num_dst = _node_counts(op, edge_index, num_nodes)
+        if edge_index.shape[1] + min(num_src, num_dst) >= 2**31:
+            raise ValueError(f"{op}: 'edge_index' must hold fewer than 2^31 edges, loops included")
+        edge_index = edge_index.detach()
+        csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
+        csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
+        return cls(num_src, num_dst, csr, csc, self_loops)
+
+    @classmethod
+    def from_csr(cls, rowptr: Tensor, col: Tensor, num_src: int | None = None) -> Graph:
+        """Build from CSR by destination; the user's edge order is the order of ``col``.
+
+        Args:
+            rowptr: ``[num_dst + 1]``, int32 or int64, from 0 to ``E``, not decreasing.
+            col: ``[E]``, int32 or int64, source of each edge.
+            num_src: Number of source nodes; by default that of the destinations.
+
+        Raises:
+            TypeError: If a dtype is not int32 or int64.
+            ValueError: If ``rowptr`` is no row pointer of ``col``, or an id is out of range.
+        """
+        op = "Graph.from_csr"
+        _checks.index_vector(op, "rowptr", rowptr)
+        _checks.index_vector(op, "col", col)
+        _checks.same_device(op, "rowptr", rowptr, col.device, "'col'")
+        if rowptr.numel() == 0:
+            raise ValueError(f"{op}: 'rowptr' must have shape [num_dst + 1], got (0,)")
+        degree = rowptr.diff()
+        first, last = int(rowptr[0]), int(rowptr[-1])
+        if first != 0 or last != col.numel() or bool((degree < 0).any()):
+            raise ValueError(
+                f"{op}: 'rowptr' must rise from 0 to len(col)={col.numel()} without falling, "
+                f"got first={first}, last={last}, smallest step="
+                f"{int(degree.min()) if degree.numel() else 0}"
+            )
+        num_dst = rowptr.numel() - 1
+        dst = torch.repeat_interleave(torch.arange(num_dst, device=col.device), degree)
+        counts = (num_dst if num_src is None else num_src, num_dst)
+        return cls.from_edge_index(torch.stack([col.long(), dst]), counts)
+
+    @classmethod
+    def from_torch_sparse(cls, adjacency: Tensor, self_loops: bool = False) -> Graph:
+        """Build from a ``torch.sparse`` matrix ``[num_dst, num_src]`` whose rows are destinations.
+
+        COO, CSR and CSC are taken; values are ignored; the user's edge order is that of
+        ``adjacency.values()`` (of the stored values where a COO tensor is not coalesced).
+
+        Raises:
+            TypeError: If ``adjacency`` is not a sparse tensor in one of these layouts.
+            ValueError: If it does not have two dimensions.
+        """
+        op = "Graph.from_torch_sparse"
+        _checks.tensor(op, "adjacency", adjacency)
+        if adjacency.dim() != 2:
+            raise ValueError(
+                f"{op}: 'adjacency' must have shape [num_dst, num_src], "
+                f"got {tuple(adjacency.shape)}"
+            )
+        num_dst, num_src = adjacency.shape
+        if adjacency.layout == torch.sparse_coo:
+            dst, src = adjacency._indices()
+        elif adjacency.layout == torch.sparse_csr:
+            src = adjacency.col_indices()
+            dst = _expand(adjacency.crow_indices(), num_dst)
+        elif adjacency.layout == torch.sparse_csc:
+            src = _expand(adjacency.ccol_indices(), num_src)
+            dst = adjacency.row_indices()
+        else:
+            raise TypeError(
+                f"{op}: 'adjacency' must be a sparse COO, CSR or CSC tensor, "
+                f"got layout {adjacency.layout}"
+            )
+        edge_index = torch.stack([src.long(), dst.long()])
+        return cls.from_edge_index(edge_index, (num_src, num_dst), self_loops)
+
+    @property
+    def device(self) -> torch.device:
+        return self.rowptr.device
+
+    @property
+    def edge_index(self) -> Tensor:
+        """``[2, E]`` int64 in the user's order, without the removed self loops."""
+        used = int(self.rowptr[-1])
+        order = torch.argsort(self.eid[:used])
+        src, dst, _ = self.csr_edges()
+        return torch.stack([src[:used][order], dst[:used][order]])
+
+    def used_edge_ids(self) -> Tensor:
+        """Places of per-edge tensors that hold an edge, ascending: all but removed self loops."""
+        return self.eid[: int(self.rowptr[-1])].long().sort().values
+
+    def csr_edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Source, destination and edge id of each place of the CSR arrays, ``[num_edges]`` int64.
+
+        Places past ``rowptr[-1]`` (removed self loops) get destination ``num_dst``.
+        """
+        place = torch.arange(self.num_edges, device=self.device)
+        dst = torch.searchsorted(self.rowptr, place, right=True) - 1
+        return self.col.long(), dst, self.eid.long()
+
+    def to(self, device: torch.device | str) -> Graph:
+        """This graph on ``device`` (itself where it is there already)."""
+        if self.device == torch.device(device):
+            return self
+        csr = (self.rowptr.to(device), self.col.to(device), self.eid.to(device))
+        csc = (self.colptr.to(device), self.row.to(device), self.ceid.to(device))
+        return Graph(self.num_src, self.num_dst, csr, csc, self.self_loops)
+
+    def reverse(self) -> Graph:
+        """Every edge turned round, in the same order; shares memory with this graph."""
+        csr = (self.rowptr, self.col, self.eid)
+        csc = (self.colptr, self.row, self.ceid)
+        return Graph(self.num_dst, self.num_src, csc, csr, self.self_loops)
+
+    def __repr__(self) -> str:
+        loops = ", self_loops=True" if self.self_loops else ""
+        return (
+            f"Graph(num_src={self.num_src}, num_dst={self.num_dst}, "
+            f"num_edges={self.num_edges}{loops}, device='{self.device}')"
+        )
+
+
+def _expand(pointer: Tensor, count: int) -> Tensor:
+    return torch.repeat_interleave(torch.arange(count, device=pointer.device), pointer.diff())
+
+
+def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[int, int]:
+    if num_nodes is None:
+        count = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        return max(count, 0), max(count, 0)
+    if isinstance(num_nodes, (tuple, list)):
+        if len(num_nodes) != 2:
+            raise ValueError(
+                f"{op}: 'num_nodes' must be an int or (num_src, num_dst), got {num_nodes}"
+            )
+        names = ("num_nodes[0]", "num_nodes[1]")
+        num_src, num_dst = (
+            _checks.node_count(op, *item) for item in zip(names, num_nodes, strict=True)
+        )
+        return num_src, num_dst
+    count = _checks.node_count(op, "num_nodes", num_nodes)
+    return count, count
+
+
+_cache: Any = WeakTensorKeyDictionary()
+
+
+def cached_graph(
+    edge_index: Tensor, num_nodes: int | tuple[int, int], self_loops: bool = False
+) -> Graph:
+    """``Graph.from_edge_index``, remembered for as long as ``edge_index`` lives unchanged.
+
+    A change in place (which torch counts in the tensor's version) builds the graph anew; changes
+    torch does not count, such as writing through ``edge_index.numpy()``, go unnoticed.
+    """
+    if torch.compiler.is_compiling() or edge_index.is_inference():
+        return Graph.from_edge_index(edge_index, num_nodes, self_loops)
+    key = (num_nodes, self_loops)
+    version = (edge_index._version, edge_index.untyped_storage()._cdata, edge_index.shape)
+    entries = _cache.get(edge_index)
+    if entries is not None and key in entries and entries[key][0] == version:
+        found: Graph = entries[key][1]
+        return found
+    graph = Graph.from_edge_index(edge_index, num_nodes, self_loops)
+    if entries is None:
+        entries = _cache.setdefault(edge_index, {})
+    entries[key] = (version, graph)
+    return graph

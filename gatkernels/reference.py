@@ -1,0 +1,110 @@
+"""The formulas as the papers write them, in plain differentiable torch.
+
+This is the truth that every kernel is tested against and the baseline of the benchmarks. It runs
+on any device and in any floating dtype, is differentiable any number of times, and materialises
+``[E, H, C]`` messages.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gatkernels.graph import Graph
+
+_MASK32 = 0xFFFFFFFF
+_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def _mul32(value: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of ``value * factor`` for 32-bit unsigned values held in int64."""
+    low = value * (factor & 0xFFFF)
+    high = value * (factor >> 16)
+    product_low = (low + ((high & 0xFFFF) << 16)) & _MASK32
+    carry = ((low >> 16) + (high & 0xFFFF)) >> 16
+    return ((high >> 16) + carry) & _MASK32, product_low
+
+
+def philox(seed: Tensor, edge_id: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al., 2011): four uint32 words, held in int64, per counter.
+
+    The key is the 64-bit ``seed``, the 128-bit counter is ``(edge_id, group)``, 64 bits each.
+    """
+    c0, c1, c2 = edge_id & _MASK32, (edge_id >> 32) & _MASK32, group
+    c3 = torch.zeros_like(group)
+    k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
+    for _ in range(10):
+        high0, low0 = _mul32(c0, _PHILOX_MULTIPLIERS[0])
+        high1, low1 = _mul32(c2, _PHILOX_MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0 = (k0 + _PHILOX_WEYL[0]) & _MASK32
+        k1 = (k1 + _PHILOX_WEYL[1]) & _MASK32
+    return c0, c1, c2, c3
+
+
+def dropout_scale(num_edges: int, heads: int, dropout: float, seed: Tensor) -> Tensor:
+    """The factor ``m`` per edge and head, 0 or ``1 / (1 - dropout)``, as float64 ``[E, H]``."""
+    groups = (heads + 3) // 4
+    edge_id = torch.arange(num_edges, device=seed.device)[:, None].expand(-1, groups)
+    group = torch.arange(groups, device=seed.device).expand(num_edges, -1)
+    words = torch.stack(philox(seed, edge_id, group), dim=-1).reshape(num_edges, 4 * groups)
+    kept = words[:, :heads].double() >= dropout * 2.0**32
+    return kept.double() * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0)
+
+
+def _softmax(logits: Tensor, dst: Tensor, num_rows: int) -> Tensor:
+    """Softmax of ``logits [E, H]`` over the edges of each row."""
+    index = dst[:, None].expand_as(logits)
+    top = logits.new_full((num_rows, logits.shape[1]), float("-inf"))
+    top = top.scatter_reduce(0, index, logits.detach(), "amax")
+    weight = torch.exp(logits - top[dst])
+    total = weight.new_zeros(top.shape).index_add(0, dst, weight)
+    return weight / total[dst]
+
+
+def gat_attention(
+    graph: Graph,
+    x: Tensor,
+    score_src: Tensor,
+    score_dst: Tensor | None = None,
+    edge_score: Tensor | None = None,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Graph attention of Velickovic et al. (2018): ``out [Nd, H, C]`` and ``alpha [E, H]``.
+
+    Takes what :func:`gatkernels.gat_attention` takes; ``seed`` is a one-element int64 tensor and
+    needed where ``dropout > 0``.
+    """
+    src, dst, edge_id = graph.csr_edges()
+    score = score_src[src]  # [E, H]
+    if score_dst is not None:
+        score = score + torch.cat([score_dst, score_dst.new_zeros(1, score_dst.shape[1])])[dst]
+    if edge_score is not None:
+        score = score + edge_score[edge_id]
+    alpha = _softmax(F.leaky_relu(score, negative_slope), dst, graph.num_dst + 1)
+    return _aggregate(graph, alpha, x, dropout, seed)
+
+
+def _aggregate(
+    graph: Graph, alpha: Tensor, x: Tensor, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Drop, sum the neighbours' rows, and bring ``alpha`` into the user's edge order.
+
+    Unused places of a graph with self loops belong to the extra row ``num_dst``, cut off here.
+    """
+    src, dst, edge_id = graph.csr_edges()
+    if dropout > 0.0:
+        if seed is None:
+            raise ValueError("reference: 'seed' is needed where dropout > 0")
+        mask = dropout_scale(graph.num_edges, alpha.shape[1], dropout, seed)
+        alpha = alpha * mask.to(alpha.dtype)[edge_id]
+    message = alpha[:, :, None] * x[src]  # [E, H, C]
+    out = message.new_zeros(graph.num_dst + 1, *x.shape[1:]).index_add(0, dst, message)
+    used = (dst < graph.num_dst)[:, None]
+    ordered = torch.zeros_like(alpha).index_add(0, edge_id, torch.where(used, alpha, 0.0))
+    return out[: graph.num_dst], ordered
