@@ -8,11 +8,11 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-template <class T, class A>
+template <class T, class A, int kHeads>
 struct GatBackwardJob {
   using V = Vec<A>;
   const GatBackward& p;
-  Scores<A> scores;
+  Scores<A, kHeads> scores;
   HeadMap<A> map;
   Gather<T> grad;
   int heads;
@@ -30,8 +30,7 @@ struct GatBackwardJob {
         slope(A(params.scores.negative_slope)) {}
 
   // Partial result of a segment: grad_src so far [H], then the two sums of rows.
-  size_t partial_bytes() const { return (size_t(heads) + 2 * size_t(width)) * sizeof(A); }
-  const A* packed_of(int64_t i) const { return static_cast<const A*>(p.packed) + i * 4 * heads; }
+  int64_t partial_size() const { return heads + 2 * width; }
 
   // delta = <dO, out> and grad_dst = (1 - slope) (<dO, out_pos> - delta share), per destination
   void prologue(int64_t i, A* dot, A* dot_pos) const {
@@ -67,49 +66,45 @@ struct GatBackwardJob {
     }
   }
 
-  // score and weight = leaky(score) - maximum for n edges out of j
-  void score(int64_t j, int64_t edge, int n, A* score, A* weight) const {
+  // score, weight = alpha for n edges out of j; sum (+)= -leaky' alpha delta
+  void score(int64_t j, int64_t edge, int n, GatScratch<A>& t, A* sum, bool carry) const {
     const int32_t* row = p.csc.col + edge;
     const int32_t* eid = p.csc.eid + edge;
     const A* src = scores.src + j * scores.src_stride;
-    each_head<A>(heads, [&](int h, int lanes) {
-      const V score_src = V::load(src + h, lanes);
-      for (int e = 0; e < n; ++e) {
-        const A* packed = packed_of(row[e]) + h;
-        V s = score_src + V::load(packed, lanes);
-        if (scores.edge) s = s + V::load(scores.edge + int64_t(eid[e]) * heads + h, lanes);
-        s.store(score + e * heads + h, lanes);
-        (scores.leaky(s) - V::load(packed + heads, lanes)).store(weight + e * heads + h, lanes);
-      }
-    });
-  }
-  V leaky_slope(V s) const { return V::if_positive(s, V::set(A(1)), scores.slope); }
-
-  // weight <- alpha; sum (+)= -leaky' alpha delta
-  void normalise(int64_t edge, int n, const A* score, A* weight, A* sum, bool carry) const {
-    const int32_t* row = p.csc.col + edge;
-    const int32_t* eid = p.csc.eid + edge;
-    each_head<A>(heads, [&](int h, int lanes) {
-      V total = carry ? V::load(sum + h, lanes) : V::set(A(0));
-      for (int e = 0; e < n; ++e) {
-        const A* packed = packed_of(row[e]) + h;
-        const V alpha =
-            V::load(weight + e * heads + h, lanes) * V::load(packed + 2 * heads, lanes);
-        const V part = leaky_slope(V::load(score + e * heads + h, lanes)) *
-                       (alpha * V::load(packed + 3 * heads, lanes));
-        total = total - part;
-        alpha.store(weight + e * heads + h, lanes);
-        if (p.grad_edge) {
-          (V::set(A(0)) - part)
-              .store(static_cast<A*>(p.grad_edge) + int64_t(eid[e]) * heads + h, lanes);
+    const A* packed = static_cast<const A*>(p.packed);
+    const V zero = V::set(A(0));
+    scores.each_slot([&](int h, int lanes) {
+      const V score_src = scores.repeat(src + h, lanes);
+      V total = zero;
+      scores.each_vector(h, n, [&](int at, int e, int edges) {
+        for (int k = 0; k < 4; ++k) {
+          scores.prefetch(packed + k * heads + h, 4 * heads, row + e, grad.col_end);
         }
-      }
+        const auto field = [&](int k) {
+          return V::template load_edges<kHeads>(packed + k * heads + h, 4 * heads, row + e, edges,
+                                                lanes);
+        };
+        const V s = scores.add_edge(score_src + field(0), eid + e, h, edges, lanes);
+        const V alpha = V::exp(scores.leaky(s) - field(1)) * field(2);
+        const V part = scores.leaky_slope(s) * (alpha * field(3));
+        total = total - (edges < scores.kEdges ? V::merge(edges * kHeads, part, zero) : part);
+        s.store(t.score + at);
+        alpha.store(t.weight + at);
+        if (p.grad_edge) part.store(t.weight_pos + at);
+      });
+      total = V::template fold<kHeads>(total, [](V a, V b) { return a + b; });
+      if (carry) total = total + scores.repeat(sum + h, lanes);
       total.store(sum + h, lanes);
     });
+    if (p.grad_edge) {
+      for (int e = 0; e < n; ++e) {
+        A* grad_edge = static_cast<A*>(p.grad_edge) + int64_t(eid[e]) * heads;
+        for (int h = 0; h < heads; ++h) grad_edge[h] = -t.weight_pos[e * scores.stride + h];
+      }
+    }
   }
   // What needs each edge's own terms: the gradients of edge scores, and that of alpha.
-  void edge_terms(int64_t j, int64_t edge, int n, const A* score, const A* weight, A* sum,
-                  A* dot) const {
+  void edge_terms(int64_t j, int64_t edge, int n, GatScratch<A>& t, A* sum) const {
     const int32_t* row = p.csc.col + edge;
     const int32_t* eid = p.csc.eid + edge;
     const T* x = static_cast<const T*>(p.x.data) + j * p.x.stride;
@@ -117,11 +112,12 @@ struct GatBackwardJob {
       const int64_t at = int64_t(eid[e]) * heads;
       const auto* grad_alpha = static_cast<const A*>(p.grad_alpha);
       auto* grad_edge = static_cast<A*>(p.grad_edge);
-      if (grad_edge) dot_heads(map, grad.data + row[e] * grad.stride, x, dot);
+      if (grad_edge) dot_heads(map, grad.data + row[e] * grad.stride, x, t.head);
       for (int h = 0; h < heads; ++h) {
-        const A w = weight[e * heads + h] * (score[e * heads + h] > A(0) ? A(1) : slope);
+        const int k = e * scores.stride + h;
+        const A w = t.weight[k] * (t.score[k] > A(0) ? A(1) : slope);
         if (grad_alpha) sum[h] += w * grad_alpha[at + h];
-        if (grad_edge) grad_edge[at + h] += w * (dot[h] + (grad_alpha ? grad_alpha[at + h] : A(0)));
+        if (grad_edge) grad_edge[at + h] += w * (t.head[h] + (grad_alpha ? grad_alpha[at + h] : A(0)));
       }
     }
   }
@@ -140,50 +136,23 @@ struct GatBackwardJob {
     for (int h = 0; h < heads; ++h) grad_src[h] = dot[h] + sum[h];
   }
 
-  // Rows of at most kBlock edges in all.
-  void block(int64_t begin, int64_t end, GatScratch<A>& t) const {
-    const int64_t* rowptr = p.csc.rowptr;
-    const int64_t edge = rowptr[begin];
-    const int n = int(rowptr[end] - edge);
-    for (int64_t j = begin; j < end; ++j) {
-      const int at = int(rowptr[j] - edge) * heads;
-      score(j, rowptr[j], int(rowptr[j + 1] - rowptr[j]), t.score + at, t.weight + at);
-    }
-    exponentials(t.weight, n * heads);
-    A* sums = t.sums;
-    for (int64_t j = begin; j < end; ++j) {
-      const int at = int(rowptr[j] - edge) * heads;
-      normalise(rowptr[j], int(rowptr[j + 1] - rowptr[j]), t.score + at, t.weight + at,
-                sums + (j - begin) * heads, false);
-    }
-    scores.dropout(t, p.csc.eid + edge, n);
-    scores.positive(t, n);
-    for (int64_t j = begin; j < end; ++j) {
-      const int at = int(rowptr[j] - edge) * heads, count = int(rowptr[j + 1] - rowptr[j]);
-      A* sum = sums + (j - begin) * heads;
-      accumulate(map, grad, p.csc.col + rowptr[j], count, t.weight + at, t.weight_pos + at, false,
-                 t.row, t.row_pos);
-      if (p.grad_edge || p.grad_alpha) {
-        edge_terms(j, rowptr[j], count, t.score + at, t.weight + at, sum, t.head_a);
-      }
-      finish_row(j, sum, t.row, t.row_pos, t.head_a);
-    }
+  void clear_row(int64_t j) const {
+    std::memset(static_cast<T*>(p.grad_x.data) + j * p.grad_x.stride, 0, size_t(width) * sizeof(T));
+    std::memset(static_cast<A*>(p.grad_src.data) + j * p.grad_src.stride, 0,
+                size_t(heads) * sizeof(A));
   }
+
   // Edges [begin, end) out of j, block by block.
   void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos,
            GatScratch<A>& t) const {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
       const bool carry = edge != begin;
-      score(j, edge, n, t.score, t.weight);
-      exponentials(t.weight, n * heads);
-      normalise(edge, n, t.score, t.weight, sum, carry);
-      scores.dropout(t, p.csc.eid + edge, n);
-      scores.positive(t, n);
-      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, carry, row, row_pos);
-      if (p.grad_edge || p.grad_alpha) {
-        edge_terms(j, edge, n, t.score, t.weight, sum, t.head_a);
-      }
+      score(j, edge, n, t, sum, carry);
+      scores.weigh(t, p.csc.eid + edge, n, nullptr, true);
+      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, scores.stride, carry, row,
+                 row_pos);
+      if (p.grad_edge || p.grad_alpha) edge_terms(j, edge, n, t, sum);
     }
   }
 
@@ -191,17 +160,13 @@ struct GatBackwardJob {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     const int64_t* rowptr = job.p.csc.rowptr;
     GatScratch<A> t(memory, job.heads, job.width);
-    for (int64_t j = begin; j < end;) {
-      int64_t stop = j;
-      while (stop < end && stop - j < kBlock && rowptr[stop + 1] - rowptr[j] <= kBlock) ++stop;
-      if (stop > j) {
-        job.block(j, stop, t);
-        j = stop;
+    for (int64_t j = begin; j < end; ++j) {
+      if (rowptr[j] == rowptr[j + 1]) {
+        job.clear_row(j);
         continue;
       }
-      job.run(j, rowptr[j], rowptr[j + 1], t.head_b, t.row, t.row_pos, t);
-      job.finish_row(j, t.head_b, t.row, t.row_pos, t.head_a);
-      ++j;
+      job.run(j, rowptr[j], rowptr[j + 1], t.sum, t.row, t.row_pos, t);
+      job.finish_row(j, t.sum, t.row, t.row_pos, t.head);
     }
   }
   static void segment(void* context, int64_t j, int64_t begin, int64_t end, char* partial,
@@ -214,34 +179,42 @@ struct GatBackwardJob {
   static void merge(void* context, int64_t j, const char* partials, int64_t count, char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     GatScratch<A> t(memory, job.heads, job.width);
-    const int64_t size = job.heads + 2 * job.width;
+    const int64_t size = job.partial_size();
     A* total = reinterpret_cast<A*>(const_cast<char*>(partials));
     for (int64_t k = 1; k < count; ++k) {
       for (int64_t f = 0; f < size; ++f) total[f] += total[k * size + f];
     }
-    job.finish_row(j, total, total + job.heads, total + job.heads + job.width, t.head_a);
+    job.finish_row(j, total, total + job.heads, total + job.heads + job.width, t.head);
   }
   static void destinations(void* context, int64_t begin, int64_t end, char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     GatScratch<A> t(memory, job.heads, job.width);
-    for (int64_t i = begin; i < end; ++i) job.prologue(i, t.head_a, t.head_b);
+    for (int64_t i = begin; i < end; ++i) job.prologue(i, t.sum, t.sum_pos);
   }
 };
 
+template <class T, class A, int kHeads>
+static Status gat_backward_slot(const GatBackward& p, char* memory) {
+  using Job = GatBackwardJob<T, A, kHeads>;
+  Job job(p, memory);
+  const size_t scratch = GatScratch<A>::bytes(p.shape.heads, job.width);
+  const Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
+  if (status != Status::kOk) return status;
+  return run_rows(p.csc.rowptr, p.csc.rows, p.shape.threads,
+                  {&job, Job::rows, Job::segment, Job::merge, scratch,
+                   size_t(job.partial_size()) * sizeof(A)});
+}
+
 template <class T, class A>
 static Status gat_backward(const GatBackward& p) {
-  const int64_t width = p.shape.heads * p.shape.channels;
-  char* memory = allocate(HeadMap<A>::bytes(width));
+  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
   if (memory == nullptr) return Status::kOutOfMemory;
-  using Job = GatBackwardJob<T, A>;
-  Job job(p, memory);
-  const size_t scratch = GatScratch<A>::bytes(p.shape.heads, width);
-  Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
-  if (status == Status::kOk) {
-    status = run_rows(
-        p.csc.rowptr, p.csc.rows, p.shape.threads,
-        {&job, Job::rows, Job::segment, Job::merge, scratch, job.partial_bytes()});
-  }
+  const auto run = [&]() {
+#define GK_RUN(kHeads) return gat_backward_slot<T, A, kHeads>(p, memory)
+    GK_FOR_SLOT(A, p.shape.heads, GK_RUN)
+#undef GK_RUN
+  };
+  const Status status = run();
   release(memory);
   return status;
 }

@@ -1,5 +1,6 @@
 // The table of kernels of the instruction set GK_ISA.
 #pragma once
+#include "gat_alpha.h"
 #include "gat_backward.h"
 #include "kernels.h"
 

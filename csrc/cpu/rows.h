@@ -8,8 +8,23 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-constexpr int kBlock = 64;     // edges scored at a time
-constexpr int kPrefetch = 6;   // edges ahead
+constexpr int kBlock = 128;          // edges scored at a time
+constexpr int kPrefetch = 16;        // edges ahead, rows of features
+constexpr int kScorePrefetch = 48;  // edges ahead, scores
+
+// Heads side by side in a vector: kHeads of them, times kWidth / kHeads edges.
+template <class A>
+constexpr int slot(int64_t heads) {
+  int lanes = 1;
+  while (lanes < heads && lanes < Vec<A>::kWidth) lanes *= 2;
+  return lanes;
+}
+// Values per edge in the scratch arrays: heads rounded up to whole slots.
+template <class A>
+constexpr int64_t slots(int64_t heads) {
+  const int64_t lanes = slot<A>(heads);
+  return (heads + lanes - 1) / lanes * lanes;
+}
 
 // Which head each lane of a row of H * C features belongs to.
 template <class A>
@@ -48,11 +63,11 @@ struct Gather {
   const int32_t* col_end;  // one past the last column, so that prefetching stays inside
 };
 
-// sum[f] (+)= sum_e w[e, head(f)] * row(col[e])[f], and sum_pos with w_pos, over one tile of kN
+// sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one tile of kN
 // vectors; `carry` adds to what is there.
 template <class A, int kN, bool kPair, bool kUniform, class T>
 static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
-                                   const int32_t* col, int n, const A* w, const A* w_pos,
+                                   const int32_t* col, int n, const A* w, const A* w_pos, int w_stride,
                                    int64_t feature, bool carry, A* sum, A* sum_pos) {
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth;
@@ -60,7 +75,6 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
   const int64_t left = map.width - feature;
   const bool ragged = left < kN * kWidth;
   const int tail = ragged ? int(left - (kN - 1) * kWidth) : kWidth;
-  const int heads = map.heads;
   V acc[kN], pos[kN];
   typename V::Index index[kN];
   int32_t first[kN];
@@ -81,8 +95,8 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
       __builtin_prefetch(next + line);
     }
     const T* row = base + int64_t(col[e]) * from.stride;
-    const A* we = w + int64_t(e) * heads;
-    const A* we_pos = w_pos + int64_t(e) * heads;
+    const A* we = w + int64_t(e) * w_stride;
+    const A* we_pos = w_pos + int64_t(e) * w_stride;
     for (int k = 0; k < kN; ++k) {
       const V x = k == kN - 1 && ragged ? V::load(row + k * kWidth, tail) : V::load(row + k * kWidth);
       if (kUniform) {
@@ -123,13 +137,14 @@ static inline void accumulate_kinds(bool pair, const HeadMap<A>& map, const Gath
 // All features of a row: the widest tiles first.
 template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
-                       const A* w, const A* w_pos, bool carry, A* sum, A* sum_pos) {
+                       const A* w, const A* w_pos, int w_stride, bool carry, A* sum,
+                       A* sum_pos) {
   constexpr int kWidth = Vec<A>::kWidth, kTile = Vec<A>::kTile;
   const bool pair = sum_pos != nullptr;
   for (int64_t f = 0; f < map.width; f += kTile * kWidth) {
     const int64_t vectors = (map.width - f + kWidth - 1) / kWidth;
 #define GK_TILE(N)                                                                              \
-  accumulate_kinds<A, N>(pair, map, from, col, n, w, w_pos, f, carry, sum, sum_pos);            \
+  accumulate_kinds<A, N>(pair, map, from, col, n, w, w_pos, w_stride, f, carry, sum, sum_pos);            \
   break
     switch (vectors < kTile ? int(vectors) : kTile) {
       case 1: GK_TILE(1);

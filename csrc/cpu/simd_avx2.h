@@ -30,6 +30,41 @@ struct Vec<float> {
   static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+  // The first n lanes of a, the others of b
+  static Vec merge(int n, Vec a, Vec b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(first(n < kWidth ? n : kWidth)))};
+  }
+  // kHeads values each of kWidth / kHeads edges, side by side; `edges` of them are there (the
+  // others repeat one), and `heads` of the values.
+  template <int kHeads>
+  static Vec load_edges(const float* base, int64_t stride, const int32_t* col, int edges,
+                        int heads) {
+    const auto at = [&](int k) { return base + int64_t(col[k < edges ? k : 0]) * stride; };
+    if constexpr (kHeads == 8) {
+      return load(at(0), heads);
+    } else if constexpr (kHeads == 4) {
+      const __m128i m = _mm256_castsi256_si128(first(heads));
+      return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_maskload_ps(at(0), m)),
+                                   _mm_maskload_ps(at(1), m), 1)};
+    } else if constexpr (kHeads == 2) {
+      const auto value = [&](int k) {
+        double pair;
+        __builtin_memcpy(&pair, at(k), sizeof(pair));
+        return pair;
+      };
+      return {_mm256_castpd_ps(_mm256_setr_pd(value(0), value(1), value(2), value(3)))};
+    } else {
+      return {_mm256_setr_ps(*at(0), *at(1), *at(2), *at(3), *at(4), *at(5), *at(6), *at(7))};
+    }
+  }
+  // Combines the edges of a load_edges vector; every edge's lanes get the result.
+  template <int kHeads, class Op>
+  static Vec fold(Vec a, Op op) {
+    if constexpr (kHeads <= 4) a = op(a, Vec{_mm256_permute2f128_ps(a.v, a.v, 1)});
+    if constexpr (kHeads <= 2) a = op(a, Vec{_mm256_permute_ps(a.v, 0x4E)});
+    if constexpr (kHeads <= 1) a = op(a, Vec{_mm256_permute_ps(a.v, 0xB1)});
+    return a;
+  }
   static Index index(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -40,6 +75,7 @@ struct Vec<float> {
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   // The larger; b where either is NaN.
   static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -94,6 +130,28 @@ struct Vec<double> {
   static Vec load(const double* p, int n) { return {_mm256_maskload_pd(p, first(n))}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
   void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+  static Vec merge(int n, Vec a, Vec b) {
+    return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(first(n < kWidth ? n : kWidth)))};
+  }
+  template <int kHeads>
+  static Vec load_edges(const double* base, int64_t stride, const int32_t* col, int edges,
+                        int heads) {
+    const auto at = [&](int k) { return base + int64_t(col[k < edges ? k : 0]) * stride; };
+    if constexpr (kHeads == 4) {
+      return load(at(0), heads);
+    } else if constexpr (kHeads == 2) {
+      return {_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(at(0))),
+                                   _mm_loadu_pd(at(1)), 1)};
+    } else {
+      return {_mm256_setr_pd(*at(0), *at(1), *at(2), *at(3))};
+    }
+  }
+  template <int kHeads, class Op>
+  static Vec fold(Vec a, Op op) {
+    if constexpr (kHeads <= 2) a = op(a, Vec{_mm256_permute2f128_pd(a.v, a.v, 1)});
+    if constexpr (kHeads <= 1) a = op(a, Vec{_mm256_permute_pd(a.v, 0x5)});
+    return a;
+  }
   static Index index(const int32_t* p) {
     return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2],
                              2 * p[2] + 1, 2 * p[3], 2 * p[3] + 1);
@@ -105,6 +163,7 @@ struct Vec<double> {
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_pd(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
   static Vec max(Vec a, Vec b) { return {_mm256_max_pd(a.v, b.v)}; }
   static Vec if_positive(Vec s, Vec a, Vec b) {
@@ -140,9 +199,9 @@ struct Vec<double> {
   }
 };
 
-// words[e][group][4] for n edges; four edges at a time, one per 64-bit lane
+// words[e * stride + group * 4 ...] for n edges; four edges at a time, one per 64-bit lane
 static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
-                                uint32_t* words) {
+                                int stride, uint32_t* words) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
   for (int e = 0; e < n; e += 4) {
     const int count = n - e < 4 ? n - e : 4;
@@ -172,7 +231,7 @@ static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int gr
       for (int k = 0; k < count; ++k) {
         const uint32_t* from = (k % 2 == 0 ? even : odd) + k / 2 * 4;
         _mm_storeu_si128(
-            reinterpret_cast<__m128i*>(words + (int64_t(e + k) * groups + g) * 4),
+            reinterpret_cast<__m128i*>(words + int64_t(e + k) * stride + g * 4),
             _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
       }
     }

@@ -25,6 +25,54 @@ struct Vec<float> {
   static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  // The first n lanes of a, the others of b
+  static Vec merge(int n, Vec a, Vec b) {
+    return {_mm512_mask_blend_ps(n < kWidth ? first(n) : __mmask16(-1), b.v, a.v)};
+  }
+  // kHeads values each of kWidth / kHeads edges, side by side; `edges` of them are there (the
+  // others repeat one), and `heads` of the values.
+  template <int kHeads>
+  static Vec load_edges(const float* base, int64_t stride, const int32_t* col, int edges,
+                        int heads) {
+    const auto at = [&](int k) { return base + int64_t(col[k < edges ? k : 0]) * stride; };
+    if constexpr (kHeads == 16) {
+      return load(at(0), heads);
+    } else if constexpr (kHeads == 8) {
+      const __mmask8 m = __mmask8((1u << heads) - 1);
+      return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_maskz_loadu_ps(m, at(0))),
+                                 _mm256_maskz_loadu_ps(m, at(1)), 1)};
+    } else if constexpr (kHeads == 4) {
+      const __mmask8 m = __mmask8((1u << heads) - 1);
+      const auto pair = [&](int k) {
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_maskz_loadu_ps(m, at(k))),
+                                    _mm_maskz_loadu_ps(m, at(k + 1)), 1);
+      };
+      return {_mm512_insertf32x8(_mm512_castps256_ps512(pair(0)), pair(2), 1)};
+    } else if constexpr (kHeads == 2) {
+      return {_mm512_castpd_ps(_mm512_i64gather_pd(places(stride, col, edges), base, 4))};
+    } else {
+      const int high = edges < 8 ? 1 : edges - 8;
+      const __m256 low = _mm512_i64gather_ps(places(stride, col, edges < 8 ? edges : 8), base, 4);
+      const int32_t* rest = edges > 8 ? col + 8 : col;
+      return {_mm512_insertf32x8(_mm512_castps256_ps512(low),
+                                 _mm512_i64gather_ps(places(stride, rest, high), base, 4), 1)};
+    }
+  }
+  // col[k] * stride for eight edges, the first one's for those that are not there
+  static __m512i places(int64_t stride, const int32_t* col, int edges) {
+    const __m256i column = _mm256_mask_loadu_epi32(_mm256_set1_epi32(col[0]),
+                                                   __mmask8((1u << edges) - 1), col);
+    return _mm512_mullo_epi64(_mm512_cvtepi32_epi64(column), _mm512_set1_epi64(stride));
+  }
+  // Combines the edges of a load_edges vector; every edge's lanes get the result.
+  template <int kHeads, class Op>
+  static Vec fold(Vec a, Op op) {
+    if constexpr (kHeads <= 8) a = op(a, Vec{_mm512_shuffle_f32x4(a.v, a.v, 0x4E)});
+    if constexpr (kHeads <= 4) a = op(a, Vec{_mm512_shuffle_f32x4(a.v, a.v, 0xB1)});
+    if constexpr (kHeads <= 2) a = op(a, Vec{_mm512_permute_ps(a.v, 0x4E)});
+    if constexpr (kHeads <= 1) a = op(a, Vec{_mm512_permute_ps(a.v, 0xB1)});
+    return a;
+  }
   static Index index(const int32_t* p) { return _mm512_loadu_si512(p); }
   // r[k] = p[index[k]], index[k] < kWidth
   static Vec expand(const float* p, Index index) {
@@ -33,6 +81,7 @@ struct Vec<float> {
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   // The larger; b where either is NaN.
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -78,6 +127,36 @@ struct Vec<double> {
   static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
   void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  static Vec merge(int n, Vec a, Vec b) {
+    return {_mm512_mask_blend_pd(n < kWidth ? first(n) : __mmask8(-1), b.v, a.v)};
+  }
+  template <int kHeads>
+  static Vec load_edges(const double* base, int64_t stride, const int32_t* col, int edges,
+                        int heads) {
+    const auto at = [&](int k) { return base + int64_t(col[k < edges ? k : 0]) * stride; };
+    if constexpr (kHeads == 8) {
+      return load(at(0), heads);
+    } else if constexpr (kHeads == 4) {
+      const __mmask8 m = __mmask8((1u << heads) - 1);
+      return {_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_maskz_loadu_pd(m, at(0))),
+                                 _mm256_maskz_loadu_pd(m, at(1)), 1)};
+    } else if constexpr (kHeads == 2) {
+      const auto pair = [&](int k) {
+        return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(at(k))),
+                                    _mm_loadu_pd(at(k + 1)), 1);
+      };
+      return {_mm512_insertf64x4(_mm512_castpd256_pd512(pair(0)), pair(2), 1)};
+    } else {
+      return {_mm512_i64gather_pd(Vec<float>::places(stride, col, edges), base, 8)};
+    }
+  }
+  template <int kHeads, class Op>
+  static Vec fold(Vec a, Op op) {
+    if constexpr (kHeads <= 4) a = op(a, Vec{_mm512_shuffle_f64x2(a.v, a.v, 0x4E)});
+    if constexpr (kHeads <= 2) a = op(a, Vec{_mm512_shuffle_f64x2(a.v, a.v, 0xB1)});
+    if constexpr (kHeads <= 1) a = op(a, Vec{_mm512_permute_pd(a.v, 0x55)});
+    return a;
+  }
   static Index index(const int32_t* p) {
     return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -87,6 +166,7 @@ struct Vec<double> {
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
   static Vec max(Vec a, Vec b) { return {_mm512_max_pd(a.v, b.v)}; }
   static Vec if_positive(Vec s, Vec a, Vec b) {
@@ -115,9 +195,9 @@ struct Vec<double> {
   }
 };
 
-// words[e][group][4] for n edges; eight edges at a time, one per 64-bit lane
+// words[e * stride + group * 4 ...] for n edges; eight edges at a time, one per 64-bit lane
 static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
-                                uint32_t* words) {
+                                int stride, uint32_t* words) {
   const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
   for (int e = 0; e < n; e += 8) {
     const int count = n - e < 8 ? n - e : 8;
@@ -144,7 +224,7 @@ static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int gr
       for (int k = 0; k < count; ++k) {
         const uint32_t* from = (k % 2 == 0 ? even : odd) + k / 2 * 4;
         _mm_storeu_si128(
-            reinterpret_cast<__m128i*>(words + (int64_t(e + k) * groups + g) * 4),
+            reinterpret_cast<__m128i*>(words + int64_t(e + k) * stride + g * 4),
             _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
       }
     }

@@ -38,6 +38,32 @@ struct Vec {
   void store(A* p, int n) const {
     for (int k = 0; k < n && k < kWidth; ++k) p[k] = lane[k];
   }
+  // The first n lanes of a, the others of b
+  static Vec merge(int n, Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] = k < n ? a.lane[k] : b.lane[k];
+    return a;
+  }
+  // kHeads values each of kWidth / kHeads edges, side by side; `edges` of them are there (the
+  // others repeat one), and `heads` of the values.
+  template <int kHeads>
+  static Vec load_edges(const A* base, int64_t stride, const int32_t* col, int edges, int heads) {
+    Vec r;
+    for (int e = 0; e < kWidth / kHeads; ++e) {
+      const A* p = base + int64_t(col[e < edges ? e : 0]) * stride;
+      for (int h = 0; h < kHeads; ++h) r.lane[e * kHeads + h] = h < heads ? p[h] : A(0);
+    }
+    return r;
+  }
+  // Combines the edges of a load_edges vector; every edge's lanes get the result.
+  template <int kHeads, class Op>
+  static Vec fold(Vec a, Op op) {
+    for (int half = kWidth / 2; half >= kHeads; half /= 2) {
+      Vec b;
+      for (int k = 0; k < kWidth; ++k) b.lane[k] = a.lane[k ^ half];
+      a = op(a, b);
+    }
+    return a;
+  }
   static Index index(const int32_t* p) {
     Index r;
     for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];
@@ -59,6 +85,10 @@ struct Vec {
   }
   friend Vec operator*(Vec a, Vec b) {
     for (int k = 0; k < kWidth; ++k) a.lane[k] *= b.lane[k];
+    return a;
+  }
+  friend Vec operator/(Vec a, Vec b) {
+    for (int k = 0; k < kWidth; ++k) a.lane[k] /= b.lane[k];
     return a;
   }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
@@ -90,10 +120,10 @@ struct Vec {
 
 // words[e][group][4] for n edges
 static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
-                                uint32_t* words) {
+                                int stride, uint32_t* words) {
   for (int e = 0; e < n; ++e) {
     for (int g = 0; g < groups; ++g) {
-      philox(seed, uint64_t(uint32_t(eid[e])), uint64_t(g), words + (int64_t(e) * groups + g) * 4);
+      philox(seed, uint64_t(uint32_t(eid[e])), uint64_t(g), words + int64_t(e) * stride + g * 4);
     }
   }
 }

@@ -86,6 +86,7 @@ def environment() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "load": load(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "versions": versions,
         "commit": _commit(),
@@ -100,6 +101,14 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
+
+
+def load() -> float | None:
+    """Mean number of busy processes over the last minute."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
 
 
 def _memory_gib() -> float | None:
@@ -197,8 +206,9 @@ def epoch_table(result: EpochResult) -> Table:
     ]
     if result.reason:
         rows.append(["pyg", result.reason, "", ""])
-    title = f"Two-layer GAT, training step + validation, {result.note}"
-    return Table(title, ("model", "epoch ms", "quartiles", "x"), rows)
+    return Table(
+        "Two-layer GAT, training step + validation", ("model", "epoch ms", "quartiles", "x"), rows
+    )
 
 
 def _base(result: EpochResult) -> float:
@@ -231,6 +241,8 @@ def tables(report: Report) -> list[Table]:
     return found
 
 
+#: A load average above this is other people's work, and is remarked on.
+BUSY = 0.7
 #: Case, peer and how many times our step's time (or peak memory) it must take at least.
 STEP_TARGETS = (
     ("cora", "dgl", 1.0),
@@ -286,8 +298,12 @@ def notes(report: Report) -> list[str]:
         )
     if report.epoch and report.epoch.logit_difference is not None:
         lines.append(
-            f"epoch: logits of the two models differ by {report.epoch.logit_difference:.0e}"
+            f"epoch: {report.epoch.note}; "
+            f"logits of the two models differ by {report.epoch.logit_difference:.0e}"
         )
+    busy = report.environment.get("load")
+    if busy is not None and busy > BUSY:
+        lines.append(f"load average {busy} at the start: others used the machine, times are high")
     return lines
 
 

@@ -56,13 +56,18 @@ class Dataset:
         return self.x.shape[1]
 
     def to(self, device: torch.device | str) -> Dataset:
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
     def summary(self) -> dict[str, Any]:
         """What ``metrics.json`` says of the data."""
         return {
             "name": self.name,
+            "title": TITLES[self.name],
             "source": self.source,
             "public_split": self.public_split,
             "nodes": self.num_nodes,
@@ -87,11 +92,12 @@ def load(
     Raises:
         ValueError: unknown ``name``.
         DatasetError: ``data_dir`` lacks the files, or they cannot be read.
-        MissingExtraError: torch-geometric is not installed.
+        MissingExtraError: torch-geometric or scipy is not installed.
     """
     name = get_preset(name).name
     notice = notice or _to_stderr
     planetoid = require("torch_geometric.datasets", "torch-geometric").Planetoid
+    require("scipy.sparse", "scipy")  # the raw files are pickles of its matrices
     if data_dir is not None:
         return _from_folder(planetoid, name, Path(data_dir), "--data")
     if folder := os.environ.get("GATKERNELS_DATA"):

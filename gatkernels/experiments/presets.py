@@ -12,8 +12,8 @@ MONITORS = ("acc", "loss", "acc_or_loss")
 class Preset:
     """One training recipe.
 
-    ``monitor`` names the validation quantity that early stopping watches: ``acc``, ``loss``, or
-    ``acc_or_loss`` (either one restarts the patience; weights are kept when both are at their best).
+    ``monitor`` names what early stopping watches on the validation nodes: ``acc``, ``loss``, or
+    ``acc_or_loss`` (either restarts the patience; weights are kept where both are at their best).
     ``out_heads`` heads of the output layer are averaged.
     """
 
@@ -35,10 +35,10 @@ class Preset:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if not self.lr > 0.0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if not self.weight_decay >= 0.0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0.0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not 0.0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor must be one of {', '.join(MONITORS)}, got '{self.monitor}'")
 

@@ -1,0 +1,7 @@
+"""``python -m gatkernels``."""
+
+import sys
+
+from gatkernels.cli import main
+
+sys.exit(main())

@@ -1,0 +1,151 @@
+"""The command line: ``gatkernels train | demo | info``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """Something the user can put right; printed as one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Errors about the user's choices, raised while a command gets ready, become one line."""
+    from gatkernels import BackendUnavailable
+    from gatkernels.experiments import MissingExtraError
+
+    try:
+        yield
+    except (ValueError, OSError, BackendUnavailable, MissingExtraError) as error:
+        raise UsageError(str(error)) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return its exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        status: int = args.command(args)
+        return status
+    except UsageError as error:
+        message = " ".join(str(error).split())
+        print(f"gatkernels {args.name}: error: {message}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from gatkernels import __version__
+
+    parser = Parser(prog="gatkernels", description="Fused graph attention for PyTorch.")
+    parser.add_argument("--version", action="version", version=f"gatkernels {__version__}")
+    commands = parser.add_subparsers(dest="name", metavar="command", required=True)
+    _add_train(commands)
+    _add_demo(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser("train", help="train the paper's GAT on a citation graph")
+    train.add_argument("dataset", help="cora, citeseer or pubmed")
+    train.add_argument("--seeds", type=int, default=1, metavar="N", help="number of runs (1)")
+    train.add_argument("--seed", type=int, default=0, help="seed of the first run (0)")
+    _add_run_options(train)
+    preset = train.add_argument_group("hyper-parameters (default: the paper's for the data set)")
+    preset.add_argument("--monitor", help="early stopping watches acc, loss or acc_or_loss")
+    preset.add_argument("--epochs", type=int, help="at most this many")
+    preset.add_argument("--patience", type=int, help="epochs without improvement before stopping")
+    preset.add_argument("--lr", type=float, help="Adam's learning rate")
+    preset.add_argument("--weight-decay", type=float, help="L2 penalty on all weights")
+    preset.add_argument("--hidden", type=int, help="channels per head of the first layer")
+    preset.add_argument("--heads", type=int, help="heads of the first layer, concatenated")
+    preset.add_argument("--out-heads", type=int, help="heads of the second layer, averaged")
+    preset.add_argument("--dropout", type=float, help="on the layers' inputs and the attention")
+    train.set_defaults(command=_train)
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo", help="train on Cora, then time the layers against the naive formula"
+    )
+    _add_run_options(demo)
+    demo.set_defaults(command=_demo)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", default="auto", help="auto, cpu or reference (auto)")
+    parser.add_argument("--device", default="cpu", help="torch device (cpu)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (runs/<data set>)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_info(commands: Any) -> None:
+    info = commands.add_parser("info", help="versions, threads, and what each backend can run")
+    info.set_defaults(command=_info)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from gatkernels.experiments import runs
+    from gatkernels.experiments.presets import get_preset
+
+    options = ["monitor", "epochs", "patience", "lr", "weight_decay"]
+    options += ["hidden", "heads", "out_heads", "dropout"]
+    with usage_errors():
+        chosen = {option: getattr(args, option) for option in options}
+        preset = get_preset(args.dataset).with_options(**chosen)
+        job = runs.prepare(preset, args.data, args.out, args.backend, args.device, args.quiet)
+        seeds = runs.seed_range(args.seed, args.seeds)
+    return EXIT_INTERRUPTED if runs.execute(job, seeds) else 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from gatkernels.experiments import runs
+    from gatkernels.experiments.presets import get_preset
+
+    with usage_errors():
+        preset = get_preset("cora")
+        job = runs.prepare(preset, args.data, args.out, args.backend, args.device, args.quiet)
+    if runs.execute(job, range(1)):
+        return EXIT_INTERRUPTED
+    from gatkernels.experiments.demo import print_comparison
+
+    return 0 if print_comparison(job.console, job.dataset) else 1
+
+
+def _info(args: argparse.Namespace) -> int:
+    import torch
+
+    from gatkernels import _dispatch
+    from gatkernels.experiments.report import versions
+
+    for package, version in versions().items():
+        print(f"{package:<16} {version}")
+    print(f"{'threads':<16} {torch.get_num_threads()}")
+    print(f"{'instruction set':<16} {_dispatch.isa()}")
+    print("backends, for float32 on the CPU:")
+    for backend, reason in _dispatch.explain():
+        print(f"  {backend:<14} {'available' if reason is None else reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
