@@ -74,7 +74,7 @@ class GATAttention(torch.autograd.Function):
         return_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         scores = (score_src, score_dst, edge_score, *options, seed)
-        out, out_pos, stats = _gatkernels.gat_forward(rowptr, col, eid, x, *scores, True)
+        out, out_pos, stats = _gatkernels.gat_forward(rowptr, col, eid, x, *scores, True, True)
         alpha = None
         if return_attention:
             alpha = _gatkernels.gat_alpha(rowptr, col, eid, *scores, stats)
@@ -124,7 +124,7 @@ class GATPacked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         x, score_src, score_dst = _ops.split_packed(packed, heads, channels)
         scores = (score_src, score_dst, None, *options, seed)
-        out, out_pos, stats = _gatkernels.gat_forward(rowptr, col, eid, x, *scores, True)
+        out, out_pos, stats = _gatkernels.gat_forward(rowptr, col, eid, x, *scores, True, True)
         alpha = None
         if return_attention:
             alpha = _gatkernels.gat_alpha(rowptr, col, eid, *scores, stats)
@@ -194,5 +194,5 @@ def _infer(
     graph: Graph, x: Tensor, scores: tuple[Any, ...], return_attention: bool
 ) -> tuple[Tensor, Tensor | None]:
     csr = (graph.rowptr, graph.col, graph.eid)
-    out, _, stats = _gatkernels.gat_forward(*csr, x, *scores, False)
+    out, _, stats = _gatkernels.gat_forward(*csr, x, *scores, False, return_attention)
     return out, _gatkernels.gat_alpha(*csr, *scores, stats) if return_attention else None

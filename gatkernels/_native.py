@@ -49,6 +49,17 @@ def _matrix(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.stride(0)
 
 
+_LARGE = 1 << 22  # bytes from which large pages are worth asking for
+
+
+def empty(like: Tensor, *size: int) -> Tensor:
+    """Uninitialised memory of the dtype and device of ``like`` for a kernel to write."""
+    tensor = like.new_empty(size)
+    if tensor.nbytes >= _LARGE:
+        cpu_module().want_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
 def build_csr(
     row: Tensor, other: Tensor, num_rows: int, num_others: int, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -99,13 +110,13 @@ def _csr_args(csr: Csr) -> tuple[int, int, int, int]:
 
 
 def gat_forward(
-    csr: Csr, x: Tensor, scores: Scores, training: bool
+    csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``out``, ``out_pos`` (empty unless ``training``) and ``stats``."""
+    """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (empty unless ``statistics``)."""
     num_dst, (heads, channels) = csr[0].shape[0] - 1, x.shape[1:]
-    out = x.new_empty(num_dst, heads, channels)
-    out_pos = torch.empty_like(out) if training else x.new_empty(0)
-    stats = x.new_empty(num_dst, 3, heads)
+    out = empty(x, num_dst, heads, channels)
+    out_pos = empty(x, num_dst, heads, channels) if training else x.new_empty(0)
+    stats = empty(x, num_dst, 3, heads) if statistics else x.new_empty(0)
     keep: list[Tensor] = []
     x = _rows(x)
     cpu_module().gat_forward(
@@ -118,7 +129,7 @@ def gat_forward(
         *_matrix(x),
         out.data_ptr(),
         out_pos.data_ptr() if training else 0,
-        stats.data_ptr(),
+        stats.data_ptr() if statistics else 0,
     )
     return out, out_pos, stats
 
@@ -156,7 +167,7 @@ def gat_backward(
     out, out_pos, stats, alpha = saved
     x, grad = _rows(x), _rows(grads[0])
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
-    packed = stats.new_empty(stats.shape[0], 4, heads)
+    packed = empty(stats, stats.shape[0], 4, heads)
     keep: list[Tensor] = []
     cpu_module().gat_backward(
         DTYPE_CODES[x.dtype],

@@ -24,7 +24,8 @@ _library.define(
     " -> (Tensor, Tensor, Tensor)"
 )
 _library.define(
-    f"gat_forward({_GRAPH}, Tensor x, {_SCORES}, bool training) -> (Tensor, Tensor, Tensor)"
+    f"gat_forward({_GRAPH}, Tensor x, {_SCORES}, bool training, bool statistics)"
+    " -> (Tensor, Tensor, Tensor)"
 )
 _library.define(f"gat_alpha({_GRAPH}, {_SCORES}, Tensor stats) -> Tensor")
 _library.define(
@@ -109,9 +110,10 @@ def _gat_forward(
     dropout: float,
     seed: Tensor | None,
     training: bool,
+    statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores = (score_src, score_dst, edge_score, negative_slope, dropout, seed)
-    return _native.gat_forward((rowptr, col, eid), x, scores, training)
+    return _native.gat_forward((rowptr, col, eid), x, scores, training, statistics)
 
 
 def _gat_alpha(
@@ -151,9 +153,9 @@ def _gat_backward(
     grad: Tensor,
     grad_alpha: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x = x.new_empty(x.shape)
-    grad_src = x.new_empty(score_src.shape)
-    grad_dst = x.new_empty(score_dst.shape)
+    grad_x = _native.empty(x, *x.shape)
+    grad_src = _native.empty(x, *score_src.shape)
+    grad_dst = _native.empty(x, *score_dst.shape)
     # zeros: a removed self loop has a place here, but no edge
     grad_edge = x.new_empty(0) if edge_score is None else x.new_zeros(edge_score.shape)
     _native.gat_backward(
@@ -196,7 +198,7 @@ def _gat_packed_backward(
     grad_alpha: Tensor | None,
 ) -> Tensor:
     x, score_src, score_dst = split_packed(packed, heads, channels)
-    result = packed.new_empty(packed.shape)
+    result = _native.empty(packed, *packed.shape)
     _native.gat_backward(
         (rowptr, col, eid),
         (colptr, row, ceid),
@@ -245,11 +247,13 @@ def _(
     dropout: float,
     seed: Tensor | None,
     training: bool,
+    statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_dst, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
     out = x.new_empty(num_dst, heads, channels)
     out_pos = x.new_empty(num_dst, heads, channels) if training else x.new_empty(0)
-    return out, out_pos, x.new_empty(num_dst, 3, heads)
+    stats = x.new_empty(num_dst, 3, heads) if statistics else x.new_empty(0)
+    return out, out_pos, stats
 
 
 @torch.library.register_fake("gatkernels::gat_alpha", lib=_library)

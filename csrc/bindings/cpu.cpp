@@ -8,6 +8,7 @@
 
 #include "../cpu/build_csr.h"
 #include "../cpu/kernels.h"
+#include "../cpu/parallel.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -83,6 +84,9 @@ PYBIND11_MODULE(_cpu, m) {
 #else
   m.attr("openmp") = false;
 #endif
+
+  m.def("want_large_pages",
+        [](Pointer memory, size_t bytes) { want_large_pages(as<void>(memory), bytes); });
 
   m.def("build_csr", [](Pointer row, Pointer other, bool wide, int64_t edges, int64_t num_rows,
                         int64_t num_others, bool self_loops, int threads, Pointer rowptr,

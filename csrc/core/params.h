@@ -52,7 +52,7 @@ struct GatForward {
   Matrix x;       // [Ns, H * C]
   void* out;      // [Nd, H * C]
   void* out_pos;  // [Nd, H * C] sums over edges of positive score, or null (no backward to come)
-  void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, share of positive edges
+  void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, share of positive edges; or null
 };
 
 // alpha [E, H] in the user's order, after dropout, from the statistics of a forward.

@@ -245,6 +245,7 @@ struct GatForwardJob {
     scores.each_slot([&](int h, int lanes) {
       const V inverse = V::set(A(1)) / V::load(t.sum + h, lanes);
       inverse.store(t.sum + h, lanes);
+      if (p.stats == nullptr) return;
       V::load(t.top + h, lanes).store(stats + h, lanes);
       inverse.store(stats + heads + h, lanes);
       (V::load(t.sum_pos + h, lanes) * inverse).store(stats + 2 * heads + h, lanes);
@@ -265,7 +266,9 @@ struct GatForwardJob {
   // A row of at most kBlock edges.
   void short_row(int64_t row, int64_t edge, int n, GatScratch<A>& t) const {
     if (n == 0) {
-      std::memset(static_cast<A*>(p.stats) + row * 3 * heads, 0, size_t(3 * heads) * sizeof(A));
+      if (p.stats) {
+        std::memset(static_cast<A*>(p.stats) + row * 3 * heads, 0, size_t(3 * heads) * sizeof(A));
+      }
     } else {
       score(row, edge, n, t, t.top, false);
       exponentials(n, t, t.top, t.sum, t.sum_pos, false);

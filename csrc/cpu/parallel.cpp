@@ -7,6 +7,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace gatkernels {
 namespace {
@@ -40,6 +43,18 @@ char* allocate(size_t bytes) {
 }
 
 void release(char* memory) { std::free(memory); }
+
+void want_large_pages(void* memory, size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = uintptr_t(1) << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
 
 Status run_range(int64_t count, int threads, void* context,
                  void (*body)(void* context, int64_t begin, int64_t end, char* scratch),

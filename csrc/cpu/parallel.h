@@ -36,4 +36,8 @@ Status run_range(int64_t count, int threads, void* context,
 char* allocate(size_t bytes);
 void release(char* memory);
 
+// Asks the system to back a large piece of fresh memory with large pages: a first touch of small
+// ones costs as much as the kernels that write them.
+void want_large_pages(void* memory, size_t bytes);
+
 }  // namespace gatkernels

@@ -165,14 +165,27 @@ template <class A, class T>
 static inline void dot_heads(const HeadMap<A>& map, const A* a, const T* b, A* dot) {
   using V = Vec<A>;
   const int channels = map.channels;
+  if (channels < V::kWidth && (channels & (channels - 1)) == 0) {  // several heads to a vector
+    alignas(64) A sums[V::kWidth];
+    for (int64_t f = 0; f < map.width; f += V::kWidth) {
+      const int lanes = map.width - f < V::kWidth ? int(map.width - f) : V::kWidth;
+      V::group_sum(V::load(a + f, lanes) * V::load(b + f, lanes), channels).store(sums);
+      for (int k = 0; k < lanes; k += channels) *dot++ = sums[k];
+    }
+    return;
+  }
   for (int h = 0; h < map.heads; ++h, a += channels, b += channels) {
     V total = V::set(A(0));
     int c = 0;
     for (; c + V::kWidth <= channels; c += V::kWidth) {
       total = V::fma(V::load(a + c), V::load(b + c), total);
     }
-    if (c < channels) total = V::fma(V::load(a + c, channels - c), V::load(b + c, channels - c), total);
-    dot[h] = total.sum();
+    if (c < channels) {
+      total = V::fma(V::load(a + c, channels - c), V::load(b + c, channels - c), total);
+    }
+    alignas(64) A sums[V::kWidth];
+    V::group_sum(total, V::kWidth).store(sums);
+    dot[h] = sums[0];
   }
 }
 

@@ -65,6 +65,13 @@ struct Vec<float> {
     if constexpr (kHeads <= 1) a = op(a, Vec{_mm256_permute_ps(a.v, 0xB1)});
     return a;
   }
+  // Every lane gets the sum of its group of `lanes` neighbours: 1, 2, 4 or 8.
+  static Vec group_sum(Vec a, int lanes) {
+    if (lanes > 1) a = a + Vec{_mm256_permute_ps(a.v, 0xB1)};
+    if (lanes > 2) a = a + Vec{_mm256_permute_ps(a.v, 0x4E)};
+    if (lanes > 4) a = a + Vec{_mm256_permute2f128_ps(a.v, a.v, 1)};
+    return a;
+  }
   static Index index(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -89,11 +96,6 @@ struct Vec<float> {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(int32_t(threshold)));
     return {_mm256_and_ps(w.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(larger, word)))};
-  }
-  float sum() const {
-    const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
   }
   // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
   static Vec exp(Vec x) {
@@ -152,6 +154,11 @@ struct Vec<double> {
     if constexpr (kHeads <= 1) a = op(a, Vec{_mm256_permute_pd(a.v, 0x5)});
     return a;
   }
+  static Vec group_sum(Vec a, int lanes) {
+    if (lanes > 1) a = a + Vec{_mm256_permute_pd(a.v, 0x5)};
+    if (lanes > 2) a = a + Vec{_mm256_permute2f128_pd(a.v, a.v, 1)};
+    return a;
+  }
   static Index index(const int32_t* p) {
     return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2],
                              2 * p[2] + 1, 2 * p[3], 2 * p[3] + 1);
@@ -175,10 +182,6 @@ struct Vec<double> {
     const __m128i larger = _mm_max_epu32(word, _mm_set1_epi32(int32_t(threshold)));
     const __m256i kept = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(larger, word));
     return {_mm256_and_pd(w.v, _mm256_castsi256_pd(kept))};
-  }
-  double sum() const {
-    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
   }
   // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
   static Vec exp(Vec x) {

@@ -73,6 +73,14 @@ struct Vec<float> {
     if constexpr (kHeads <= 1) a = op(a, Vec{_mm512_permute_ps(a.v, 0xB1)});
     return a;
   }
+  // Every lane gets the sum of its group of `lanes` neighbours: 1, 2, 4, 8 or 16.
+  static Vec group_sum(Vec a, int lanes) {
+    if (lanes > 1) a = a + Vec{_mm512_permute_ps(a.v, 0xB1)};
+    if (lanes > 2) a = a + Vec{_mm512_permute_ps(a.v, 0x4E)};
+    if (lanes > 4) a = a + Vec{_mm512_shuffle_f32x4(a.v, a.v, 0xB1)};
+    if (lanes > 8) a = a + Vec{_mm512_shuffle_f32x4(a.v, a.v, 0x4E)};
+    return a;
+  }
   static Index index(const int32_t* p) { return _mm512_loadu_si512(p); }
   // r[k] = p[index[k]], index[k] < kWidth
   static Vec expand(const float* p, Index index) {
@@ -96,7 +104,6 @@ struct Vec<float> {
         _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(threshold)));
     return {_mm512_maskz_mov_ps(kept, w.v)};
   }
-  float sum() const { return _mm512_reduce_add_ps(v); }
   // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
   static Vec exp(Vec x) {
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x.v, _mm512_set1_ps(1.44269504f)), 0x8);
@@ -157,6 +164,12 @@ struct Vec<double> {
     if constexpr (kHeads <= 1) a = op(a, Vec{_mm512_permute_pd(a.v, 0x55)});
     return a;
   }
+  static Vec group_sum(Vec a, int lanes) {
+    if (lanes > 1) a = a + Vec{_mm512_permute_pd(a.v, 0x55)};
+    if (lanes > 2) a = a + Vec{_mm512_shuffle_f64x2(a.v, a.v, 0xB1)};
+    if (lanes > 4) a = a + Vec{_mm512_shuffle_f64x2(a.v, a.v, 0x4E)};
+    return a;
+  }
   static Index index(const int32_t* p) {
     return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -178,7 +191,6 @@ struct Vec<double> {
     const __mmask8 kept = _mm256_cmpge_epu32_mask(word, _mm256_set1_epi32(int32_t(threshold)));
     return {_mm512_maskz_mov_pd(kept, w.v)};
   }
-  double sum() const { return _mm512_reduce_add_pd(v); }
   // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
   static Vec exp(Vec x) {
     const __m512d n =

@@ -64,6 +64,15 @@ struct Vec {
     }
     return a;
   }
+  // Every lane gets the sum of its group of `lanes` neighbours, a power of two.
+  static Vec group_sum(Vec a, int lanes) {
+    for (int half = 1; half < lanes; half *= 2) {
+      Vec b;
+      for (int k = 0; k < kWidth; ++k) b.lane[k] = a.lane[k] + a.lane[k ^ half];
+      a = b;
+    }
+    return a;
+  }
   static Index index(const int32_t* p) {
     Index r;
     for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];
@@ -106,11 +115,6 @@ struct Vec {
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     for (int k = 0; k < kWidth; ++k) w.lane[k] = words[k] >= threshold ? w.lane[k] : A(0);
     return w;
-  }
-  A sum() const {
-    A total = lane[0];
-    for (int k = 1; k < kWidth; ++k) total += lane[k];
-    return total;
   }
   static Vec exp(Vec x) {
     for (int k = 0; k < kWidth; ++k) x.lane[k] = std::exp(x.lane[k]);
