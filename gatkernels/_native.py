@@ -49,13 +49,13 @@ def _matrix(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.stride(0)
 
 
-_LARGE = 1 << 22  # bytes from which large pages are worth asking for
+LARGE = 1 << 22  # bytes from which large pages are worth asking for
 
 
 def empty(like: Tensor, *size: int) -> Tensor:
     """Uninitialised memory of the dtype and device of ``like`` for a kernel to write."""
     tensor = like.new_empty(size)
-    if tensor.nbytes >= _LARGE:
+    if tensor.nbytes >= LARGE:
         cpu_module().want_large_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
@@ -167,7 +167,8 @@ def gat_backward(
     out, out_pos, stats, alpha = saved
     x, grad = _rows(x), _rows(grads[0])
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
-    packed = empty(stats, stats.shape[0], 4, heads)
+    line = 64 // x.element_size()
+    packed = empty(x, stats.shape[0], -(-heads * (channels + 4) // line) * line)
     keep: list[Tensor] = []
     cpu_module().gat_backward(
         DTYPE_CODES[x.dtype],
@@ -184,7 +185,7 @@ def gat_backward(
         stats.data_ptr(),
         _address(alpha),
         _address(grad_alpha),
-        packed.data_ptr(),
+        *_matrix(packed),
         *_matrix(results[0]),
         *_matrix(results[1]),
         *_matrix(results[2]),

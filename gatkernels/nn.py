@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatkernels._large import add_bias, linear
 from gatkernels.functional import gat_attention, gat_attention_packed
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.sparse import SparseRows
@@ -21,7 +21,7 @@ def _project(x: Features, weight: Tensor) -> Tensor:
         return x.linear(weight)
     if x.layout == torch.sparse_csr:
         return SparseRows.of(x).linear(weight)
-    return F.linear(x, weight)
+    return linear(x, weight)
 
 
 def _glorot_(weight: Tensor) -> None:
@@ -128,7 +128,7 @@ class GATConv(nn.Module):
             if target is not None:
                 out = out + _project(target, self.res.weight)
         if self.bias is not None:
-            out = out + self.bias
+            out = add_bias(out, self.bias)
         if alpha is None:
             return out
         return out, (graph.edge_index, alpha[graph.used_edge_ids()])

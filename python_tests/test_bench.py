@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +368,15 @@ def test_importing_the_cases_imports_no_peer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="read from /proc/stat")
+def test_own_work_is_not_foreign() -> None:
+    before = measure.foreign_seconds()
+    start = time.process_time()
+    while time.process_time() - start < 0.3:
+        pass
+    after = measure.foreign_seconds()
+    assert before is not None
+    assert after is not None
+    assert after - before < 0.3 * (os.cpu_count() or 1) + 0.2

@@ -150,7 +150,7 @@ PYBIND11_MODULE(_cpu, m) {
                   int64_t dst_stride, Pointer edge, double slope, Pointer seed, double p,
                   Pointer x, int64_t x_stride, Pointer grad, int64_t grad_stride, Pointer out,
                   Pointer out_pos, Pointer stats, Pointer alpha, Pointer grad_alpha,
-                  Pointer packed, Pointer grad_x, int64_t grad_x_stride, Pointer grad_src,
+                  Pointer packed, int64_t packed_stride, Pointer grad_x, int64_t grad_x_stride, Pointer grad_src,
                   int64_t grad_src_stride, Pointer grad_dst, int64_t grad_dst_stride,
                   Pointer grad_edge) {
           const GatBackward params{
@@ -161,7 +161,7 @@ PYBIND11_MODULE(_cpu, m) {
                {as<const int64_t>(seed), p}},
               matrix(x, x_stride), matrix(grad, grad_stride), as<const void>(out),
               as<const void>(out_pos), as<const void>(stats), as<const void>(alpha),
-              as<const void>(grad_alpha), as<void>(packed), matrix(grad_x, grad_x_stride),
+              as<const void>(grad_alpha), matrix(packed, packed_stride), matrix(grad_x, grad_x_stride),
               matrix(grad_src, grad_src_stride), matrix(grad_dst, grad_dst_stride),
               as<void>(grad_edge)};
           Status status;

@@ -76,7 +76,8 @@ struct GatBackward {
   const void* stats;       // [Nd, 3, H]
   const void* alpha;       // [E, H] after dropout, with grad_alpha
   const void* grad_alpha;  // [E, H], or null
-  void* packed;            // [Nd, 4, H] scratch: score_dst, row maximum, 1 / sum, delta
+  Matrix packed;           // [Nd, H * C + 4 * H] scratch: what an edge gathers, side by side:
+                           // grad, score_dst, row maximum, 1 / sum, delta
   Matrix grad_x;           // [Ns, H * C]
   Matrix grad_src;         // [Ns, H]
   Matrix grad_dst;         // [Nd, H]

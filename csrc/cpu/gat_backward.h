@@ -14,7 +14,7 @@ struct GatBackwardJob {
   const GatBackward& p;
   Scores<A, kHeads> scores;
   HeadMap<A> map;
-  Gather<T> grad;
+  Gather<T> grad;  // and behind each row the four fields of its destination, [4, H]
   int heads;
   int64_t width;
   A slope;
@@ -23,7 +23,7 @@ struct GatBackwardJob {
       : p(params),
         scores(params.shape, params.scores),
         map(params.shape.heads, params.shape.channels, memory),
-        grad{static_cast<const T*>(params.grad.data), params.grad.stride,
+        grad{static_cast<const T*>(params.packed.data), params.packed.stride,
              params.csc.col + params.csc.rowptr[params.csc.rows]},
         heads(int(params.shape.heads)),
         width(map.width),
@@ -34,13 +34,15 @@ struct GatBackwardJob {
 
   // delta = <dO, out> and grad_dst = (1 - slope) (<dO, out_pos> - delta share), per destination
   void prologue(int64_t i, A* dot, A* dot_pos) const {
-    const T* grad_row = grad.data + i * grad.stride;
+    const T* grad_row = static_cast<const T*>(p.grad.data) + i * p.grad.stride;
     dot_heads(map, static_cast<const A*>(p.out) + i * width, grad_row, dot);
     dot_heads(map, static_cast<const A*>(p.out_pos) + i * width, grad_row, dot_pos);
     if (p.grad_alpha) add_grad_alpha(i, dot, dot_pos);
     const A* stats = static_cast<const A*>(p.stats) + i * 3 * heads;
     const A* dst = scores.dst + i * scores.dst_stride;
-    A* packed = static_cast<A*>(p.packed) + i * 4 * heads;
+    T* row = static_cast<T*>(p.packed.data) + i * p.packed.stride;
+    std::memcpy(row, grad_row, size_t(width) * sizeof(T));
+    A* packed = row + width;
     A* grad_dst = static_cast<A*>(p.grad_dst.data) + i * p.grad_dst.stride;
     for (int h = 0; h < heads; ++h) {
       packed[h] = dst[h];
@@ -71,17 +73,17 @@ struct GatBackwardJob {
     const int32_t* row = p.csc.col + edge;
     const int32_t* eid = p.csc.eid + edge;
     const A* src = scores.src + j * scores.src_stride;
-    const A* packed = static_cast<const A*>(p.packed);
+    const A* packed = grad.data + width;
     const V zero = V::set(A(0));
     scores.each_slot([&](int h, int lanes) {
       const V score_src = scores.repeat(src + h, lanes);
       V total = zero;
       scores.each_vector(h, n, [&](int at, int e, int edges) {
         for (int k = 0; k < 4; ++k) {
-          scores.prefetch(packed + k * heads + h, 4 * heads, row + e, grad.col_end);
+          scores.prefetch(packed + k * heads + h, grad.stride, row + e, grad.col_end);
         }
         const auto field = [&](int k) {
-          return V::template load_edges<kHeads>(packed + k * heads + h, 4 * heads, row + e, edges,
+          return V::template load_edges<kHeads>(packed + k * heads + h, grad.stride, row + e, edges,
                                                 lanes);
         };
         const V s = scores.add_edge(score_src + field(0), eid + e, h, edges, lanes);

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 PHASES = ("forward", "backward", "step")
@@ -55,6 +57,17 @@ def no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def foreign_seconds() -> float | None:
+    """Processor seconds that all other processes have used since some fixed time."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, irq, softirq, *steal = (int(field) for field in fields[:8])
+    except (OSError, ValueError):
+        return None
+    busy = user + nice + system + irq + softirq + sum(steal)
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def sample(step: Timed) -> tuple[float, float, float]:

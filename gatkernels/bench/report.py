@@ -86,7 +86,6 @@ def environment() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "system": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
-        "load": load(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "versions": versions,
         "commit": _commit(),
@@ -101,14 +100,6 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
-
-
-def load() -> float | None:
-    """Mean number of busy processes over the last minute."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):
-        return None
 
 
 def _memory_gib() -> float | None:
@@ -241,8 +232,8 @@ def tables(report: Report) -> list[Table]:
     return found
 
 
-#: A load average above this is other people's work, and is remarked on.
-BUSY = 0.7
+#: More cores than this in other hands while timing is remarked on.
+BUSY = 0.15
 #: Case, peer and how many times our step's time (or peak memory) it must take at least.
 STEP_TARGETS = (
     ("cora", "dgl", 1.0),
@@ -296,14 +287,16 @@ def notes(report: Report) -> list[str]:
             f"at most {case.max_in_degree:,} into one; {case.shape}; {floors}; "
             f"error against float64: {errors}"
         )
+        if case.foreign_cores is not None and case.foreign_cores > BUSY:
+            lines.append(
+                f"{case.name}: other processes kept {case.foreign_cores} cores busy; "
+                "these times are high"
+            )
     if report.epoch and report.epoch.logit_difference is not None:
         lines.append(
             f"epoch: {report.epoch.note}; "
             f"logits of the two models differ by {report.epoch.logit_difference:.0e}"
         )
-    busy = report.environment.get("load")
-    if busy is not None and busy > BUSY:
-        lines.append(f"load average {busy} at the start: others used the machine, times are high")
     return lines
 
 

@@ -11,7 +11,7 @@ import torch
 from gatkernels.bench import check
 from gatkernels.bench.graphs import CASES, Case, Unavailable
 from gatkernels.bench.limits import limits
-from gatkernels.bench.measure import Timed, Timing, interleave, no_collection
+from gatkernels.bench.measure import Timed, Timing, foreign_seconds, interleave, no_collection
 from gatkernels.bench.memory import Peak, peak_memory
 from gatkernels.bench.peers import OURS, Peer, address
 
@@ -48,6 +48,7 @@ class CaseResult:
     num_nodes: int = 0
     num_edges: int = 0
     max_in_degree: int = 0
+    foreign_cores: float | None = None  # cores that other processes kept busy while timing
     peers: list[PeerResult] = field(default_factory=list)
     limits: list[LimitResult] = field(default_factory=list)
 
@@ -123,7 +124,11 @@ def run_case(
 
     tick(f"{name}: limits")
     floors = limits(case)
+    start, foreign = time.perf_counter(), foreign_seconds()
     times = interleave({**steps, **floors}, rounds, lambda who: tick(f"{name}: {who} timed"))
+    if foreign is not None:
+        spent = (foreign_seconds() or foreign) - foreign
+        result.foreign_cores = max(0.0, round(spent / (time.perf_counter() - start), 2))
     for outcome in result.peers:
         outcome.timings = times.get(outcome.name, {})
     result.limits = [LimitResult(key, floor.note, times[key]) for key, floor in floors.items()]

