@@ -1,4 +1,7 @@
-"""Compiles csrc/ with pybind11 and ninja. Never imports torch; the module links no torch library."""
+"""Compiles csrc/ with pybind11 and ninja.
+
+Never imports torch, and the module links no torch library.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +67,13 @@ def ninja_file(compiler: str, target: Path) -> str:
         sources |= X86_SOURCES
     lines = [
         f"flags = {FLAGS} {compile_openmp} {includes} {os.environ.get('CXXFLAGS', '')}",
+        f"link = {link_openmp} {os.environ.get('LDFLAGS', '')}",
         "rule compile",
         f"  command = {compiler} $flags $isa -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {compiler} {shared} $in -o $out {link_openmp} {os.environ.get('LDFLAGS', '')}",
+        f"  command = {compiler} {shared} $in -o $out $link",
     ]
     objects = []
     for source, isa in sources.items():

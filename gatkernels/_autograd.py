@@ -47,9 +47,7 @@ def _reference_backward(
         outputs.append(alpha)
         grads.append(grad_alpha)
     wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(
-        torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True)
-    )
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]
 
 

@@ -29,8 +29,7 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
 def shape(op: str, name: str, value: Tensor, expected: Sequence[int | None], legend: str) -> None:
     """``expected`` holds a size per dimension, None where any size will do."""
     if value.dim() != len(expected) or any(
-        want is not None and have != want
-        for have, want in zip(value.shape, expected, strict=True)
+        want is not None and have != want for have, want in zip(value.shape, expected, strict=True)
     ):
         raise ValueError(f"{op}: '{name}' must have shape {legend}, got {tuple(value.shape)}")
 

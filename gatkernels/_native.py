@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+import importlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gatkernels._checks import DTYPE_CODES
 
-_cpu: ModuleType | None
+_cpu: Any = None
 #: Why the compiled CPU module cannot be used; None where it can.
 cpu_missing: str | None = None
 try:  # torch is imported first, so that both share one OpenMP runtime
-    from gatkernels import _cpu
-except ImportError as error:
-    _cpu = None
+    _cpu = importlib.import_module("gatkernels._cpu")
+except ModuleNotFoundError:
     cpu_missing = (
-        f"the compiled module gatkernels._cpu cannot be imported ({error}); "
+        "the compiled module gatkernels._cpu is missing; "
         "install from source with a C++ compiler: pip install ."
     )
+except ImportError as error:
+    cpu_missing = f"the compiled module gatkernels._cpu cannot be loaded: {error}"
 
 Csr = tuple[Tensor, Tensor, Tensor]
 Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
 
 
-def cpu_module() -> ModuleType:
+def cpu_module() -> Any:
     if _cpu is None:
         raise RuntimeError(f"gatkernels: {cpu_missing}")
     return _cpu

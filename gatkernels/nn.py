@@ -89,9 +89,9 @@ class GATConv(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for linear in (self.lin, self.lin_src, self.lin_dst, self.res):
-            if linear is not None:
-                _glorot_(linear.weight)
+        for layer in (self.lin, self.lin_src, self.lin_dst, self.res):
+            if layer is not None:
+                _glorot_(layer.weight)
         _glorot_(self.att_src)
         _glorot_(self.att_dst)
         if self.bias is not None:
@@ -201,7 +201,8 @@ class GATConv(nn.Module):
     def _carried(self, weight: Tensor, att: Tensor) -> Tensor:
         """``W a`` per head, ``[heads, in_channels]``: the projection's columns for one score."""
         per_head = weight.unflatten(0, (self.heads, self.out_channels))  # [H, C, F]
-        return (att[0, :, None, :] @ per_head)[:, 0]
+        columns: Tensor = (att[0, :, None, :] @ per_head)[:, 0]
+        return columns
 
     def __repr__(self) -> str:
         return f"GATConv({self.in_channels}, {self.out_channels}, heads={self.heads})"

@@ -95,75 +95,90 @@ PYBIND11_MODULE(_cpu, m) {
     Status status;
     {
       py::gil_scoped_release release;
-      status = build_csr({as<const void>(row), as<const void>(other), wide, edges, num_rows,
-                          num_others, self_loops, threads, as<int64_t>(rowptr), as<int32_t>(col),
-                          as<int32_t>(eid)},
-                         &bad);
+      status =
+          build_csr({as<const void>(row), as<const void>(other), wide, edges, num_rows, num_others,
+                     self_loops, threads, as<int64_t>(rowptr), as<int32_t>(col), as<int32_t>(eid)},
+                    &bad);
     }
     check(status);
     return bad;
   });
 
-  m.def("gat_forward",
-        [kernels](int dtype, int threads, int64_t heads, int64_t channels, Pointer rowptr,
-                  Pointer col, Pointer eid, int64_t rows, Pointer src, int64_t src_stride,
-                  Pointer dst, int64_t dst_stride, Pointer edge, double slope, Pointer seed,
-                  double p, Pointer x, int64_t x_stride, Pointer out, Pointer out_pos,
-                  Pointer stats) {
-          const GatForward params{
-              {DType(dtype), threads, heads, channels},
-              edges(rowptr, col, eid, rows),
-              {matrix(src, src_stride), matrix(dst, dst_stride), as<const void>(edge), slope,
-               {as<const int64_t>(seed), p}},
-              matrix(x, x_stride), as<void>(out), as<void>(out_pos), as<void>(stats)};
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = kernels.gat_forward(params);
-          }
-          check(status);
-        });
+  m.def("gat_forward", [kernels](int dtype, int threads, int64_t heads, int64_t channels,
+                                 Pointer rowptr, Pointer col, Pointer eid, int64_t rows,
+                                 Pointer src, int64_t src_stride, Pointer dst, int64_t dst_stride,
+                                 Pointer edge, double slope, Pointer seed, double p, Pointer x,
+                                 int64_t x_stride, Pointer out, Pointer out_pos, Pointer stats) {
+    const GatForward params{{DType(dtype), threads, heads, channels},
+                            edges(rowptr, col, eid, rows),
+                            {matrix(src, src_stride),
+                             matrix(dst, dst_stride),
+                             as<const void>(edge),
+                             slope,
+                             {as<const int64_t>(seed), p}},
+                            matrix(x, x_stride),
+                            as<void>(out),
+                            as<void>(out_pos),
+                            as<void>(stats)};
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = kernels.gat_forward(params);
+    }
+    check(status);
+  });
 
-  m.def("gat_alpha",
-        [kernels](int dtype, int threads, int64_t heads, Pointer rowptr, Pointer col, Pointer eid,
-                  int64_t rows, Pointer src, int64_t src_stride, Pointer dst, int64_t dst_stride,
-                  Pointer edge, double slope, Pointer seed, double p, Pointer stats,
-                  Pointer alpha) {
-          const GatAlpha params{
-              {DType(dtype), threads, heads, 0},
-              edges(rowptr, col, eid, rows),
-              {matrix(src, src_stride), matrix(dst, dst_stride), as<const void>(edge), slope,
-               {as<const int64_t>(seed), p}},
-              as<const void>(stats), as<void>(alpha)};
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = kernels.gat_alpha(params);
-          }
-          check(status);
-        });
+  m.def("gat_alpha", [kernels](int dtype, int threads, int64_t heads, Pointer rowptr, Pointer col,
+                               Pointer eid, int64_t rows, Pointer src, int64_t src_stride,
+                               Pointer dst, int64_t dst_stride, Pointer edge, double slope,
+                               Pointer seed, double p, Pointer stats, Pointer alpha) {
+    const GatAlpha params{{DType(dtype), threads, heads, 0},
+                          edges(rowptr, col, eid, rows),
+                          {matrix(src, src_stride),
+                           matrix(dst, dst_stride),
+                           as<const void>(edge),
+                           slope,
+                           {as<const int64_t>(seed), p}},
+                          as<const void>(stats),
+                          as<void>(alpha)};
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = kernels.gat_alpha(params);
+    }
+    check(status);
+  });
 
   m.def("gat_backward",
         [kernels](int dtype, int threads, int64_t heads, int64_t channels, Pointer rowptr,
                   Pointer col, Pointer eid, int64_t num_dst, Pointer colptr, Pointer row,
                   Pointer ceid, int64_t num_src, Pointer src, int64_t src_stride, Pointer dst,
-                  int64_t dst_stride, Pointer edge, double slope, Pointer seed, double p,
-                  Pointer x, int64_t x_stride, Pointer grad, int64_t grad_stride, Pointer out,
-                  Pointer out_pos, Pointer stats, Pointer alpha, Pointer grad_alpha,
-                  Pointer packed, int64_t packed_stride, Pointer grad_x, int64_t grad_x_stride, Pointer grad_src,
+                  int64_t dst_stride, Pointer edge, double slope, Pointer seed, double p, Pointer x,
+                  int64_t x_stride, Pointer grad, int64_t grad_stride, Pointer out, Pointer out_pos,
+                  Pointer stats, Pointer alpha, Pointer grad_alpha, Pointer packed,
+                  int64_t packed_stride, Pointer grad_x, int64_t grad_x_stride, Pointer grad_src,
                   int64_t grad_src_stride, Pointer grad_dst, int64_t grad_dst_stride,
                   Pointer grad_edge) {
-          const GatBackward params{
-              {DType(dtype), threads, heads, channels},
-              edges(rowptr, col, eid, num_dst),
-              edges(colptr, row, ceid, num_src),
-              {matrix(src, src_stride), matrix(dst, dst_stride), as<const void>(edge), slope,
-               {as<const int64_t>(seed), p}},
-              matrix(x, x_stride), matrix(grad, grad_stride), as<const void>(out),
-              as<const void>(out_pos), as<const void>(stats), as<const void>(alpha),
-              as<const void>(grad_alpha), matrix(packed, packed_stride), matrix(grad_x, grad_x_stride),
-              matrix(grad_src, grad_src_stride), matrix(grad_dst, grad_dst_stride),
-              as<void>(grad_edge)};
+          const GatBackward params{{DType(dtype), threads, heads, channels},
+                                   edges(rowptr, col, eid, num_dst),
+                                   edges(colptr, row, ceid, num_src),
+                                   {matrix(src, src_stride),
+                                    matrix(dst, dst_stride),
+                                    as<const void>(edge),
+                                    slope,
+                                    {as<const int64_t>(seed), p}},
+                                   matrix(x, x_stride),
+                                   matrix(grad, grad_stride),
+                                   as<const void>(out),
+                                   as<const void>(out_pos),
+                                   as<const void>(stats),
+                                   as<const void>(alpha),
+                                   as<const void>(grad_alpha),
+                                   matrix(packed, packed_stride),
+                                   matrix(grad_x, grad_x_stride),
+                                   matrix(grad_src, grad_src_stride),
+                                   matrix(grad_dst, grad_dst_stride),
+                                   as<void>(grad_edge)};
           Status status;
           {
             py::gil_scoped_release release;

@@ -7,17 +7,17 @@
 namespace gatkernels {
 
 struct BuildCsr {
-  const void* row;      // [edges] node that owns the edge
-  const void* other;    // [edges] node at the other end
-  bool wide;            // ids are int64, else int32
+  const void* row;    // [edges] node that owns the edge
+  const void* other;  // [edges] node at the other end
+  bool wide;          // ids are int64, else int32
   int64_t edges;
   int64_t num_rows;
   int64_t num_others;
-  bool self_loops;      // drop edges with row == other, append one loop per node
+  bool self_loops;  // drop edges with row == other, append one loop per node
   int threads;
-  int64_t* rowptr;      // [num_rows + 1]
-  int32_t* col;         // [edges (+ min(num_rows, num_others))]
-  int32_t* eid;         // same
+  int64_t* rowptr;  // [num_rows + 1]
+  int32_t* col;     // [edges (+ min(num_rows, num_others))]
+  int32_t* eid;     // same
 };
 
 // bad: -1, or the place of an id out of range (plus `edges` if it is in `other`).

@@ -186,7 +186,8 @@ struct GatForwardJob {
     const auto add = [](V a, V b) { return a + b; };
     scores.each_slot([&](int h, int lanes) {
       // A maximum of -inf (all edges masked so far): keep -inf - lowest, not -inf - -inf.
-      const V best = V::max(V::set(std::numeric_limits<A>::lowest()), scores.repeat(top + h, lanes));
+      const V best =
+          V::max(V::set(std::numeric_limits<A>::lowest()), scores.repeat(top + h, lanes));
       V all = zero, positive = zero;
       scores.each_vector(h, n, [&](int at, int, int edges) {
         const V w = V::exp(V::load(t.weight + at) - best);
@@ -343,25 +344,25 @@ template <class T, class A, int kHeads>
 static Status gat_forward_slot(const GatForward& p, char* memory) {
   using Job = GatForwardJob<T, A, kHeads>;
   Job job(p, memory);
-  return run_rows(p.csr.rowptr, p.csr.rows, p.shape.threads,
-                  {&job, Job::rows, Job::segment, Job::merge,
-                   GatScratch<A>::bytes(p.shape.heads, job.width),
-                   size_t(job.partial_size()) * sizeof(A)});
+  return run_rows(
+      p.csr.rowptr, p.csr.rows, p.shape.threads,
+      {&job, Job::rows, Job::segment, Job::merge, GatScratch<A>::bytes(p.shape.heads, job.width),
+       size_t(job.partial_size()) * sizeof(A)});
 }
 
 // Calls run<kHeads>() for the slot of this many heads.
-#define GK_FOR_SLOT(A, heads, run)             \
-  switch (slot<A>(heads)) {                    \
-    case 1:                                    \
-      run(1);                                  \
-    case 2:                                    \
-      run(2);                                  \
-    case 4:                                    \
-      run((Vec<A>::kWidth < 4 ? 1 : 4));       \
-    case 8:                                    \
-      run((Vec<A>::kWidth < 8 ? 1 : 8));       \
-    default:                                   \
-      run((Vec<A>::kWidth < 16 ? 1 : 16));     \
+#define GK_FOR_SLOT(A, heads, run)         \
+  switch (slot<A>(heads)) {                \
+    case 1:                                \
+      run(1);                              \
+    case 2:                                \
+      run(2);                              \
+    case 4:                                \
+      run((Vec<A>::kWidth < 4 ? 1 : 4));   \
+    case 8:                                \
+      run((Vec<A>::kWidth < 8 ? 1 : 8));   \
+    default:                               \
+      run((Vec<A>::kWidth < 16 ? 1 : 16)); \
   }
 
 template <class T, class A>

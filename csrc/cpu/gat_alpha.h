@@ -15,8 +15,13 @@ struct GatAlphaJob {
 
   explicit GatAlphaJob(const GatAlpha& a)
       : p(a),
-        as_forward{{a.shape.dtype, a.shape.threads, a.shape.heads, 0}, a.csr, a.scores,
-                   {nullptr, 0}, nullptr, nullptr, nullptr},
+        as_forward{{a.shape.dtype, a.shape.threads, a.shape.heads, 0},
+                   a.csr,
+                   a.scores,
+                   {nullptr, 0},
+                   nullptr,
+                   nullptr,
+                   nullptr},
         forward(as_forward, no_features) {}
 
   void run(int64_t row, int64_t begin, int64_t end, GatScratch<A>& t) const {
@@ -52,9 +57,9 @@ template <class A, int kHeads>
 static Status gat_alpha_slot(const GatAlpha& p) {
   using Job = GatAlphaJob<A, kHeads>;
   Job job(p);
-  return run_rows(p.csr.rowptr, p.csr.rows, p.shape.threads,
-                  {&job, Job::rows, Job::segment, Job::merge,
-                   GatScratch<A>::bytes(p.shape.heads, 0), 0});
+  return run_rows(
+      p.csr.rowptr, p.csr.rows, p.shape.threads,
+      {&job, Job::rows, Job::segment, Job::merge, GatScratch<A>::bytes(p.shape.heads, 0), 0});
 }
 
 template <class A>

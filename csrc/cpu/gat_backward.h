@@ -60,8 +60,8 @@ struct GatBackwardJob {
       const int64_t at = int64_t(p.csr.eid[edge]) * heads;
       for (int h = 0; h < heads; ++h) {
         const A s = src[h] + dst[h] + (scores.edge ? scores.edge[at + h] : A(0));
-        const A share = static_cast<const A*>(p.alpha)[at + h] *
-                        static_cast<const A*>(p.grad_alpha)[at + h];
+        const A share =
+            static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
         dot[h] += share;
         if (s > A(0)) dot_pos[h] += share;
       }
@@ -119,7 +119,8 @@ struct GatBackwardJob {
         const int k = e * scores.stride + h;
         const A w = t.weight[k] * (t.score[k] > A(0) ? A(1) : slope);
         if (grad_alpha) sum[h] += w * grad_alpha[at + h];
-        if (grad_edge) grad_edge[at + h] += w * (t.head[h] + (grad_alpha ? grad_alpha[at + h] : A(0)));
+        if (grad_edge)
+          grad_edge[at + h] += w * (t.head[h] + (grad_alpha ? grad_alpha[at + h] : A(0)));
       }
     }
   }
@@ -202,9 +203,9 @@ static Status gat_backward_slot(const GatBackward& p, char* memory) {
   const size_t scratch = GatScratch<A>::bytes(p.shape.heads, job.width);
   const Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
   if (status != Status::kOk) return status;
-  return run_rows(p.csc.rowptr, p.csc.rows, p.shape.threads,
-                  {&job, Job::rows, Job::segment, Job::merge, scratch,
-                   size_t(job.partial_size()) * sizeof(A)});
+  return run_rows(
+      p.csc.rowptr, p.csc.rows, p.shape.threads,
+      {&job, Job::rows, Job::segment, Job::merge, scratch, size_t(job.partial_size()) * sizeof(A)});
 }
 
 template <class T, class A>

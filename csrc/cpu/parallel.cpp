@@ -15,7 +15,8 @@ namespace gatkernels {
 namespace {
 
 constexpr int64_t kTasksPerThread = 16;
-constexpr int64_t kSmall = 4096;  // rows + edges below which a second thread costs more than it gives
+constexpr int64_t kSmall =
+    4096;  // rows + edges below which a second thread costs more than it gives
 
 struct Segment {
   int64_t row, begin, end;
@@ -97,7 +98,8 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < tasks; ++task) {
         int64_t begin = row_at(rowptr, rows, total * task / tasks);
-        const int64_t end = task + 1 == tasks ? rows : row_at(rowptr, rows, total * (task + 1) / tasks);
+        const int64_t end =
+            task + 1 == tasks ? rows : row_at(rowptr, rows, total * (task + 1) / tasks);
         for (int64_t row = begin; row < end; ++row) {
           if (rowptr[row + 1] - rowptr[row] <= kSegment) continue;
           long_rows[size_t(long_count++)] = row;

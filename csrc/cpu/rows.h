@@ -8,8 +8,8 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-constexpr int kBlock = 128;          // edges scored at a time
-constexpr int kPrefetch = 16;        // edges ahead, rows of features
+constexpr int kBlock = 128;         // edges scored at a time
+constexpr int kPrefetch = 16;       // edges ahead, rows of features
 constexpr int kScorePrefetch = 48;  // edges ahead, scores
 
 // Heads side by side in a vector: kHeads of them, times kWidth / kHeads edges.
@@ -63,12 +63,12 @@ struct Gather {
   const int32_t* col_end;  // one past the last column, so that prefetching stays inside
 };
 
-// sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one tile of kN
-// vectors; `carry` adds to what is there.
+// sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one
+// tile of kN vectors; `carry` adds to what is there.
 template <class A, int kN, bool kPair, bool kUniform, class T>
-static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
-                                   const int32_t* col, int n, const A* w, const A* w_pos, int w_stride,
-                                   int64_t feature, bool carry, A* sum, A* sum_pos) {
+static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col,
+                                   int n, const A* w, const A* w_pos, int w_stride, int64_t feature,
+                                   bool carry, A* sum, A* sum_pos) {
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth;
   const int64_t vector = feature / kWidth;
@@ -98,7 +98,8 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
     const A* we = w + int64_t(e) * w_stride;
     const A* we_pos = w_pos + int64_t(e) * w_stride;
     for (int k = 0; k < kN; ++k) {
-      const V x = k == kN - 1 && ragged ? V::load(row + k * kWidth, tail) : V::load(row + k * kWidth);
+      const V x =
+          k == kN - 1 && ragged ? V::load(row + k * kWidth, tail) : V::load(row + k * kWidth);
       if (kUniform) {
         acc[k] = V::fma(x, V::set(we[first[k]]), acc[k]);
         if (kPair) pos[k] = V::fma(x, V::set(we_pos[first[k]]), pos[k]);
@@ -137,24 +138,31 @@ static inline void accumulate_kinds(bool pair, const HeadMap<A>& map, const Gath
 // All features of a row: the widest tiles first.
 template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
-                       const A* w, const A* w_pos, int w_stride, bool carry, A* sum,
-                       A* sum_pos) {
+                       const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos) {
   constexpr int kWidth = Vec<A>::kWidth, kTile = Vec<A>::kTile;
   const bool pair = sum_pos != nullptr;
   for (int64_t f = 0; f < map.width; f += kTile * kWidth) {
     const int64_t vectors = (map.width - f + kWidth - 1) / kWidth;
-#define GK_TILE(N)                                                                              \
-  accumulate_kinds<A, N>(pair, map, from, col, n, w, w_pos, w_stride, f, carry, sum, sum_pos);            \
+#define GK_TILE(N)                                                                             \
+  accumulate_kinds<A, N>(pair, map, from, col, n, w, w_pos, w_stride, f, carry, sum, sum_pos); \
   break
     switch (vectors < kTile ? int(vectors) : kTile) {
-      case 1: GK_TILE(1);
-      case 2: GK_TILE(2);
-      case 3: GK_TILE(3);
-      case 4: GK_TILE(4);
-      case 5: GK_TILE(kTile < 5 ? 1 : 5);
-      case 6: GK_TILE(kTile < 6 ? 1 : 6);
-      case 7: GK_TILE(kTile < 7 ? 1 : 7);
-      default: GK_TILE(kTile < 8 ? 1 : 8);
+      case 1:
+        GK_TILE(1);
+      case 2:
+        GK_TILE(2);
+      case 3:
+        GK_TILE(3);
+      case 4:
+        GK_TILE(4);
+      case 5:
+        GK_TILE(kTile < 5 ? 1 : 5);
+      case 6:
+        GK_TILE(kTile < 6 ? 1 : 6);
+      case 7:
+        GK_TILE(kTile < 7 ? 1 : 7);
+      default:
+        GK_TILE(kTile < 8 ? 1 : 8);
     }
 #undef GK_TILE
   }

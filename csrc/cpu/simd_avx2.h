@@ -110,8 +110,8 @@ struct Vec<float> {
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
     p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
-    const __m256i power = _mm256_slli_epi32(
-        _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    const __m256i power =
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     const __m256 keep = _mm256_cmp_ps(x.v, _mm256_set1_ps(-87.33f), _CMP_NLT_UQ);
     return {_mm256_and_ps(keep, _mm256_mul_ps(p, _mm256_castsi256_ps(power)))};
   }
@@ -142,8 +142,8 @@ struct Vec<double> {
     if constexpr (kHeads == 4) {
       return load(at(0), heads);
     } else if constexpr (kHeads == 2) {
-      return {_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(at(0))),
-                                   _mm_loadu_pd(at(1)), 1)};
+      return {_mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(at(0))), _mm_loadu_pd(at(1)),
+                                   1)};
     } else {
       return {_mm256_setr_pd(*at(0), *at(1), *at(2), *at(3))};
     }
@@ -160,8 +160,8 @@ struct Vec<double> {
     return a;
   }
   static Index index(const int32_t* p) {
-    return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2],
-                             2 * p[2] + 1, 2 * p[3], 2 * p[3] + 1);
+    return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2], 2 * p[2] + 1,
+                             2 * p[3], 2 * p[3] + 1);
   }
   static Vec expand(const double* p, Index index) {
     const __m256 pairs = _mm256_castpd_ps(_mm256_loadu_pd(p));
@@ -203,8 +203,8 @@ struct Vec<double> {
 };
 
 // words[e * stride + group * 4 ...] for n edges; four edges at a time, one per 64-bit lane
-static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
-                                int stride, uint32_t* words) {
+static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups, int stride,
+                                uint32_t* words) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
   for (int e = 0; e < n; e += 4) {
     const int count = n - e < 4 ? n - e : 4;
@@ -233,9 +233,8 @@ static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int gr
       _mm256_store_si256(reinterpret_cast<__m256i*>(odd), _mm256_unpackhi_epi64(a, b));
       for (int k = 0; k < count; ++k) {
         const uint32_t* from = (k % 2 == 0 ? even : odd) + k / 2 * 4;
-        _mm_storeu_si128(
-            reinterpret_cast<__m128i*>(words + int64_t(e + k) * stride + g * 4),
-            _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(words + int64_t(e + k) * stride + g * 4),
+                         _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
       }
     }
   }

@@ -60,8 +60,8 @@ struct Vec<float> {
   }
   // col[k] * stride for eight edges, the first one's for those that are not there
   static __m512i places(int64_t stride, const int32_t* col, int edges) {
-    const __m256i column = _mm256_mask_loadu_epi32(_mm256_set1_epi32(col[0]),
-                                                   __mmask8((1u << edges) - 1), col);
+    const __m256i column =
+        _mm256_mask_loadu_epi32(_mm256_set1_epi32(col[0]), __mmask8((1u << edges) - 1), col);
     return _mm512_mullo_epi64(_mm512_cvtepi32_epi64(column), _mm512_set1_epi64(stride));
   }
   // Combines the edges of a load_edges vector; every edge's lanes get the result.
@@ -208,13 +208,13 @@ struct Vec<double> {
 };
 
 // words[e * stride + group * 4 ...] for n edges; eight edges at a time, one per 64-bit lane
-static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups,
-                                int stride, uint32_t* words) {
+static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups, int stride,
+                                uint32_t* words) {
   const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
   for (int e = 0; e < n; e += 8) {
     const int count = n - e < 8 ? n - e : 8;
-    const __m512i edge = _mm512_cvtepu32_epi64(
-        _mm256_maskz_loadu_epi32(__mmask8((1u << count) - 1), eid + e));
+    const __m512i edge =
+        _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(__mmask8((1u << count) - 1), eid + e));
     for (int g = 0; g < groups; ++g) {
       __m512i c0 = edge, c1 = _mm512_setzero_si512(), c2 = _mm512_set1_epi64(g), c3 = c1;
       uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
@@ -235,9 +235,8 @@ static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int gr
       _mm512_store_si512(odd, _mm512_unpackhi_epi64(a, b));
       for (int k = 0; k < count; ++k) {
         const uint32_t* from = (k % 2 == 0 ? even : odd) + k / 2 * 4;
-        _mm_storeu_si128(
-            reinterpret_cast<__m128i*>(words + int64_t(e + k) * stride + g * 4),
-            _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(words + int64_t(e + k) * stride + g * 4),
+                         _mm_load_si128(reinterpret_cast<const __m128i*>(from)));
       }
     }
   }

@@ -1,0 +1,53 @@
+# make demo | test | lint | bench | format; each works from a clean checkout with Python >= 3.10,
+# a C++ compiler and pip. Overridable: make PYTHON=python3.12 TORCH=torch==2.12.0 demo
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.PHONY: demo test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train the paper's GAT on Cora, then time the layer"
+	@echo "make test    all tests"
+	@echo "make lint    ruff, mypy, clang-format"
+	@echo "make bench   the layers against PyG and DGL (installs both)"
+
+$(VENV)/torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@touch $@
+
+$(VENV)/ready: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' "$(TORCH)"
+	@touch $@
+
+$(VENV)/peers: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,peers]' "$(TORCH)"
+	@touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/gatkernels demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest python_tests
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check gatkernels python_tests bench setup.py
+	$(BIN)/ruff format --check gatkernels python_tests bench setup.py
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix gatkernels python_tests bench setup.py
+	$(BIN)/ruff format gatkernels python_tests bench setup.py
+	$(BIN)/clang-format -i $(SOURCES)
+
+bench: $(VENV)/peers
+	$(BIN)/python -m gatkernels.bench
+
+clean:
+	rm -rf build $(VENV) gatkernels/*.so *.egg-info
