@@ -6,7 +6,6 @@ on fake tensors. Index ranges are checked once, when a :class:`gatkernels.Graph`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,12 +25,19 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
     return value
 
 
-def shape(op: str, name: str, value: Tensor, expected: Sequence[int | None], legend: str) -> None:
-    """``expected`` holds a size per dimension, None where any size will do."""
-    if value.dim() != len(expected) or any(
-        want is not None and have != want for have, want in zip(value.shape, expected, strict=True)
-    ):
-        raise ValueError(f"{op}: '{name}' must have shape {legend}, got {tuple(value.shape)}")
+def shape(op: str, name: str, value: Tensor, **sizes: int | None) -> None:
+    """``sizes`` names each dimension with the size it must have, None where any will do."""
+    have = value.shape
+    if len(have) == len(sizes):
+        for size, want in zip(have, sizes.values(), strict=True):
+            if want is not None and size != want:
+                break
+        else:
+            return
+    known = ", ".join(f"{symbol}={size}" for symbol, size in sizes.items() if size is not None)
+    raise ValueError(
+        f"{op}: '{name}' must have shape [{', '.join(sizes)}] with {known}, got {tuple(have)}"
+    )
 
 
 def same_device(op: str, name: str, value: Tensor, device: torch.device, where: str) -> None:
@@ -78,25 +84,22 @@ def gat_inputs(
     device = graph.device
     tensor(op, "x", x)
     floating(op, "x", x, None)
-    legend = f"[num_src, heads, channels] with num_src={graph.num_src}"
-    shape(op, "x", x, (graph.num_src, None, None), legend)
+    shape(op, "x", x, num_src=graph.num_src, heads=None, channels=None)
     heads = x.shape[1]
-    rows = (
-        ("score_src", score_src, graph.num_src, "num_src"),
-        ("score_dst", score_dst, graph.num_dst, "num_dst"),
-        ("edge_score", edge_score, graph.num_edges, "num_edges"),
-    )
     same_device(op, "x", x, device, "the graph")
-    for name, value, count, symbol in rows:
-        if value is None:
-            if name == "score_src":
-                raise TypeError(f"{op}: 'score_src' must be a torch.Tensor, got NoneType")
-            continue
-        tensor(op, name, value)
-        legend = f"[{symbol}, heads] with {symbol}={count}, heads={heads}"
-        shape(op, name, value, (count, heads), legend)
-        floating(op, name, value, x)
-        same_device(op, name, value, device, "the graph")
+    _like_x(op, "score_src", score_src, x, num_src=graph.num_src, heads=heads)
+    if score_dst is not None:
+        _like_x(op, "score_dst", score_dst, x, num_dst=graph.num_dst, heads=heads)
+    if edge_score is not None:
+        _like_x(op, "edge_score", edge_score, x, num_edges=graph.num_edges, heads=heads)
+
+
+def _like_x(op: str, name: str, value: Any, x: Tensor, **sizes: int | None) -> None:
+    """A companion of ``x``: its dtype and device, and a shape of its own."""
+    tensor(op, name, value)
+    shape(op, name, value, **sizes)
+    floating(op, name, value, x)
+    same_device(op, name, value, x.device, "the graph")
 
 
 def edge_index(op: str, value: Any, name: str = "edge_index") -> None:

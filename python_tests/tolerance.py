@@ -1,0 +1,144 @@
+"""The one tolerance rule of all tests, and the results it compares.
+
+A result may be ``RATIO`` times as far from the float64 reference as the same formula in the
+result's own dtype is, plus a few roundings on the element's own scale: the sum of the absolute
+values of the terms it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from graphs import Inputs
+from torch import Tensor
+
+from gatkernels import Graph, _autograd, reference
+
+RATIO = 2.0
+#: Roundings of an element's scale allowed on top: a result is made in about eight operations.
+UNITS: dict[torch.dtype, float] = {torch.float32: 8.0, torch.float64: 8.0}
+#: Roundings per term of the longest sum, where the truth itself rounds as coarsely as the result.
+UNITS_PER_TERM: dict[torch.dtype, float] = {torch.float32: 0.0, torch.float64: 0.125}
+DTYPES = tuple(UNITS)
+
+Results = dict[str, Tensor]
+
+
+class Options(NamedTuple):
+    slope: float = 0.2
+    dropout: float = 0.0
+    seed: Tensor | None = None
+
+
+def differentiate(call: Callable[..., Any], inputs: Inputs) -> Results:
+    """``out``, ``alpha`` where its gradient is given, and the gradients of the inputs."""
+    given = {k: v for k, v in inputs._asdict().items() if not k.startswith("grad")}
+    leaves = {k: None if v is None else v.detach().requires_grad_() for k, v in given.items()}
+    out, alpha = call(*leaves.values())
+    outputs, grads = [out], [inputs.grad_out]
+    results = {"out": out.detach()}
+    if inputs.grad_alpha is not None:
+        outputs.append(alpha)
+        grads.append(inputs.grad_alpha)
+        results["alpha"] = alpha.detach()
+    wanted = {k: v for k, v in leaves.items() if v is not None}
+    found = torch.autograd.grad(outputs, list(wanted.values()), grads)
+    return results | {f"grad of {k}": g for k, g in zip(wanted, found, strict=True)}
+
+
+def by_kernel(graph: Graph, inputs: Inputs, options: Options) -> Results:
+    def call(x: Tensor, src: Tensor, dst: Tensor, edge: Tensor | None) -> Any:
+        rest = (options.seed, (options.slope, options.dropout), inputs.grad_alpha is not None)
+        return _autograd.gat(graph, x, src, dst, edge, *rest)
+
+    return differentiate(call, inputs)
+
+
+def by_reference(graph: Graph, inputs: Inputs, options: Options) -> Results:
+    def call(*tensors: Tensor) -> Any:
+        return reference.gat_attention(
+            graph,
+            *tensors,
+            negative_slope=options.slope,
+            dropout=options.dropout,
+            seed=options.seed,
+        )
+
+    return differentiate(call, inputs)
+
+
+def scales(graph: Graph, inputs: Inputs, options: Options) -> Results:
+    """For each element of each result the sum of its terms' absolute values, in float64."""
+    x, score_src, score_dst, edge, grad, grad_alpha = inputs.to(torch.float64)
+    _, alpha = reference.gat_attention(
+        graph, x[..., :0], score_src, score_dst, edge, negative_slope=options.slope
+    )
+    src, dst, eid = (t[: int(graph.rowptr[-1])] for t in graph.csr_edges())
+    alpha = alpha[eid]  # [used edges, H]
+    keep = torch.ones_like(alpha)
+    if options.dropout > 0.0:
+        assert options.seed is not None
+        sizes = (graph.num_edges, alpha.shape[1])
+        keep = reference.dropout_scale(*sizes, options.dropout, options.seed)[eid]
+    weight = (alpha * keep)[..., None]
+    gain = torch.einsum("ehc,ehc->eh", x.abs()[src], grad.abs()[dst])
+    if grad_alpha is not None:
+        gain = gain + grad_alpha.abs()[eid]
+    gain = gain * keep
+    row = torch.zeros_like(score_dst).index_add(0, dst, alpha * gain)
+    # The kernels split leaky'(s) into slope + (1 - slope) [s > 0].
+    score = alpha * (gain + row[dst]) * (abs(options.slope) + abs(1.0 - options.slope))
+    found = {
+        "out": torch.zeros_like(grad).index_add(0, dst, weight * x.abs()[src]),
+        "alpha": alpha.new_zeros(graph.num_edges, alpha.shape[1]).index_add(0, eid, weight[..., 0]),
+        "grad of x": torch.zeros_like(x).index_add(0, src, weight * grad.abs()[dst]),
+        "grad of score_src": torch.zeros_like(score_src).index_add(0, src, score),
+        "grad of score_dst": torch.zeros_like(score_dst).index_add(0, dst, score),
+    }
+    if edge is not None:
+        found["grad of edge_score"] = torch.zeros_like(edge).index_add(0, eid, score)
+    return found
+
+
+def allowance(dtype: torch.dtype, scale: Tensor, terms: int) -> Tensor:
+    """The absolute part of the rule; values below the normal range of the dtype may be flushed."""
+    info = torch.finfo(dtype)
+    units = UNITS[dtype] + UNITS_PER_TERM[dtype] * terms
+    floor = info.tiny * (1.0 + (float(scale.max()) if scale.numel() else 0.0))
+    return units * info.eps * scale + floor
+
+
+def assert_right(
+    graph: Graph,
+    inputs: Inputs,
+    options: Options | None = None,
+    got: Results | None = None,
+) -> None:
+    """Every result of the kernel (or ``got``) keeps the rule."""
+    __tracebackhide__ = True
+    options = options or Options()
+    got = by_kernel(graph, inputs, options) if got is None else got
+    plain = by_reference(graph, inputs, options)
+    truth = by_reference(graph, inputs.to(torch.float64), options)
+    scale = scales(graph, inputs, options)
+    assert set(got) <= set(truth)
+    degrees = torch.cat([graph.rowptr.diff(), graph.colptr.diff()])
+    terms = int(degrees.max()) if degrees.numel() else 0
+    for name, value in got.items():
+        assert value.shape == truth[name].shape, name
+        assert value.dtype == inputs.x.dtype, name
+        error = (value.double() - truth[name]).abs()
+        theirs = (plain[name].double() - truth[name]).abs()
+        limit = allowance(value.dtype, scale[name], terms)
+        if theirs.numel():
+            limit = limit + RATIO * theirs.max()
+        right = error <= limit  # False where error is NaN
+        if not bool(right.all()):
+            worst = int((~right).int().argmax())
+            raise AssertionError(
+                f"{name}: {int((~right).sum())} of {right.numel()} elements wrong, e.g. "
+                f"{value.flatten()[worst]} instead of {truth[name].flatten()[worst]} "
+                f"(allowed error {limit.flatten()[worst]:.3g})"
+            )
