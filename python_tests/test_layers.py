@@ -122,6 +122,12 @@ def test_results_of_pyg(
     assert_like_pyg(ours, theirs, torch.randn(NODES, 12), some_edges())
 
 
+def test_results_of_pyg_in_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "LARGE", 0)
+    ours, theirs = both(12, 5, 4, residual=True)
+    assert_like_pyg(ours, theirs, torch.randn(NODES, 12), some_edges())
+
+
 @pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, -0.3])
 def test_slopes_of_pyg(slope: float) -> None:
     ours, theirs = both(12, 5, 2, negative_slope=slope)

@@ -20,8 +20,8 @@ RATIO = 2.0
 #: Roundings of an element's scale allowed on top: about as many as operations in a row make it.
 UNITS: dict[torch.dtype, float] = {torch.float32: 8.0, torch.float64: 8.0}
 #: The same per edge of the longest row: adding n equal terms drifts by up to n / 8 roundings, in
-#: the softmax's denominator and again in the sum of rows. The plain formula drifts alike in float32,
-#: so that RATIO covers most; in float64 truth and result both drift, and nothing else covers it.
+#: the softmax's denominator and again in the sum of rows. In float32 the plain formula drifts as
+#: far, so RATIO covers most of it; in float64 the truth drifts as well and nothing else covers it.
 UNITS_PER_EDGE: dict[torch.dtype, float] = {torch.float32: 1 / 32, torch.float64: 1 / 2}
 DTYPES = tuple(UNITS)
 
