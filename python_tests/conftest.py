@@ -41,6 +41,11 @@ def _poisoned(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fresh memory holds NaN, so that an element no one wrote fails the test."""
     for owner, name in (

@@ -79,6 +79,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny_case(monkeypatch: pytest.MonkeyPatch) -> Case:
     monkeypatch.setattr(graphs, "CASES", {"tiny": graphs.tiny})
+    monkeypatch.setattr(measure, "WARM", 0.0)
     for module in (run, cli):
         monkeypatch.setattr(module, "CASES", graphs.CASES)
     return graphs.tiny()
@@ -231,10 +232,10 @@ class Sleeper:
 
 
 def test_rounds_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SHORT", 0.0)
+    monkeypatch.setattr(measure, "WARM", 0.0)
     log: list[str] = []
     times = measure.interleave({name: Sleeper(log, name) for name in "abc"}, rounds=3)
-    assert "".join(log) == "abc" + "abc" + "bca" + "cab"
+    assert "".join(log) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert times["a"]["step"].rounds == 3
 
 

@@ -114,10 +114,7 @@ def test_a_row_far_below_another_is_as_right(name: str, dtype: torch.dtype) -> N
     )
     near = by_kernel(graph, inputs, Options(1.0))
     below = (-1000.0 * torch.arange(graph.num_dst, dtype=dtype))[:, None].expand(-1, 2)
-    far = by_kernel(graph, inputs._replace(score_dst=below), Options(1.0))
-    for key, value in far.items():
-        atol = 32 * torch.finfo(dtype).eps * float(near[key].abs().max())
-        torch.testing.assert_close(value, near[key], rtol=0, atol=atol)
+    assert_same(by_kernel(graph, inputs._replace(score_dst=below), Options(1.0)), near)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.2, -0.3])
@@ -296,5 +293,5 @@ def test_an_unwritten_element_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 3, 5, torch.float32)
     monkeypatch.setattr(_native, "cpu_module", Idle)
-    with pytest.raises(AssertionError, match="out: 600 of 600 elements wrong, e.g. nan"):
+    with pytest.raises(AssertionError, match="out: 600 of 600 elements wrong"):
         assert_right(graph, inputs)

@@ -74,7 +74,7 @@ def epoch(model: nn.Module, x: Tensor, edge_index: Tensor) -> Callable[[], None]
         model.train()
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x, edge_index)[train], labels[train])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         model.eval()
         with torch.no_grad():

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 PHASES = ("forward", "backward", "step")
-#: A step shorter than this (seconds) is run once more, untimed, before each timed one: threads
-#: and caches are then as warm as they are in a training loop.
-SHORT = 0.05
-MIN_ROUNDS, MAX_ROUNDS = 5, 60
+#: Seconds (one step at least) that a step runs untimed before each timed run: threads, caches and
+#: above all memory, which an idle system may have handed back, are then as warm as in training.
+WARM = 0.2
+MIN_ROUNDS, MAX_ROUNDS = 5, 30
 #: Seconds that the rounds of one case may take, where the number of rounds is left open.
 BUDGET = 30.0
 
@@ -81,6 +81,13 @@ def sample(step: Timed) -> tuple[float, float, float]:
     return middle - start, stop - middle, stop - start
 
 
+def warm(step: Timed) -> None:
+    start = time.perf_counter()
+    sample(step)
+    while time.perf_counter() - start < WARM:
+        sample(step)
+
+
 def interleave(
     steps: Mapping[str, Timed],
     rounds: int | None = None,
@@ -88,26 +95,25 @@ def interleave(
 ) -> dict[str, dict[str, Timing]]:
     """Time every step once per round, in an order that rotates; seconds by name and phase.
 
-    The first round is warm-up and sets the number of rounds where it is not given. `tick` is told
-    the name before each run.
+    A first round, not counted, sets the number of rounds where it is not given. `tick` is told the
+    name before each run.
     """
     names = list(steps)
-    last: dict[str, float] = {}
+    start = time.perf_counter()
     for name in names:
         tick(name)
-        last[name] = sample(steps[name])[2]
+        warm(steps[name])
     if rounds is None:
-        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET / max(sum(last.values()), 1e-9))))
+        seconds = 2 * (time.perf_counter() - start)
+        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET / max(seconds, 1e-9))))
 
     samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             tick(name)
             with no_collection():
-                if last[name] < SHORT:
-                    sample(steps[name])
+                warm(steps[name])
                 samples[name].append(sample(steps[name]))
-            last[name] = samples[name][-1][2]
     return {
         name: {
             phase: Timing.of([run[column] for run in samples[name]])

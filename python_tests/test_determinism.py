@@ -1,0 +1,84 @@
+"""The same bits for every run and every number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from graphs import random_inputs
+from tolerance import DTYPES, Options, Results, by_kernel
+from torch import Tensor
+
+from gatkernels import Graph
+from gatkernels.models import GAT
+
+SEED = torch.tensor([31337])
+
+
+@pytest.fixture(autouse=True)
+def restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _graph() -> Graph:
+    """Enough rows for many tasks, with a hub among the destinations and one among the sources."""
+    generator = torch.Generator().manual_seed(1)
+    src = torch.randint(0, 3000, (20_000,), generator=generator)
+    dst = torch.randint(0, 3000, (20_000,), generator=generator)
+    dst[:7000] = 17
+    src[7000:14_000] = 1999
+    order = torch.randperm(20_000, generator=generator)
+    return Graph.from_edge_index(torch.stack([src, dst])[:, order], 3000, self_loops=True)
+
+
+GRAPH = _graph()
+
+
+def assert_same(got: Results, expected: Results, why: str) -> None:
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), f"{name} differs {why}"
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("shape", [(1, 16), (3, 5), (8, 8)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits(dtype: torch.dtype, shape: tuple[int, int], everything: bool) -> None:
+    inputs = random_inputs(GRAPH, *shape, dtype, edge_score=everything, attention=everything)
+    options = Options(0.2, 0.6 if everything else 0.0, SEED)
+    torch.set_num_threads(1)
+    expected = by_kernel(GRAPH, inputs, options)
+    for threads in (1, 2, 3, 4, 2):
+        torch.set_num_threads(threads)
+        assert_same(by_kernel(GRAPH, inputs, options), expected, f"with {threads} threads")
+
+
+@pytest.mark.parametrize("self_loops", [False, True])
+def test_graph_build(self_loops: bool) -> None:
+    edge_index = torch.randint(0, 9000, (2, 200_000))
+    torch.set_num_threads(1)
+    expected = Graph.from_edge_index(edge_index, 9000, self_loops)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        graph = Graph.from_edge_index(edge_index, 9000, self_loops)
+        for name in ("rowptr", "col", "eid", "colptr", "row", "ceid"):
+            assert torch.equal(getattr(graph, name), getattr(expected, name)), (name, threads)
+
+
+def test_training() -> None:
+    """Whole training steps repeat, dropout included."""
+    x = torch.randn(3000, 12)
+
+    def train() -> list[Tensor]:
+        torch.manual_seed(3)
+        model = GAT(12, 4, 3, heads=4, backend="cpu")
+        optimizer = torch.optim.Adam(model.parameters())
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x, GRAPH).square().mean().backward()
+            optimizer.step()
+        return list(model.state_dict().values())
+
+    assert all(map(torch.equal, train(), train()))

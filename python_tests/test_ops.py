@@ -1,0 +1,193 @@
+"""The registered ops and their autograd: gradcheck, opcheck, memory kept, torch.compile."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from graphs import GRAPHS, random_inputs
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from gatkernels import Graph, _autograd, _ops, gat_attention
+from gatkernels.functional import gat_attention_packed
+
+SEED = torch.tensor([77])
+SMALL = Graph.from_edge_index(
+    torch.tensor([[0, 1, 2, 2, 0, 3, 1, 1], [1, 0, 2, 0, 0, 1, 1, 1]]), (4, 3)
+)
+SQUARE = Graph.from_edge_index(torch.tensor([[0, 1, 2, 2, 1], [1, 0, 1, 0, 1]]), 3, True)
+
+
+def _leaves(graph: Graph, heads: int, channels: int, edge_score: bool) -> list[Tensor | None]:
+    inputs = random_inputs(graph, heads, channels, torch.float64, edge_score=edge_score)
+    return [None if t is None else t.requires_grad_() for t in inputs[:4]]
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradcheck(heads: int, channels: int, attention: bool, dropout: float) -> None:
+    leaves = _leaves(SMALL, heads, channels, edge_score=True)
+
+    def call(*tensors: Tensor) -> Any:
+        out, alpha = _autograd.gat(SMALL, *tensors, SEED, (0.2, dropout), attention)
+        return (out, alpha) if attention else out
+
+    assert gradcheck(call, leaves)
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, -0.3])
+def test_gradcheck_slopes_and_packed(slope: float) -> None:
+    leaves = _leaves(SQUARE, 3, 2, edge_score=False)[:3]
+    assert gradcheck(lambda *t: gat_attention(SQUARE, *t, negative_slope=slope), leaves)
+    packed = torch.cat([t.detach().flatten(1) for t in leaves], dim=1).requires_grad_()
+    options = (slope, 0.5)
+    assert gradcheck(lambda p: _autograd.gat_packed(SQUARE, p, (3, 2), SEED, options, True), packed)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("attention", [False, True])
+def test_gradgradcheck(dropout: float, attention: bool) -> None:
+    leaves = _leaves(SMALL, 2, 2, edge_score=True)
+
+    def call(*tensors: Tensor) -> Any:
+        out, alpha = _autograd.gat(SMALL, *tensors, SEED, (0.2, dropout), attention)
+        return (out, alpha) if attention else out
+
+    assert gradgradcheck(call, leaves)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_gradgradcheck_packed(attention: bool) -> None:
+    packed = torch.randn(3, 2 * 2 + 4, dtype=torch.float64, requires_grad=True)
+
+    def call(tensor: Tensor) -> Any:
+        out, alpha = _autograd.gat_packed(SQUARE, tensor, (2, 2), SEED, (0.2, 0.5), attention)
+        return (out, alpha) if attention else out
+
+    assert gradgradcheck(call, packed)
+
+
+@pytest.mark.parametrize("frozen", ["x", "score_src", "score_dst", "edge_score"])
+def test_double_backward_with_a_frozen_input(frozen: str) -> None:
+    leaves = _leaves(SMALL, 2, 2, edge_score=True)
+    names = ("x", "score_src", "score_dst", "edge_score")
+    chosen = [leaf for leaf, name in zip(leaves, names, strict=True) if name != frozen]
+    leaves[names.index(frozen)].requires_grad_(False)
+    twice = {}
+    for backend in ("cpu", "reference"):
+        out = gat_attention(SMALL, *leaves, backend=backend)
+        first = torch.autograd.grad(out.square().sum(), chosen, create_graph=True)
+        total = sum(g.square().sum() for g in first)
+        twice[backend] = torch.autograd.grad(total, chosen)
+    for got, expected in zip(twice["cpu"], twice["reference"], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_retained_graph_gives_the_same_gradient_again() -> None:
+    x, src, dst, _ = _leaves(SMALL, 2, 3, edge_score=False)
+    loss = gat_attention(SMALL, x, src, dst).square().sum()
+    first = torch.autograd.grad(loss, (x, src, dst), retain_graph=True)
+    second = torch.autograd.grad(loss, (x, src, dst))
+    assert all(map(torch.equal, first, second))
+
+
+@cache
+def _samples() -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments for every op: plain, and with everything optional."""
+    csr = (SQUARE.rowptr, SQUARE.col, SQUARE.eid)
+    csc = (SQUARE.colptr, SQUARE.row, SQUARE.ceid)
+    inputs = random_inputs(SQUARE, 2, 3, torch.float32, edge_score=True, attention=True)
+    x, src, dst, edge, grad, grad_alpha = inputs
+    plain = (src, dst, None, 0.2, 0.0, None)
+    full = (src, dst, edge, 0.2, 0.5, SEED)
+    packed = torch.cat([x.flatten(1), src, dst], dim=1)
+    ops = torch.ops.gatkernels
+    kept = {}
+    for key, scores in (("plain", plain), ("full", full)):
+        out, out_pos, stats = ops.gat_forward(*csr, x, *scores, True, True)
+        kept[key] = (out, out_pos, stats, ops.gat_alpha(*csr, *scores, stats), grad, grad_alpha)
+    without_alpha = (*kept["plain"][:3], None, grad, None)
+    edge_index = SQUARE.edge_index
+    return {
+        "build_csr": [
+            (edge_index, 3, 3, False, False),
+            (edge_index.int(), 3, 4, True, True),
+        ],
+        "gat_forward": [
+            (*csr, x, *plain, False, False),
+            (*csr, x, *full, True, True),
+        ],
+        "gat_alpha": [(*csr, *plain, kept["plain"][2]), (*csr, *full, kept["full"][2])],
+        "gat_backward": [
+            (*csr, *csc, x, *plain, *without_alpha),
+            (*csr, *csc, x, *full, *kept["full"]),
+        ],
+        "gat_packed_backward": [
+            (*csr, *csc, packed, 2, 3, 0.2, 0.0, None, *without_alpha),
+            (*csr, *csc, packed, 2, 3, 0.2, 0.0, None, *kept["plain"]),
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(_ops._library._op_defs))
+@pytest.mark.parametrize("sample", [0, 1])
+def test_opcheck(name: str, sample: int) -> None:
+    op = name.removeprefix("gatkernels::")
+    torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, _samples()[op][sample])
+
+
+def _saved_bytes(graph: Graph, heads: int, channels: int, packed: bool) -> tuple[int, int]:
+    """Bytes that a forward keeps for its backward: in all, and of floating tensors."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = tensor
+        return tensor
+
+    x = torch.randn(graph.num_src, heads * channels + 2 * heads, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if packed:
+            out, _ = gat_attention_packed(graph, x, heads, dropout=0.5, backend="cpu")
+        else:
+            parts = _ops.split_packed(x, heads, channels)
+            out = gat_attention(graph, *parts, dropout=0.5, backend="cpu")
+    assert out.requires_grad
+    sizes = {k: t.untyped_storage().nbytes() for k, t in kept.items()}
+    floating = sum(sizes[k] for k, t in kept.items() if t.is_floating_point())
+    return sum(sizes.values()), floating
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_nothing_the_size_of_the_edges_is_kept(packed: bool) -> None:
+    """Features, output, positive output and statistics, all per node; of the edges only ids."""
+    nodes, heads, channels, edges = 20, 4, 8, 20_000
+    edge_index = torch.randint(0, nodes, (2, edges))
+    graph = Graph.from_edge_index(edge_index, nodes)
+    total, floating = _saved_bytes(graph, heads, channels, packed)
+    rows = 4 * nodes * heads
+    assert 0 < floating <= rows * (3 * channels + 2 + 3)
+    assert total - floating <= 4 * 4 * edges + 2 * 8 * (nodes + 1) + 8
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_into_one_graph(dynamic: bool) -> None:
+    graph = GRAPHS["random"]()
+    inputs = random_inputs(graph, 4, 6, torch.float32)
+    leaves = [t.clone().requires_grad_() for t in inputs[:3]]
+
+    def step(x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        return gat_attention(graph, x.sin(), src, dst, backend="cpu").cos()
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    results = []
+    for call in (compiled, step):
+        out = call(*leaves)
+        results.append([out, *torch.autograd.grad(out, leaves, inputs.grad_out)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
