@@ -6,4 +6,13 @@ from gatkernels.functional import attention_weights, gat_attention, gatv2_attent
 from gatkernels.graph import Graph
 
 __version__ = "0.1.0"
-__all__ = ["BackendUnavailable", "Graph", "__version__", "attention_weights", "gat_attention", "gatv2_attention", "models", "nn"]
+__all__ = [
+    "BackendUnavailable",
+    "Graph",
+    "__version__",
+    "attention_weights",
+    "gat_attention",
+    "gatv2_attention",
+    "models",
+    "nn",
+]

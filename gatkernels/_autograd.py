@@ -40,9 +40,7 @@ def _reference_backward(
     grad_alpha: Tensor | None,
 ) -> list[Tensor | None]:
     """Differentiable gradients of the inputs that need one, by a formula of the reference."""
-    out, alpha = attention(
-        graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed
-    )
+    out, alpha = attention(graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed)
     outputs, grads = [out], [grad]
     if grad_alpha is not None:
         outputs.append(alpha)

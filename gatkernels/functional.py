@@ -33,7 +33,8 @@ def _fold(x: Tensor) -> Tensor:
 
 
 def _unfold(x: Tensor, batch: int) -> Tensor:
-    return x.unflatten(1, (batch, -1)).transpose(0, 1)
+    graphs: Tensor = x.unflatten(1, (batch, -1)).transpose(0, 1)
+    return graphs
 
 
 def gat_attention(
@@ -207,8 +208,8 @@ def gatv2_attention(
     if x_src.dim() == 4:
         batch = x_src.shape[0]
         _checks.batch(op, batch, x_dst=x_dst, edge=edge)
-        folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1)]
-        folded.append(None if edge is None else _fold(edge))
+        rest = None if edge is None else _fold(edge)
+        folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest]
         out, alpha = _gatv2(op, graph, folded, options, return_attention, backend)
         if alpha is None:
             return _unfold(out, batch)

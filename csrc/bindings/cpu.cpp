@@ -138,12 +138,17 @@ PYBIND11_MODULE(_cpu, m) {
                                Pointer eid, int64_t rows, Pointer src, int64_t src_stride,
                                Pointer dst, int64_t dst_stride, Pointer edge, double slope,
                                Pointer seed, double p, Pointer stats, Pointer alpha) {
-    const GatForward params{
-        {DType(dtype), threads, heads, 0},
-        edges(rowptr, col, eid, rows),
-        {matrix(src, src_stride), matrix(dst, dst_stride), as<const void>(edge), slope,
-         {as<const int64_t>(seed), p}},
-        {nullptr, 0}, nullptr, nullptr, nullptr};
+    const GatForward params{{DType(dtype), threads, heads, 0},
+                            edges(rowptr, col, eid, rows),
+                            {matrix(src, src_stride),
+                             matrix(dst, dst_stride),
+                             as<const void>(edge),
+                             slope,
+                             {as<const int64_t>(seed), p}},
+                            {nullptr, 0},
+                            nullptr,
+                            nullptr,
+                            nullptr};
     const AlphaOut to{as<const void>(stats), as<void>(alpha)};
     run([&] { return kernels.gat_forward(params, &to); });
   });
@@ -186,12 +191,17 @@ PYBIND11_MODULE(_cpu, m) {
                   Pointer col, Pointer eid, int64_t rows, Pointer dst, int64_t dst_stride,
                   Pointer att, Pointer edge, double slope, Pointer seed, double p, Pointer x,
                   int64_t x_stride, Pointer out, Pointer stats) {
-          const Gatv2Forward params{
-              {DType(dtype), threads, heads, channels},
-              edges(rowptr, col, eid, rows),
-              {matrix(dst, dst_stride), as<const void>(att), as<const void>(edge), slope,
-               {as<const int64_t>(seed), p}},
-              matrix(x, x_stride), as<void>(out), nullptr, as<void>(stats)};
+          const Gatv2Forward params{{DType(dtype), threads, heads, channels},
+                                    edges(rowptr, col, eid, rows),
+                                    {matrix(dst, dst_stride),
+                                     as<const void>(att),
+                                     as<const void>(edge),
+                                     slope,
+                                     {as<const int64_t>(seed), p}},
+                                    matrix(x, x_stride),
+                                    as<void>(out),
+                                    nullptr,
+                                    as<void>(stats)};
           run([&] { return kernels.gatv2_forward(params, nullptr); });
         });
 
@@ -200,12 +210,17 @@ PYBIND11_MODULE(_cpu, m) {
                   Pointer col, Pointer eid, int64_t rows, Pointer dst, int64_t dst_stride,
                   Pointer att, Pointer edge, double slope, Pointer seed, double p, Pointer x,
                   int64_t x_stride, Pointer stats, Pointer alpha) {
-          const Gatv2Forward params{
-              {DType(dtype), threads, heads, channels},
-              edges(rowptr, col, eid, rows),
-              {matrix(dst, dst_stride), as<const void>(att), as<const void>(edge), slope,
-               {as<const int64_t>(seed), p}},
-              matrix(x, x_stride), nullptr, nullptr, nullptr};
+          const Gatv2Forward params{{DType(dtype), threads, heads, channels},
+                                    edges(rowptr, col, eid, rows),
+                                    {matrix(dst, dst_stride),
+                                     as<const void>(att),
+                                     as<const void>(edge),
+                                     slope,
+                                     {as<const int64_t>(seed), p}},
+                                    matrix(x, x_stride),
+                                    nullptr,
+                                    nullptr,
+                                    nullptr};
           const AlphaOut to{as<const void>(stats), as<void>(alpha)};
           run([&] { return kernels.gatv2_forward(params, &to); });
         });
@@ -218,16 +233,25 @@ PYBIND11_MODULE(_cpu, m) {
                   Pointer grad, int64_t grad_stride, Pointer out, Pointer stats, Pointer alpha,
                   Pointer grad_alpha, Pointer packed, int64_t packed_stride, Pointer grad_src,
                   Pointer grad_dst, Pointer grad_att, Pointer grad_edge) {
-          const Gatv2Backward params{
-              {DType(dtype), threads, heads, channels},
-              edges(rowptr, col, eid, num_dst),
-              edges(colptr, row, ceid, num_src),
-              {matrix(dst, dst_stride), as<const void>(att), as<const void>(edge), slope,
-               {as<const int64_t>(seed), p}},
-              matrix(x, x_stride), matrix(grad, grad_stride), as<const void>(out),
-              as<const void>(stats), as<const void>(alpha), as<const void>(grad_alpha),
-              matrix(packed, packed_stride), as<void>(grad_src), as<void>(grad_dst),
-              as<void>(grad_att), as<void>(grad_edge)};
+          const Gatv2Backward params{{DType(dtype), threads, heads, channels},
+                                     edges(rowptr, col, eid, num_dst),
+                                     edges(colptr, row, ceid, num_src),
+                                     {matrix(dst, dst_stride),
+                                      as<const void>(att),
+                                      as<const void>(edge),
+                                      slope,
+                                      {as<const int64_t>(seed), p}},
+                                     matrix(x, x_stride),
+                                     matrix(grad, grad_stride),
+                                     as<const void>(out),
+                                     as<const void>(stats),
+                                     as<const void>(alpha),
+                                     as<const void>(grad_alpha),
+                                     matrix(packed, packed_stride),
+                                     as<void>(grad_src),
+                                     as<void>(grad_dst),
+                                     as<void>(grad_att),
+                                     as<void>(grad_edge)};
           run([&] { return kernels.gatv2_backward(params); });
         });
 }

@@ -216,9 +216,9 @@ struct AlphaJob {
   static void merge(void*, int64_t, int64_t, const char*, int64_t, char*) {}
 
   Status launch() {
-    return run_rows(forward.p.csr.rowptr, forward.p.csr.rows, forward.p.shape.threads,
-                    {this, rows, segment, merge,
-                     Scratch<A>::bytes(forward.heads, forward.width), 0});
+    return run_rows(
+        forward.p.csr.rowptr, forward.p.csr.rows, forward.p.shape.threads,
+        {this, rows, segment, merge, Scratch<A>::bytes(forward.heads, forward.width), 0});
   }
 };
 

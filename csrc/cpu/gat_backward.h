@@ -22,8 +22,8 @@ struct GatBackwardJob {
   const GatBackward& p;
   HeadVectors<A, kHeads> lanes_of;
   HeadMap<A> map;
-  Gather<T> grad;         // rows of the packed scratch
-  const A* fields;        // behind each row the four fields of its destination, [4, H]
+  Gather<T> grad;   // rows of the packed scratch
+  const A* fields;  // behind each row the four fields of its destination, [4, H]
   int64_t fields_stride;
   GatScorer<A, kHeads> scores;
   int heads;
@@ -159,15 +159,14 @@ struct GatBackwardJob {
   }
 
   // Edges [begin, end) out of j, block by block.
-  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos,
-           Scratch<A>& t) const {
+  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos, Scratch<A>& t) const {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
       const bool carry = edge != begin;
       score(j, edge, n, t, sum, carry);
       lanes_of.weigh(t, p.csc.eid + edge, n, nullptr, true);
-      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, lanes_of.stride, carry, row,
-                 row_pos);
+      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, lanes_of.stride, carry,
+                 row, row_pos);
       if (p.grad_edge || p.grad_alpha) edge_terms(j, edge, n, t, sum);
     }
   }
@@ -192,7 +191,8 @@ struct GatBackwardJob {
     A* sum = reinterpret_cast<A*>(partial);
     job.run(j, begin, end, sum, sum + job.heads, sum + job.heads + job.width, t);
   }
-  static void merge(void* context, int64_t j, int64_t, const char* partials, int64_t count, char* memory) {
+  static void merge(void* context, int64_t j, int64_t, const char* partials, int64_t count,
+                    char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     Scratch<A> t(memory, job.heads, job.width);
     const int64_t size = job.partial_size();

@@ -91,8 +91,8 @@ struct Gatv2Scorer {
 
 template <class T, class A>
 static Status gatv2_forward(const Gatv2Forward& p, const AlphaOut* to) {
-#define GK_RUN(kHeads)                                                                        \
-  return run_forward<A, ForwardJob<T, A, kHeads, Gatv2Scorer<T, A, kHeads>, Gatv2Forward>,    \
+#define GK_RUN(kHeads)                                                                     \
+  return run_forward<A, ForwardJob<T, A, kHeads, Gatv2Scorer<T, A, kHeads>, Gatv2Forward>, \
                      Gatv2Forward>(p, to)
   GK_FOR_SLOT(A, p.shape.heads, GK_RUN)
 #undef GK_RUN

@@ -15,14 +15,14 @@ struct Gatv2BackwardJob {
   const Gatv2Backward& p;
   HeadVectors<A, kHeads> lanes_of;
   HeadMap<A> map;
-  Gather<T> x;            // rows of x_src, by the columns of CSR
-  Gather<T> packed;       // rows of grad and x_dst, by the columns of CSC
-  const A* fields;        // behind each packed row: maximum, 1 / sum, delta [3, H]
+  Gather<T> x;       // rows of x_src, by the columns of CSR
+  Gather<T> packed;  // rows of grad and x_dst, by the columns of CSC
+  const A* fields;   // behind each packed row: maximum, 1 / sum, delta [3, H]
   int64_t fields_stride;
   Gatv2Scorer<T, A, kHeads> scorer;
   int heads;
   int64_t width;
-  A* att_parts;           // [tasks, then long rows; H * C]
+  A* att_parts;  // [tasks, then long rows; H * C]
   int64_t tasks;
 
   Gatv2BackwardJob(const Gatv2Backward& params, char* memory, A* att_parts_, int64_t tasks_)
@@ -55,8 +55,8 @@ struct Gatv2BackwardJob {
       for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
         const int64_t at = int64_t(p.csr.eid[edge]) * heads;
         for (int h = 0; h < heads; ++h) {
-          delta[h] += static_cast<const A*>(p.alpha)[at + h] *
-                      static_cast<const A*>(p.grad_alpha)[at + h];
+          delta[h] +=
+              static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
         }
       }
     }
@@ -82,9 +82,8 @@ struct Gatv2BackwardJob {
       for (int h = 0; h < heads; ++h) t.weight[e * stride + h] -= field[h];
     }
     lanes_of.each_slot([&](int h, int) {
-      lanes_of.each_vector(h, n, [&](int at, int, int) {
-        V::exp(V::load(t.weight + at)).store(t.weight + at);
-      });
+      lanes_of.each_vector(
+          h, n, [&](int at, int, int) { V::exp(V::load(t.weight + at)).store(t.weight + at); });
     });
     for (int e = 0; e < n; ++e) {
       const A* field = fields + dst(e) * fields_stride;
@@ -96,9 +95,8 @@ struct Gatv2BackwardJob {
     }
     lanes_of.weigh(t, eid, n, nullptr, false);
     for (int e = 0; e < n; ++e) {
-      const A* grad_alpha = p.grad_alpha
-                                ? static_cast<const A*>(p.grad_alpha) + int64_t(eid[e]) * heads
-                                : nullptr;
+      const A* grad_alpha =
+          p.grad_alpha ? static_cast<const A*>(p.grad_alpha) + int64_t(eid[e]) * heads : nullptr;
       for (int h = 0; h < heads; ++h) {
         const int k = e * stride + h;
         const A outer = grad_alpha ? t.score[k] + grad_alpha[h] : t.score[k];
@@ -110,8 +108,8 @@ struct Gatv2BackwardJob {
   // One vector of features at a time over n edges: slopes (+)= sum dl leaky'(u), and `other` (+)=
   // sum dl leaky(u) (by destination) or sum alpha m dO (by source).
   template <bool kBySource, class Source, class Destination>
-  void accumulate_terms(const int32_t* eid, int n, Source src, Destination dst,
-                        const Scratch<A>& t, bool carry, A* slopes, A* other) const {
+  void accumulate_terms(const int32_t* eid, int n, Source src, Destination dst, const Scratch<A>& t,
+                        bool carry, A* slopes, A* other) const {
     constexpr int kTile = V::kTile / 2;
     for (int64_t begin = 0; begin < width; begin += kTile * V::kWidth) {
       V first[kTile], second[kTile];

@@ -23,18 +23,16 @@ static Status with_types(DType dtype, Run run) {
 }
 
 static Status gat_forward_of(const GatForward& p, const AlphaOut* to) {
-  return with_types(p.shape.dtype, [&](auto t, auto a) {
-    return gat_forward<decltype(t), decltype(a)>(p, to);
-  });
+  return with_types(p.shape.dtype,
+                    [&](auto t, auto a) { return gat_forward<decltype(t), decltype(a)>(p, to); });
 }
 static Status gat_backward_of(const GatBackward& p) {
   return with_types(p.shape.dtype,
                     [&](auto t, auto a) { return gat_backward<decltype(t), decltype(a)>(p); });
 }
 static Status gatv2_forward_of(const Gatv2Forward& p, const AlphaOut* to) {
-  return with_types(p.shape.dtype, [&](auto t, auto a) {
-    return gatv2_forward<decltype(t), decltype(a)>(p, to);
-  });
+  return with_types(p.shape.dtype,
+                    [&](auto t, auto a) { return gatv2_forward<decltype(t), decltype(a)>(p, to); });
 }
 static Status gatv2_backward_of(const Gatv2Backward& p) {
   return with_types(p.shape.dtype,

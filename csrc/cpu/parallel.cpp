@@ -15,7 +15,7 @@
 namespace gatkernels {
 namespace {
 
-constexpr int64_t kTask = 4096;      // rows + edges worth a task of their own
+constexpr int64_t kTask = 4096;  // rows + edges worth a task of their own
 constexpr int64_t kMaxTasks = 1024;
 constexpr int64_t kSmall =
     4096;  // rows + edges below which a second thread costs more than it gives
@@ -143,7 +143,8 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
 #pragma omp for schedule(dynamic, 1)
         for (int64_t k = 0; k < int64_t(long_count); ++k) {
           const int64_t first = first_segment[size_t(k)];
-          job.merge(job.context, long_rows[size_t(k)], k, partials + size_t(first) * job.partial_bytes,
+          job.merge(job.context, long_rows[size_t(k)], k,
+                    partials + size_t(first) * job.partial_bytes,
                     first_segment[size_t(k) + 1] - first, scratch);
         }
       }
