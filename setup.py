@@ -25,9 +25,9 @@ CPU_SOURCES = (
     "csrc/cpu/parallel.cpp",
 )
 X86_SOURCES = {
-    "csrc/cpu/isa_avx2.cpp": "-mavx2 -mfma",
+    "csrc/cpu/isa_avx2.cpp": "-mavx2 -mfma -mf16c",
     "csrc/cpu/isa_avx512.cpp": (
-        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mprefer-vector-width=512"
+        "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mprefer-vector-width=512"
         " -Wno-maybe-uninitialized -Wno-uninitialized"
     ),
 }

@@ -2,8 +2,17 @@
 
 from gatkernels import models, nn
 from gatkernels._dispatch import BackendUnavailable
-from gatkernels.functional import gat_attention
+from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
 from gatkernels.graph import Graph
 
 __version__ = "0.1.0"
-__all__ = ["BackendUnavailable", "Graph", "__version__", "gat_attention", "models", "nn"]
+__all__ = [
+    "BackendUnavailable",
+    "Graph",
+    "__version__",
+    "attention_weights",
+    "gat_attention",
+    "gatv2_attention",
+    "models",
+    "nn",
+]

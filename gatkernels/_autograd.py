@@ -31,17 +31,16 @@ def _needs_backward(*inputs: Tensor | None) -> bool:
 
 
 def _reference_backward(
+    attention: Any,
     graph: Graph,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    inputs: tuple[Tensor | None, ...],
     options: tuple[float, float],
     seed: Tensor | None,
     grad: Tensor,
     grad_alpha: Tensor | None,
 ) -> list[Tensor | None]:
-    """Differentiable gradients of the inputs that need one."""
-    out, alpha = reference.gat_attention(
-        graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed
-    )
+    """Differentiable gradients of the inputs that need one, by a formula of the reference."""
+    out, alpha = attention(graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed)
     outputs, grads = [out], [grad]
     if grad_alpha is not None:
         outputs.append(alpha)
@@ -90,7 +89,13 @@ class GATAttention(torch.autograd.Function):
             grad = torch.zeros_like(out)
         if torch.is_grad_enabled():
             grads = _reference_backward(
-                _graph_of(tuple(arrays)), (x, src, dst, edge), ctx.options, seed, grad, grad_alpha
+                reference.gat_attention,
+                _graph_of(tuple(arrays)),
+                (x, src, dst, edge),
+                ctx.options,
+                seed,
+                grad,
+                grad_alpha,
             )
         else:
             grads = _gatkernels.gat_backward(
@@ -142,7 +147,13 @@ class GATPacked(torch.autograd.Function):
         if torch.is_grad_enabled():
             parts = (*_ops.split_packed(packed, *ctx.sizes), None)
             grads = _reference_backward(
-                _graph_of(tuple(arrays)), parts, ctx.options, seed, grad, grad_alpha
+                reference.gat_attention,
+                _graph_of(tuple(arrays)),
+                parts,
+                ctx.options,
+                seed,
+                grad,
+                grad_alpha,
             )
             grad_packed = torch.cat([g.flatten(1) for g in grads[:3] if g is not None], dim=1)
         else:
@@ -151,6 +162,78 @@ class GATPacked(torch.autograd.Function):
                 out, out_pos, stats, alpha, grad, grad_alpha,
             )  # fmt: skip
         return (None,) * 6 + (grad_packed, None, None, None, None, None)
+
+
+class GATv2Attention(torch.autograd.Function):
+    """``out`` and, where asked for, ``alpha`` of GATv2."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rowptr: Tensor,
+        col: Tensor,
+        eid: Tensor,
+        colptr: Tensor,
+        row: Tensor,
+        ceid: Tensor,
+        x_src: Tensor,
+        x_dst: Tensor,
+        att: Tensor,
+        edge: Tensor | None,
+        seed: Tensor | None,
+        options: tuple[float, float],
+        return_attention: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        csr, scores = (rowptr, col, eid), (x_src, x_dst, att, edge, *options, seed)
+        out, stats = _gatkernels.gatv2_forward(*csr, *scores, True)
+        alpha = _gatkernels.gatv2_alpha(*csr, *scores, stats) if return_attention else None
+        ctx.save_for_backward(*csr, colptr, row, ceid, *scores[:4], seed, out, stats, alpha)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return out, alpha
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
+        *arrays, x_src, x_dst, att, edge, seed, out, stats, alpha = ctx.saved_tensors
+        if grad is None:
+            grad = torch.zeros_like(out)
+        if torch.is_grad_enabled():
+            grads = _reference_backward(
+                reference.gatv2_attention,
+                _graph_of(tuple(arrays)),
+                (x_src, x_dst, att, edge),
+                ctx.options,
+                seed,
+                grad,
+                grad_alpha,
+            )
+        else:
+            grads = _gatkernels.gatv2_backward(
+                *arrays, x_src, x_dst, att, edge, *ctx.options, seed,
+                out, stats, alpha, grad, grad_alpha,
+            )  # fmt: skip
+        grad_edge = grads[3] if edge is not None else None
+        return (None,) * 6 + (*grads[:3], grad_edge, None, None, None)
+
+
+def gatv2(
+    graph: Graph,
+    x_src: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None,
+    seed: Tensor | None,
+    options: tuple[float, float],
+    return_attention: bool,
+) -> tuple[Tensor, Tensor | None]:
+    if _needs_backward(x_src, x_dst, att, edge):
+        result: tuple[Tensor, Tensor | None] = GATv2Attention.apply(
+            *_arrays(graph), x_src, x_dst, att, edge, seed, options, return_attention
+        )
+        return result
+    csr, scores = (graph.rowptr, graph.col, graph.eid), (x_src, x_dst, att, edge, *options, seed)
+    out, stats = _gatkernels.gatv2_forward(*csr, *scores, return_attention)
+    return out, _gatkernels.gatv2_alpha(*csr, *scores, stats) if return_attention else None
 
 
 def gat(

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from gatkernels.graph import Graph
 
 #: dtypes the operators take, with the code the compiled kernels know them by.
-DTYPE_CODES: dict[torch.dtype, int] = {torch.float32: 0, torch.float64: 1}
+DTYPE_CODES: dict[torch.dtype, int] = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.bfloat16: 2,
+    torch.float16: 3,
+}
+#: Below float64, scores, statistics and sums are float32.
+SUM_DTYPES = {d: torch.float64 if d == torch.float64 else torch.float32 for d in DTYPE_CODES}
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
@@ -67,6 +74,16 @@ def floating(op: str, name: str, value: Tensor, like: Tensor | None, like_name: 
         )
 
 
+def batch(op: str, size: int, **companions: Tensor | None) -> None:
+    """Companions of a static batch begin with its size; the rest is checked behind it."""
+    for name, value in companions.items():
+        if value is not None and (value.dim() < 3 or value.shape[0] != size):
+            raise ValueError(
+                f"{op}: '{name}' must begin with the batch size {size} of 'x', "
+                f"got {tuple(tensor(op, name, value).shape)}"
+            )
+
+
 def probability(op: str, name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{op}: '{name}' must be a probability between 0 and 1, got {value}")
@@ -92,6 +109,22 @@ def gat_inputs(
         _like_x(op, "score_dst", score_dst, x, num_dst=graph.num_dst, heads=heads)
     if edge_score is not None:
         _like_x(op, "edge_score", edge_score, x, num_edges=graph.num_edges, heads=heads)
+
+
+def gatv2_inputs(
+    op: str, graph: Graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None
+) -> None:
+    graph_argument(op, graph)
+    tensor(op, "x_src", x_src)
+    floating(op, "x_src", x_src, None)
+    shape(op, "x_src", x_src, num_src=graph.num_src, heads=None, channels=None)
+    same_device(op, "x_src", x_src, graph.device, "the graph")
+    heads, channels = x_src.shape[1:]
+    _like_x(op, "x_dst", x_dst, x_src, num_dst=graph.num_dst, heads=heads, channels=channels)
+    _like_x(op, "att", att, x_src, heads=heads, channels=channels)
+    if edge is not None:
+        sizes = {"num_edges": graph.num_edges, "heads": heads, "channels": channels}
+        _like_x(op, "edge", edge, x_src, **sizes)
 
 
 def _like_x(op: str, name: str, value: Any, x: Tensor, **sizes: int | None) -> None:

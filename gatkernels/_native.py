@@ -117,8 +117,9 @@ def gat_forward(
     """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (empty unless ``statistics``)."""
     num_dst, (heads, channels) = csr[0].shape[0] - 1, x.shape[1:]
     out = empty(x, num_dst, heads, channels)
-    out_pos = empty(x, num_dst, heads, channels) if training else x.new_empty(0)
-    stats = empty(x, num_dst, 3, heads) if statistics else x.new_empty(0)
+    sums = scores[0]  # in the dtype of sums
+    out_pos = empty(sums, num_dst, heads, channels) if training else sums.new_empty(0)
+    stats = empty(sums, num_dst, 3, heads) if statistics else sums.new_empty(0)
     keep: list[Tensor] = []
     x = _rows(x)
     cpu_module().gat_forward(
@@ -152,6 +153,13 @@ def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
     return alpha
 
 
+def _packed_rows(x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
+    """Rows of ``features`` values like ``x``, then ``fields`` like ``sums``, in whole lines."""
+    unit = sums.element_size()
+    size = -(-features * x.element_size() // unit) * unit + fields * unit
+    return empty(x, sums.shape[0], -(-size // 64) * 64 // x.element_size())
+
+
 def gat_backward(
     csr: Csr,
     csc: Csr,
@@ -169,8 +177,7 @@ def gat_backward(
     out, out_pos, stats, alpha = saved
     x, grad = _rows(x), _rows(grads[0])
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
-    line = 64 // x.element_size()
-    packed = empty(x, stats.shape[0], -(-heads * (channels + 4) // line) * line)
+    packed = _packed_rows(x, stats, heads * channels, 4 * heads)
     keep: list[Tensor] = []
     cpu_module().gat_backward(
         DTYPE_CODES[x.dtype],
@@ -193,3 +200,109 @@ def gat_backward(
         *_matrix(results[2]),
         _address(results[3]),
     )
+
+
+Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
+
+
+def _gatv2_args(x: Tensor, scores: Gatv2Scores, keep: list[Tensor]) -> tuple[Any, ...]:
+    """What every GATv2 kernel takes behind the graph: scores, then x of the sources."""
+    x_dst, att, edge, negative_slope, dropout, seed = scores
+    x_dst, att, x = _rows(x_dst), att.contiguous(), _rows(x)
+    keep += [x_dst, att, x]
+    if edge is not None:
+        edge = edge.contiguous()
+        keep.append(edge)
+    return (
+        *_matrix(x_dst),
+        att.data_ptr(),
+        _address(edge),
+        negative_slope,
+        _address(seed) if dropout > 0.0 else 0,
+        dropout,
+        *_matrix(x),
+    )
+
+
+def gatv2_forward(
+    csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
+) -> tuple[Tensor, Tensor]:
+    """``out`` and ``stats`` (empty unless ``statistics``)."""
+    num_dst, (heads, channels) = csr[0].shape[0] - 1, x.shape[1:]
+    out = empty(x, num_dst, heads, channels)
+    att = scores[1]  # in the dtype of sums
+    stats = empty(att, num_dst, 3, heads) if statistics else att.new_empty(0)
+    keep: list[Tensor] = []
+    cpu_module().gatv2_forward(
+        DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+        heads,
+        channels,
+        *_csr_args(csr),
+        *_gatv2_args(x, scores, keep),
+        out.data_ptr(),
+        stats.data_ptr() if statistics else 0,
+    )
+    return out, stats
+
+
+def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
+    heads, channels = x.shape[1:]
+    alpha = stats.new_zeros(csr[1].shape[0], heads)
+    keep: list[Tensor] = []
+    cpu_module().gatv2_alpha(
+        DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+        heads,
+        channels,
+        *_csr_args(csr),
+        *_gatv2_args(x, scores, keep),
+        stats.data_ptr(),
+        alpha.data_ptr(),
+    )
+    return alpha
+
+
+def gatv2_backward(
+    csr: Csr,
+    csc: Csr,
+    x: Tensor,
+    scores: Gatv2Scores,
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    grads: tuple[Tensor, Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x_src, x_dst, att and edge (empty where there is none).
+
+    ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
+    """
+    heads, channels = x.shape[1:]
+    out, stats, alpha = saved
+    x_dst, att, edge = scores[:3]
+    grad = _rows(grads[0])
+    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    packed = _packed_rows(x, stats, 2 * heads * channels, 3 * heads)
+    grad_src, grad_dst = empty(x, *x.shape), empty(x, *x_dst.shape)
+    grad_att = att.new_empty(att.shape)
+    # zeros: a removed self loop has a place here, but no edge
+    grad_edge = x.new_empty(0) if edge is None else edge.new_zeros(edge.shape)
+    keep: list[Tensor] = []
+    cpu_module().gatv2_backward(
+        DTYPE_CODES[x.dtype],
+        torch.get_num_threads(),
+        heads,
+        channels,
+        *_csr_args(csr),
+        *_csr_args(csc),
+        *_gatv2_args(x, scores, keep),
+        *_matrix(grad),
+        out.data_ptr(),
+        stats.data_ptr(),
+        _address(alpha),
+        _address(grad_alpha),
+        *_matrix(packed),
+        grad_src.data_ptr(),
+        grad_dst.data_ptr(),
+        grad_att.data_ptr(),
+        _address(grad_edge) if edge is not None else 0,
+    )
+    return grad_src, grad_dst, grad_att, grad_edge

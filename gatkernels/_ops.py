@@ -36,6 +36,16 @@ _library.define(
     f"gat_packed_backward({_GRAPH}, {_TRANSPOSE}, Tensor packed, int heads, int channels,"
     f" float negative_slope, float dropout, Tensor? seed, {_SAVED}) -> Tensor"
 )
+_SCORES2 = (
+    "Tensor x, Tensor x_dst, Tensor att, Tensor? edge, float negative_slope, float dropout, "
+    "Tensor? seed"
+)
+_library.define(f"gatv2_forward({_GRAPH}, {_SCORES2}, bool statistics) -> (Tensor, Tensor)")
+_library.define(f"gatv2_alpha({_GRAPH}, {_SCORES2}, Tensor stats) -> Tensor")
+_library.define(
+    f"gatv2_backward({_GRAPH}, {_TRANSPOSE}, {_SCORES2}, Tensor out, Tensor stats, Tensor? alpha,"
+    " Tensor grad, Tensor? grad_alpha) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
 def _build_csr_torch(
@@ -154,10 +164,10 @@ def _gat_backward(
     grad_alpha: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x = _native.empty(x, *x.shape)
-    grad_src = _native.empty(x, *score_src.shape)
-    grad_dst = _native.empty(x, *score_dst.shape)
+    grad_src = _native.empty(score_src, *score_src.shape)
+    grad_dst = _native.empty(score_dst, *score_dst.shape)
     # zeros: a removed self loop has a place here, but no edge
-    grad_edge = x.new_empty(0) if edge_score is None else x.new_zeros(edge_score.shape)
+    grad_edge = x.new_empty(0) if edge_score is None else edge_score.new_zeros(edge_score.shape)
     _native.gat_backward(
         (rowptr, col, eid),
         (colptr, row, ceid),
@@ -211,11 +221,78 @@ def _gat_packed_backward(
     return result
 
 
+def _gatv2_forward(
+    rowptr: Tensor,
+    col: Tensor,
+    eid: Tensor,
+    x: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    statistics: bool,
+) -> tuple[Tensor, Tensor]:
+    scores = (x_dst, att, edge, negative_slope, dropout, seed)
+    return _native.gatv2_forward((rowptr, col, eid), x, scores, statistics)
+
+
+def _gatv2_alpha(
+    rowptr: Tensor,
+    col: Tensor,
+    eid: Tensor,
+    x: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    stats: Tensor,
+) -> Tensor:
+    scores = (x_dst, att, edge, negative_slope, dropout, seed)
+    return _native.gatv2_alpha((rowptr, col, eid), x, scores, stats)
+
+
+def _gatv2_backward(
+    rowptr: Tensor,
+    col: Tensor,
+    eid: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    ceid: Tensor,
+    x: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    out: Tensor,
+    stats: Tensor,
+    alpha: Tensor | None,
+    grad: Tensor,
+    grad_alpha: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _native.gatv2_backward(
+        (rowptr, col, eid),
+        (colptr, row, ceid),
+        x,
+        (x_dst, att, edge, negative_slope, dropout, seed),
+        (out, stats, alpha),
+        (grad, grad_alpha),
+    )
+
+
 for _name, _kernel in {
     "gat_forward": _gat_forward,
     "gat_alpha": _gat_alpha,
     "gat_backward": _gat_backward,
     "gat_packed_backward": _gat_packed_backward,
+    "gatv2_forward": _gatv2_forward,
+    "gatv2_alpha": _gatv2_alpha,
+    "gatv2_backward": _gatv2_backward,
 }.items():
     _library.impl(_name, _kernel, "CPU")
 _library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
@@ -251,8 +328,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_dst, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
     out = x.new_empty(num_dst, heads, channels)
-    out_pos = x.new_empty(num_dst, heads, channels) if training else x.new_empty(0)
-    stats = x.new_empty(num_dst, 3, heads) if statistics else x.new_empty(0)
+    sums = score_src
+    out_pos = sums.new_empty(num_dst, heads, channels) if training else sums.new_empty(0)
+    stats = sums.new_empty(num_dst, 3, heads) if statistics else sums.new_empty(0)
     return out, out_pos, stats
 
 
@@ -288,9 +366,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         x.new_empty(x.shape),
-        x.new_empty(score_src.shape),
-        x.new_empty(score_dst.shape),
-        x.new_empty(0) if edge_score is None else x.new_empty(edge_score.shape),
+        score_src.new_empty(score_src.shape),
+        score_dst.new_empty(score_dst.shape),
+        x.new_empty(0) if edge_score is None else edge_score.new_empty(edge_score.shape),
     )
 
 
@@ -306,3 +384,50 @@ def _(
     *args: object,
 ) -> Tensor:
     return packed.new_empty(packed.shape)
+
+
+@torch.library.register_fake("gatkernels::gatv2_forward", lib=_library)
+def _(
+    rowptr: Tensor,
+    col: Tensor,
+    eid: Tensor,
+    x: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None,
+    negative_slope: float,
+    dropout: float,
+    seed: Tensor | None,
+    statistics: bool,
+) -> tuple[Tensor, Tensor]:
+    heads = x.shape[1]
+    stats = att.new_empty(x_dst.shape[0], 3, heads) if statistics else att.new_empty(0)
+    return x.new_empty(x_dst.shape), stats
+
+
+@torch.library.register_fake("gatkernels::gatv2_alpha", lib=_library)
+def _(rowptr: Tensor, col: Tensor, eid: Tensor, x: Tensor, *args: Tensor) -> Tensor:
+    stats = args[-1]
+    return stats.new_empty(col.shape[0], stats.shape[2])
+
+
+@torch.library.register_fake("gatkernels::gatv2_backward", lib=_library)
+def _(
+    rowptr: Tensor,
+    col: Tensor,
+    eid: Tensor,
+    colptr: Tensor,
+    row: Tensor,
+    ceid: Tensor,
+    x: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None,
+    *args: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(x_dst.shape),
+        att.new_empty(att.shape),
+        x.new_empty(0) if edge is None else edge.new_empty(edge.shape),
+    )

@@ -1,4 +1,4 @@
-"""The command line: ``gatkernels train | demo | info``."""
+"""The command line: ``gatkernels train | demo | verify | info``."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", metavar="command", required=True)
     _add_train(commands)
     _add_demo(commands)
+    _add_verify(commands)
     _add_info(commands)
     return parser
 
@@ -98,6 +99,12 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser("verify", help="check every backend on this machine")
+    verify.add_argument("--device", default="cpu", help="torch device (cpu)")
+    verify.set_defaults(command=_verify)
+
+
 def _add_info(commands: Any) -> None:
     info = commands.add_parser("info", help="versions, threads, and what each backend can run")
     info.set_defaults(command=_info)
@@ -129,6 +136,26 @@ def _demo(args: argparse.Namespace) -> int:
     from gatkernels.experiments.demo import print_comparison
 
     return 0 if print_comparison(job.console, job.dataset) else 1
+
+
+def _verify(args: argparse.Namespace) -> int:
+    import torch
+
+    from gatkernels import verify
+
+    try:
+        device = torch.device(args.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {args.device}: {error}") from error
+    failed = 0
+    print(f"{'backend':<10} {'check':<28} {'worst error / allowed':>22}  result")
+    for check in verify.run(device):
+        failed += not check.passed
+        worst, result = f"{check.worst:.2f}", "pass" if check.passed else "FAIL"
+        print(f"{check.backend:<10} {check.name:<28} {worst:>22}  {result}", flush=True)
+    print(f"{failed} checks failed" if failed else "all checks passed")
+    return 1 if failed else 0
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,32 +16,27 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.empty(1, dtype=torch.int64, device=device).random_()
 
 
-@overload
-def gat_attention(
-    graph: Graph,
-    x: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor | None = ...,
-    edge_score: Tensor | None = ...,
-    *,
-    negative_slope: float = ...,
-    dropout: float = ...,
-    return_attention: Literal[False] = ...,
-    backend: str = ...,
-) -> Tensor: ...
-@overload
-def gat_attention(
-    graph: Graph,
-    x: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor | None = ...,
-    edge_score: Tensor | None = ...,
-    *,
-    negative_slope: float = ...,
-    dropout: float = ...,
-    return_attention: Literal[True],
-    backend: str = ...,
-) -> tuple[Tensor, Tensor]: ...
+def _promote(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Under autocast, mixed dtypes come to the widest, as in torch's own arithmetic."""
+    if not torch.is_autocast_enabled(next(t for t in tensors if t is not None).device.type):
+        return tensors
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if len(dtypes) == 1:
+        return tensors
+    widest = torch.float64 if torch.float64 in dtypes else torch.float32
+    return tuple(None if t is None else t.to(widest) for t in tensors)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """``[B, N, H, ...] -> [N, B * H, ...]``: graphs of a static batch are more heads."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _unfold(x: Tensor, batch: int) -> Tensor:
+    graphs: Tensor = x.unflatten(1, (batch, -1)).transpose(0, 1)
+    return graphs
+
+
 def gat_attention(
     graph: Graph,
     x: Tensor,
@@ -53,7 +48,7 @@ def gat_attention(
     dropout: float = 0.0,
     return_attention: bool = False,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     r"""Graph attention (GAT, Velickovic et al., ICLR 2018) in one pass over the graph.
 
     For an edge ``e`` from ``j`` to ``i``::
@@ -64,7 +59,8 @@ def gat_attention(
 
     Args:
         graph: The edges, ``num_src`` sources to ``num_dst`` destinations.
-        x: Features ``[num_src, heads, channels]``, float32 or float64.
+        x: Features ``[num_src, heads, channels]``, float32, float64, bfloat16 or float16. Sums
+            and softmax are in float32, and in float64 for float64.
         score_src: ``[num_src, heads]``, dtype of ``x``.
         score_dst: ``[num_dst, heads]``, dtype of ``x``; None stands for zeros.
         edge_score: ``[num_edges, heads]`` in the user's edge order, dtype of ``x``.
@@ -72,6 +68,9 @@ def gat_attention(
         dropout: Probability of dropping an attention weight, drawn from torch's generator.
         return_attention: Also return ``alpha``.
         backend: "auto", "cpu" or "reference".
+
+        Several feature sets on one graph (a static batch) come with one more dimension in front:
+        ``x [batch, num_src, heads, channels]``, scores and results alike.
 
     Returns:
         ``out [num_dst, heads, channels]``; zero rows where a node has no incoming edge. With
@@ -84,29 +83,51 @@ def gat_attention(
         BackendUnavailable: The backend asked for cannot run here; the message says why.
     """
     op = "gat_attention"
+    _checks.tensor(op, "x", x)
+    _checks.tensor(op, "score_src", score_src)
+    x, score_src, score_dst, edge_score = _promote(x, score_src, score_dst, edge_score)
+    options = (negative_slope, dropout)
+    if x.dim() == 4:
+        batch = x.shape[0]
+        _checks.batch(op, batch, score_src=score_src, score_dst=score_dst, edge_score=edge_score)
+        folded = [None if t is None else _fold(t) for t in (x, score_src, score_dst, edge_score)]
+        out, alpha = _gat(op, graph, folded, options, return_attention, backend)
+        if alpha is None:
+            return _unfold(out, batch)
+        return _unfold(out, batch), _unfold(alpha, batch)
+    inputs = [x, score_src, score_dst, edge_score]
+    out, alpha = _gat(op, graph, inputs, options, return_attention, backend)
+    return out if alpha is None else (out, alpha)
+
+
+def _gat(
+    op: str,
+    graph: Graph,
+    inputs: list[Any],
+    options: tuple[float, float],
+    return_attention: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    x, score_src, score_dst, edge_score = inputs
     _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score)
-    _checks.probability(op, "dropout", dropout)
+    _checks.probability(op, "dropout", options[1])
     chosen = _dispatch.select(op, backend, _dispatch.Case(x.device, x.dtype))
-    seed = draw_seed(x.device) if dropout > 0.0 else None
+    seed = draw_seed(x.device) if options[1] > 0.0 else None
     if chosen == "reference":
-        out, alpha = reference.gat_attention(
-            graph,
-            x,
-            score_src,
-            score_dst,
-            edge_score,
-            negative_slope=negative_slope,
-            dropout=dropout,
-            seed=seed,
+        out, weights = reference.gat_attention(
+            graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed
         )
-        return (out, alpha) if return_attention else out
+        return out, weights if return_attention else None
+    sums = _checks.SUM_DTYPES[x.dtype]
     if score_dst is None:
         score_dst = x.new_zeros(1, x.shape[1]).expand(graph.num_dst, -1)
-    options = (negative_slope, dropout)
-    out, weights = _autograd.gat(
+    if sums != x.dtype:
+        score_src, score_dst = score_src.to(sums), score_dst.to(sums)
+        edge_score = None if edge_score is None else edge_score.to(sums)
+    out, alpha = _autograd.gat(
         graph, x, score_src, score_dst, edge_score, seed, options, return_attention
     )
-    return out if weights is None else (out, weights)
+    return out, None if alpha is None else alpha.to(x.dtype)
 
 
 def gat_attention_packed(
@@ -130,15 +151,117 @@ def gat_attention_packed(
     """
     op = "gat_attention_packed"
     channels = packed.shape[1] // heads - 2
-    parts = _ops.split_packed(packed, heads, channels)
-    _checks.gat_inputs(op, graph, *parts, None)
-    _checks.probability(op, "dropout", dropout)
-    chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
-    seed = draw_seed(packed.device) if dropout > 0.0 else None
-    if chosen == "reference":
-        out, alpha = reference.gat_attention(
-            graph, *parts, negative_slope=negative_slope, dropout=dropout, seed=seed
-        )
-        return out, alpha if return_attention else None
+    parts = [*_ops.split_packed(packed, heads, channels), None]
     options = (negative_slope, dropout)
+    chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
+    if chosen == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
+        return _gat(op, graph, parts, options, return_attention, backend)
+    _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
+    _checks.probability(op, "dropout", dropout)
+    seed = draw_seed(packed.device) if dropout > 0.0 else None
     return _autograd.gat_packed(graph, packed, (heads, channels), seed, options, return_attention)
+
+
+def gatv2_attention(
+    graph: Graph,
+    x_src: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None = None,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    return_attention: bool = False,
+    backend: str = "auto",
+) -> Any:
+    r"""GATv2 attention (Brody, Alon, Yahav, ICLR 2022) in one pass over the graph.
+
+    For an edge ``e`` from ``j`` to ``i``::
+
+        l_e     = sum_c att[c] * leaky_relu(x_src[j] + x_dst[i] + edge[e])[c]
+        alpha_e = softmax of l_e over the edges into i
+        out_i   = sum_e alpha_e * m_e * x_src[j]    m_e: 0 or 1 / (1 - dropout)
+
+    Args:
+        graph: The edges, ``num_src`` sources to ``num_dst`` destinations.
+        x_src: ``[num_src, heads, channels]``, float32, float64, bfloat16 or float16.
+        x_dst: ``[num_dst, heads, channels]``, dtype of ``x_src``.
+        att: ``[heads, channels]``, dtype of ``x_src``.
+        edge: ``[num_edges, heads, channels]`` in the user's edge order, dtype of ``x_src``.
+        negative_slope, dropout, return_attention, backend: As in :func:`gat_attention`.
+
+        A static batch comes with one more dimension in front of ``x_src``, ``x_dst``, ``edge``
+        and of the results.
+
+    Returns:
+        ``out [num_dst, heads, channels]``, and ``alpha [num_edges, heads]`` where asked for.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: As in :func:`gat_attention`.
+    """
+    op = "gatv2_attention"
+    _checks.tensor(op, "x_src", x_src)
+    _checks.tensor(op, "x_dst", x_dst)
+    _checks.tensor(op, "att", att)
+    x_src, x_dst, att, edge = _promote(x_src, x_dst, att, edge)
+    options = (negative_slope, dropout)
+    if x_src.dim() == 4:
+        batch = x_src.shape[0]
+        _checks.batch(op, batch, x_dst=x_dst, edge=edge)
+        rest = None if edge is None else _fold(edge)
+        folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest]
+        out, alpha = _gatv2(op, graph, folded, options, return_attention, backend)
+        if alpha is None:
+            return _unfold(out, batch)
+        return _unfold(out, batch), _unfold(alpha, batch)
+    inputs = [x_src, x_dst, att, edge]
+    out, alpha = _gatv2(op, graph, inputs, options, return_attention, backend)
+    return out if alpha is None else (out, alpha)
+
+
+def _gatv2(
+    op: str,
+    graph: Graph,
+    inputs: list[Any],
+    options: tuple[float, float],
+    return_attention: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    x_src, x_dst, att, edge = inputs
+    _checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
+    _checks.probability(op, "dropout", options[1])
+    chosen = _dispatch.select(op, backend, _dispatch.Case(x_src.device, x_src.dtype))
+    seed = draw_seed(x_src.device) if options[1] > 0.0 else None
+    if chosen == "reference":
+        out, weights = reference.gatv2_attention(
+            graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed
+        )
+        return out, weights if return_attention else None
+    att = att.to(_checks.SUM_DTYPES[x_src.dtype])
+    out, alpha = _autograd.gatv2(graph, x_src, x_dst, att, edge, seed, options, return_attention)
+    return out, None if alpha is None else alpha.to(x_src.dtype)
+
+
+def attention_weights(
+    graph: Graph,
+    score_src: Tensor,
+    score_dst: Tensor | None = None,
+    edge_score: Tensor | None = None,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """``alpha [num_edges, heads]`` of :func:`gat_attention`, without the aggregation.
+
+    Args, raises: As in :func:`gat_attention`.
+    """
+    op = "attention_weights"
+    _checks.tensor(op, "score_src", score_src)
+    _checks.graph_argument(op, graph)
+    _checks.shape(op, "score_src", score_src, num_src=graph.num_src, heads=None)
+    no_features = score_src.new_empty(*score_src.shape, 0)
+    inputs = [no_features, score_src, score_dst, edge_score]
+    alpha = _gat(op, graph, inputs, (negative_slope, dropout), True, backend)[1]
+    assert alpha is not None
+    return alpha

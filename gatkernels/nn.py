@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gatkernels._large import add_bias, linear
-from gatkernels.functional import gat_attention, gat_attention_packed
+from gatkernels.functional import gat_attention, gat_attention_packed, gatv2_attention
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.sparse import SparseRows
 
@@ -27,6 +27,27 @@ def _project(x: Features, weight: Tensor) -> Tensor:
 def _glorot_(weight: Tensor) -> None:
     bound = math.sqrt(6.0 / (weight.shape[-2] + weight.shape[-1]))
     nn.init.uniform_(weight, -bound, bound)
+
+
+def _graph_of(
+    layer: str,
+    x: Features | tuple[Features, Features | None],
+    edge_index: Tensor | Graph,
+    size: tuple[int, int] | None,
+    self_loops: bool,
+) -> Graph:
+    if isinstance(edge_index, Graph):
+        return edge_index
+    counts: int | tuple[int, int]
+    if size is not None:
+        counts = size
+    elif isinstance(x, tuple) and not isinstance(x, SparseRows):
+        if x[1] is None:
+            raise ValueError(f"{layer}: 'size' must be given where x is (x_src, None)")
+        counts = (x[0].shape[0], x[1].shape[0])
+    else:
+        counts = x.shape[0]
+    return cached_graph(edge_index, counts, self_loops)
 
 
 class GATConv(nn.Module):
@@ -119,7 +140,7 @@ class GATConv(nn.Module):
         Returns:
             ``[num_dst, heads * out_channels]``, or ``[num_dst, out_channels]`` without ``concat``.
         """
-        graph = self._graph(x, edge_index, size)
+        graph = _graph_of("GATConv", x, edge_index, size, self.add_self_loops)
         dropout = self.dropout if self.training else 0.0
         out, alpha = self._attend(x, graph, dropout, return_attention_weights)
         out = out.flatten(1) if self.concat else out.mean(dim=1)
@@ -133,25 +154,6 @@ class GATConv(nn.Module):
             return out
         return out, (graph.edge_index, alpha[graph.used_edge_ids()])
 
-    def _graph(
-        self,
-        x: Features | tuple[Features, Features | None],
-        edge_index: Tensor | Graph,
-        size: tuple[int, int] | None,
-    ) -> Graph:
-        if isinstance(edge_index, Graph):
-            return edge_index
-        counts: int | tuple[int, int]
-        if size is not None:
-            counts = size
-        elif isinstance(x, tuple) and not isinstance(x, SparseRows):
-            if x[1] is None:
-                raise ValueError("GATConv: 'size' must be given where x is (x_src, None)")
-            counts = (x[0].shape[0], x[1].shape[0])
-        else:
-            counts = x.shape[0]
-        return cached_graph(edge_index, counts, self.add_self_loops)
-
     def _attend(
         self,
         x: Features | tuple[Features, Features | None],
@@ -160,6 +162,8 @@ class GATConv(nn.Module):
         return_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         slope, backend, heads = self.negative_slope, self.backend, self.heads
+        if torch.is_autocast_enabled(self.att_src.device.type):
+            return self._attend_autocast(x, graph, dropout, return_attention)
         if isinstance(x, SparseRows) or not isinstance(x, tuple):
             if self.lin is not None:
                 weight = self.lin.weight
@@ -193,10 +197,43 @@ class GATConv(nn.Module):
             score_dst,
             negative_slope=slope,
             dropout=dropout,
-            return_attention=True,
+            return_attention=return_attention,
             backend=backend,
         )
-        return result if return_attention else (result[0], None)
+        return result if return_attention else (result, None)
+
+    def _attend_autocast(
+        self,
+        x: Features | tuple[Features, Features | None],
+        graph: Graph,
+        dropout: float,
+        return_attention: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Projection in the low precision, scores and sums in float32, as PyG's layer does it."""
+        x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
+
+        def project(features: Features, layer: nn.Linear | None) -> Tensor:
+            assert layer is not None
+            result: Tensor = _project(features, layer.weight).unflatten(
+                1, (self.heads, self.out_channels)
+            )
+            return result
+
+        source = project(x_src, self.lin_src or self.lin)
+        target = source if self.lin is not None and x_dst is x_src else None
+        if x_dst is not None and target is None:
+            target = project(x_dst, self.lin_dst or self.lin)
+        result = gat_attention(
+            graph,
+            source,
+            (source * self.att_src).sum(-1),
+            None if target is None else (target * self.att_dst).sum(-1),
+            negative_slope=self.negative_slope,
+            dropout=dropout,
+            return_attention=return_attention,
+            backend=self.backend,
+        )
+        return result if return_attention else (result, None)
 
     def _carried(self, weight: Tensor, att: Tensor) -> Tensor:
         """``W a`` per head, ``[heads, in_channels]``: the projection's columns for one score."""
@@ -206,3 +243,116 @@ class GATConv(nn.Module):
 
     def __repr__(self) -> str:
         return f"GATConv({self.in_channels}, {self.out_channels}, heads={self.heads})"
+
+
+class GATv2Conv(nn.Module):
+    r"""GATv2 layer (Brody, Alon, Yahav, ICLR 2022), as ``torch_geometric.nn.GATv2Conv``.
+
+    Args:
+        in_channels: Size of each input feature, or ``(source, destination)`` sizes.
+        out_channels: Size of each output feature per head.
+        heads: Number of attention heads.
+        concat: Concatenate the heads, ``[N, heads * out_channels]``, or average them.
+        negative_slope: Slope of the LeakyReLU.
+        dropout: Probability of dropping an attention weight while training.
+        add_self_loops: Remove given self loops and add one per node.
+        bias: Learn additive biases, of both projections and of the output.
+        share_weights: One projection for sources and destinations.
+        residual: Add a learned projection of the destination's input.
+        backend: "auto", "cpu" or "reference".
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        negative_slope: float = 0.2,
+        dropout: float = 0.0,
+        add_self_loops: bool = True,
+        *,
+        bias: bool = True,
+        share_weights: bool = False,
+        residual: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.heads = heads
+        self.concat = concat
+        self.negative_slope = negative_slope
+        self.dropout = dropout
+        self.add_self_loops = add_self_loops
+        self.share_weights = share_weights
+        self.residual = residual
+        self.backend = backend
+
+        sizes = (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
+        width = heads * out_channels
+        total = width if concat else out_channels
+        self.lin_l = nn.Linear(sizes[0], width, bias=bias)
+        self.lin_r = self.lin_l if share_weights else nn.Linear(sizes[1], width, bias=bias)
+        self.res = nn.Linear(sizes[1], total, bias=False) if residual else None
+        self.att = nn.Parameter(torch.empty(1, heads, out_channels))
+        self.bias = nn.Parameter(torch.empty(total)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.lin_l, self.lin_r):
+            _glorot_(layer.weight)
+            if layer.bias is not None:
+                bound = 1.0 / math.sqrt(layer.in_features) if layer.in_features else 0.0
+                nn.init.uniform_(layer.bias, -bound, bound)
+        if self.res is not None:
+            _glorot_(self.res.weight)
+        _glorot_(self.att)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Tensor | Graph,
+        *,
+        return_attention_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend over the edges; arguments and results as in :meth:`GATConv.forward`."""
+        x_src, x_dst = x if isinstance(x, tuple) else (x, x)
+        graph = _graph_of("GATv2Conv", (x_src, x_dst), edge_index, None, self.add_self_loops)
+        source = self._project(x_src, self.lin_l)
+        shared = self.lin_r is self.lin_l and x_dst is x_src
+        target = source if shared else self._project(x_dst, self.lin_r)
+        out = gatv2_attention(
+            graph,
+            source,
+            target,
+            self.att[0],
+            negative_slope=self.negative_slope,
+            dropout=self.dropout if self.training else 0.0,
+            return_attention=return_attention_weights,
+            backend=self.backend,
+        )
+        alpha = None
+        if return_attention_weights:
+            out, alpha = out
+        out = out.flatten(1) if self.concat else out.mean(dim=1)
+        if self.res is not None:
+            out = out + linear(x_dst, self.res.weight)
+        if self.bias is not None:
+            out = add_bias(out, self.bias)
+        if alpha is None:
+            result: Tensor = out
+            return result
+        return out, (graph.edge_index, alpha[graph.used_edge_ids()])
+
+    def _project(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        projected = _project(x, layer.weight)
+        if layer.bias is not None:
+            projected = add_bias(projected, layer.bias)
+        result: Tensor = projected.unflatten(1, (self.heads, self.out_channels))
+        return result
+
+    def __repr__(self) -> str:
+        return f"GATv2Conv({self.in_channels}, {self.out_channels}, heads={self.heads})"

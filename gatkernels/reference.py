@@ -90,6 +90,26 @@ def gat_attention(
     return _aggregate(graph, alpha, x, dropout, seed)
 
 
+def gatv2_attention(
+    graph: Graph,
+    x_src: Tensor,
+    x_dst: Tensor,
+    att: Tensor,
+    edge: Tensor | None = None,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GATv2 of Brody et al. (2022): ``out [Nd, H, C]`` and ``alpha [E, H]``."""
+    src, dst, edge_id = graph.csr_edges()
+    total = x_src[src] + torch.cat([x_dst, x_dst.new_zeros(1, *x_dst.shape[1:])])[dst]
+    if edge is not None:
+        total = total + edge[edge_id]
+    logits = (att * F.leaky_relu(total, negative_slope)).sum(-1)  # [E, H]
+    return _aggregate(graph, _softmax(logits, dst, graph.num_dst + 1), x_src, dropout, seed)
+
+
 def _aggregate(
     graph: Graph, alpha: Tensor, x: Tensor, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,10 @@ class _SparseProduct(torch.autograd.Function):
             parts, shape = (m.t_crow, m.t_col, m.values[m.t_order]), m.shape[::-1]
         else:
             parts, shape = (m.crow, m.col, m.values), m.shape
-        product: Tensor = (
-            torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False) @ dense
-        )
+        with torch.autocast(dense.device.type, enabled=False):
+            product: Tensor = (
+                torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False) @ dense
+            )
         return product
 
     @staticmethod

@@ -32,6 +32,17 @@ void check(Status status) {
   if (status == Status::kUnsupported) throw std::invalid_argument("gatkernels: unknown dtype code");
 }
 
+// Runs a kernel without the GIL.
+template <class Kernel>
+void run(Kernel kernel) {
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = kernel();
+  }
+  check(status);
+}
+
 bool runs(const std::string& isa) {
 #if defined(__x86_64__)
   if (isa == "avx512") {
@@ -120,33 +131,26 @@ PYBIND11_MODULE(_cpu, m) {
                             as<void>(out),
                             as<void>(out_pos),
                             as<void>(stats)};
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status = kernels.gat_forward(params);
-    }
-    check(status);
+    run([&] { return kernels.gat_forward(params, nullptr); });
   });
 
   m.def("gat_alpha", [kernels](int dtype, int threads, int64_t heads, Pointer rowptr, Pointer col,
                                Pointer eid, int64_t rows, Pointer src, int64_t src_stride,
                                Pointer dst, int64_t dst_stride, Pointer edge, double slope,
                                Pointer seed, double p, Pointer stats, Pointer alpha) {
-    const GatAlpha params{{DType(dtype), threads, heads, 0},
-                          edges(rowptr, col, eid, rows),
-                          {matrix(src, src_stride),
-                           matrix(dst, dst_stride),
-                           as<const void>(edge),
-                           slope,
-                           {as<const int64_t>(seed), p}},
-                          as<const void>(stats),
-                          as<void>(alpha)};
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status = kernels.gat_alpha(params);
-    }
-    check(status);
+    const GatForward params{{DType(dtype), threads, heads, 0},
+                            edges(rowptr, col, eid, rows),
+                            {matrix(src, src_stride),
+                             matrix(dst, dst_stride),
+                             as<const void>(edge),
+                             slope,
+                             {as<const int64_t>(seed), p}},
+                            {nullptr, 0},
+                            nullptr,
+                            nullptr,
+                            nullptr};
+    const AlphaOut to{as<const void>(stats), as<void>(alpha)};
+    run([&] { return kernels.gat_forward(params, &to); });
   });
 
   m.def("gat_backward",
@@ -179,12 +183,76 @@ PYBIND11_MODULE(_cpu, m) {
                                    matrix(grad_src, grad_src_stride),
                                    matrix(grad_dst, grad_dst_stride),
                                    as<void>(grad_edge)};
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = kernels.gat_backward(params);
-          }
-          check(status);
+          run([&] { return kernels.gat_backward(params); });
+        });
+
+  m.def("gatv2_forward",
+        [kernels](int dtype, int threads, int64_t heads, int64_t channels, Pointer rowptr,
+                  Pointer col, Pointer eid, int64_t rows, Pointer dst, int64_t dst_stride,
+                  Pointer att, Pointer edge, double slope, Pointer seed, double p, Pointer x,
+                  int64_t x_stride, Pointer out, Pointer stats) {
+          const Gatv2Forward params{{DType(dtype), threads, heads, channels},
+                                    edges(rowptr, col, eid, rows),
+                                    {matrix(dst, dst_stride),
+                                     as<const void>(att),
+                                     as<const void>(edge),
+                                     slope,
+                                     {as<const int64_t>(seed), p}},
+                                    matrix(x, x_stride),
+                                    as<void>(out),
+                                    nullptr,
+                                    as<void>(stats)};
+          run([&] { return kernels.gatv2_forward(params, nullptr); });
+        });
+
+  m.def("gatv2_alpha",
+        [kernels](int dtype, int threads, int64_t heads, int64_t channels, Pointer rowptr,
+                  Pointer col, Pointer eid, int64_t rows, Pointer dst, int64_t dst_stride,
+                  Pointer att, Pointer edge, double slope, Pointer seed, double p, Pointer x,
+                  int64_t x_stride, Pointer stats, Pointer alpha) {
+          const Gatv2Forward params{{DType(dtype), threads, heads, channels},
+                                    edges(rowptr, col, eid, rows),
+                                    {matrix(dst, dst_stride),
+                                     as<const void>(att),
+                                     as<const void>(edge),
+                                     slope,
+                                     {as<const int64_t>(seed), p}},
+                                    matrix(x, x_stride),
+                                    nullptr,
+                                    nullptr,
+                                    nullptr};
+          const AlphaOut to{as<const void>(stats), as<void>(alpha)};
+          run([&] { return kernels.gatv2_forward(params, &to); });
+        });
+
+  m.def("gatv2_backward",
+        [kernels](int dtype, int threads, int64_t heads, int64_t channels, Pointer rowptr,
+                  Pointer col, Pointer eid, int64_t num_dst, Pointer colptr, Pointer row,
+                  Pointer ceid, int64_t num_src, Pointer dst, int64_t dst_stride, Pointer att,
+                  Pointer edge, double slope, Pointer seed, double p, Pointer x, int64_t x_stride,
+                  Pointer grad, int64_t grad_stride, Pointer out, Pointer stats, Pointer alpha,
+                  Pointer grad_alpha, Pointer packed, int64_t packed_stride, Pointer grad_src,
+                  Pointer grad_dst, Pointer grad_att, Pointer grad_edge) {
+          const Gatv2Backward params{{DType(dtype), threads, heads, channels},
+                                     edges(rowptr, col, eid, num_dst),
+                                     edges(colptr, row, ceid, num_src),
+                                     {matrix(dst, dst_stride),
+                                      as<const void>(att),
+                                      as<const void>(edge),
+                                      slope,
+                                      {as<const int64_t>(seed), p}},
+                                     matrix(x, x_stride),
+                                     matrix(grad, grad_stride),
+                                     as<const void>(out),
+                                     as<const void>(stats),
+                                     as<const void>(alpha),
+                                     as<const void>(grad_alpha),
+                                     matrix(packed, packed_stride),
+                                     as<void>(grad_src),
+                                     as<void>(grad_dst),
+                                     as<void>(grad_att),
+                                     as<void>(grad_edge)};
+          run([&] { return kernels.gatv2_backward(params); });
         });
 }
 

@@ -4,7 +4,7 @@
 
 namespace gatkernels {
 
-enum class DType : int { kFloat32 = 0, kFloat64 = 1 };
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 // What a launcher returns; bindings turn anything but kOk into an exception.
 enum class Status : int { kOk = 0, kOutOfMemory = 1, kUnsupported = 2 };
@@ -45,6 +45,8 @@ struct GatScores {
   Dropout dropout;
 };
 
+// x, out and gradients of features are of the shape's dtype; scores, statistics and sums (out_pos
+// too) are float64 for float64 and float32 for all others.
 struct GatForward {
   GatShape shape;
   Edges csr;
@@ -55,11 +57,8 @@ struct GatForward {
   void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, share of positive edges; or null
 };
 
-// alpha [E, H] in the user's order, after dropout, from the statistics of a forward.
-struct GatAlpha {
-  GatShape shape;
-  Edges csr;
-  GatScores scores;
+// alpha [E, H] in the user's order, after dropout, from a forward's statistics.
+struct AlphaOut {
   const void* stats;
   void* alpha;
 };
@@ -82,6 +81,44 @@ struct GatBackward {
   Matrix grad_src;         // [Ns, H]
   Matrix grad_dst;         // [Nd, H]
   void* grad_edge;         // [E, H] in the user's order, or null
+};
+
+// GATv2: what the scores of an edge come from, besides x of its source.
+struct Gatv2Scores {
+  Matrix dst;        // [Nd, H * C]
+  const void* att;   // [H * C], in the dtype of sums
+  const void* edge;  // [E, H * C] in the user's order, or null
+  double negative_slope;
+  Dropout dropout;
+};
+
+struct Gatv2Forward {
+  GatShape shape;
+  Edges csr;
+  Gatv2Scores scores;
+  Matrix x;       // [Ns, H * C]
+  void* out;      // [Nd, H * C]
+  void* out_pos;  // null: GATv2 has no use for it
+  void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, unused; or null
+};
+
+struct Gatv2Backward {
+  GatShape shape;
+  Edges csr;
+  Edges csc;
+  Gatv2Scores scores;
+  Matrix x;                // [Ns, H * C]
+  Matrix grad;             // [Nd, H * C]
+  const void* out;         // [Nd, H * C]
+  const void* stats;       // [Nd, 3, H]
+  const void* alpha;       // [E, H] after dropout, with grad_alpha
+  const void* grad_alpha;  // [E, H], or null
+  Matrix packed;           // [Nd, 2 * H * C + 3 * H] scratch: what an edge gathers, side by side:
+                           // grad, x_dst, row maximum, 1 / sum, delta
+  void* grad_src;          // [Ns, H * C]
+  void* grad_dst;          // [Nd, H * C]
+  void* grad_att;          // [H * C], in the dtype of sums
+  void* grad_edge;         // [E, H * C] in the user's order, or null
 };
 
 }  // namespace gatkernels

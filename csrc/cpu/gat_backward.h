@@ -8,23 +8,37 @@
 namespace gatkernels {
 namespace GK_ISA {
 
+// Where the A fields behind the first of the gathered rows of `width` begin.
+template <class A, class T>
+static const A* fields_behind(const Gather<T>& rows, int64_t width) {
+  const size_t bytes = size_t(width) * sizeof(T);
+  const size_t at = (bytes + sizeof(A) - 1) / sizeof(A) * sizeof(A);
+  return reinterpret_cast<const A*>(reinterpret_cast<const char*>(rows.data) + at);
+}
+
 template <class T, class A, int kHeads>
 struct GatBackwardJob {
   using V = Vec<A>;
   const GatBackward& p;
-  Scores<A, kHeads> scores;
+  HeadVectors<A, kHeads> lanes_of;
   HeadMap<A> map;
-  Gather<T> grad;  // and behind each row the four fields of its destination, [4, H]
+  Gather<T> grad;   // rows of the packed scratch
+  const A* fields;  // behind each row the four fields of its destination, [4, H]
+  int64_t fields_stride;
+  GatScorer<A, kHeads> scores;
   int heads;
   int64_t width;
   A slope;
 
   GatBackwardJob(const GatBackward& params, char* memory)
       : p(params),
-        scores(params.shape, params.scores),
+        lanes_of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
         grad{static_cast<const T*>(params.packed.data), params.packed.stride,
              params.csc.col + params.csc.rowptr[params.csc.rows]},
+        fields(fields_behind<A>(grad, map.width)),
+        fields_stride(params.packed.stride * int64_t(sizeof(T)) / int64_t(sizeof(A))),
+        scores(params, map, grad),
         heads(int(params.shape.heads)),
         width(map.width),
         slope(A(params.scores.negative_slope)) {}
@@ -35,14 +49,14 @@ struct GatBackwardJob {
   // delta = <dO, out> and grad_dst = (1 - slope) (<dO, out_pos> - delta share), per destination
   void prologue(int64_t i, A* dot, A* dot_pos) const {
     const T* grad_row = static_cast<const T*>(p.grad.data) + i * p.grad.stride;
-    dot_heads(map, static_cast<const A*>(p.out) + i * width, grad_row, dot);
+    dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_row, dot);
     dot_heads(map, static_cast<const A*>(p.out_pos) + i * width, grad_row, dot_pos);
     if (p.grad_alpha) add_grad_alpha(i, dot, dot_pos);
     const A* stats = static_cast<const A*>(p.stats) + i * 3 * heads;
     const A* dst = scores.dst + i * scores.dst_stride;
     T* row = static_cast<T*>(p.packed.data) + i * p.packed.stride;
     std::memcpy(row, grad_row, size_t(width) * sizeof(T));
-    A* packed = row + width;
+    A* packed = const_cast<A*>(fields) + i * fields_stride;
     A* grad_dst = static_cast<A*>(p.grad_dst.data) + i * p.grad_dst.stride;
     for (int h = 0; h < heads; ++h) {
       packed[h] = dst[h];
@@ -59,7 +73,7 @@ struct GatBackwardJob {
       const A* src = scores.src + p.csr.col[edge] * scores.src_stride;
       const int64_t at = int64_t(p.csr.eid[edge]) * heads;
       for (int h = 0; h < heads; ++h) {
-        const A s = src[h] + dst[h] + (scores.edge ? scores.edge[at + h] : A(0));
+        const A s = src[h] + dst[h] + (scores.edge_score ? scores.edge_score[at + h] : A(0));
         const A share =
             static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
         dot[h] += share;
@@ -69,44 +83,43 @@ struct GatBackwardJob {
   }
 
   // score, weight = alpha for n edges out of j; sum (+)= -leaky' alpha delta
-  void score(int64_t j, int64_t edge, int n, GatScratch<A>& t, A* sum, bool carry) const {
+  void score(int64_t j, int64_t edge, int n, Scratch<A>& t, A* sum, bool carry) const {
     const int32_t* row = p.csc.col + edge;
     const int32_t* eid = p.csc.eid + edge;
     const A* src = scores.src + j * scores.src_stride;
-    const A* packed = grad.data + width;
     const V zero = V::set(A(0));
-    scores.each_slot([&](int h, int lanes) {
-      const V score_src = scores.repeat(src + h, lanes);
+    lanes_of.each_slot([&](int h, int lanes) {
+      const V score_src = lanes_of.repeat(src + h, lanes);
       V total = zero;
-      scores.each_vector(h, n, [&](int at, int e, int edges) {
+      lanes_of.each_vector(h, n, [&](int at, int e, int edges) {
         for (int k = 0; k < 4; ++k) {
-          scores.prefetch(packed + k * heads + h, grad.stride, row + e, grad.col_end);
+          scores.prefetch(fields + k * heads + h, fields_stride, row + e, grad.col_end);
         }
         const auto field = [&](int k) {
-          return V::template load_edges<kHeads>(packed + k * heads + h, grad.stride, row + e, edges,
-                                                lanes);
+          return V::template load_edges<kHeads>(fields + k * heads + h, fields_stride, row + e,
+                                                edges, lanes);
         };
         const V s = scores.add_edge(score_src + field(0), eid + e, h, edges, lanes);
         const V alpha = V::exp(scores.leaky(s) - field(1)) * field(2);
         const V part = scores.leaky_slope(s) * (alpha * field(3));
-        total = total - (edges < scores.kEdges ? V::merge(edges * kHeads, part, zero) : part);
+        total = total - lanes_of.there(part, edges, zero);
         s.store(t.score + at);
         alpha.store(t.weight + at);
         if (p.grad_edge) part.store(t.weight_pos + at);
       });
-      total = V::template fold<kHeads>(total, [](V a, V b) { return a + b; });
-      if (carry) total = total + scores.repeat(sum + h, lanes);
+      total = lanes_of.fold_add(total);
+      if (carry) total = total + lanes_of.repeat(sum + h, lanes);
       total.store(sum + h, lanes);
     });
     if (p.grad_edge) {
       for (int e = 0; e < n; ++e) {
         A* grad_edge = static_cast<A*>(p.grad_edge) + int64_t(eid[e]) * heads;
-        for (int h = 0; h < heads; ++h) grad_edge[h] = -t.weight_pos[e * scores.stride + h];
+        for (int h = 0; h < heads; ++h) grad_edge[h] = -t.weight_pos[e * lanes_of.stride + h];
       }
     }
   }
   // What needs each edge's own terms: the gradients of edge scores, and that of alpha.
-  void edge_terms(int64_t j, int64_t edge, int n, GatScratch<A>& t, A* sum) const {
+  void edge_terms(int64_t j, int64_t edge, int n, Scratch<A>& t, A* sum) const {
     const int32_t* row = p.csc.col + edge;
     const int32_t* eid = p.csc.eid + edge;
     const T* x = static_cast<const T*>(p.x.data) + j * p.x.stride;
@@ -116,7 +129,7 @@ struct GatBackwardJob {
       auto* grad_edge = static_cast<A*>(p.grad_edge);
       if (grad_edge) dot_heads(map, grad.data + row[e] * grad.stride, x, t.head);
       for (int h = 0; h < heads; ++h) {
-        const int k = e * scores.stride + h;
+        const int k = e * lanes_of.stride + h;
         const A w = t.weight[k] * (t.score[k] > A(0) ? A(1) : slope);
         if (grad_alpha) sum[h] += w * grad_alpha[at + h];
         if (grad_edge)
@@ -146,23 +159,22 @@ struct GatBackwardJob {
   }
 
   // Edges [begin, end) out of j, block by block.
-  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos,
-           GatScratch<A>& t) const {
+  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos, Scratch<A>& t) const {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
       const bool carry = edge != begin;
       score(j, edge, n, t, sum, carry);
-      scores.weigh(t, p.csc.eid + edge, n, nullptr, true);
-      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, scores.stride, carry, row,
-                 row_pos);
+      lanes_of.weigh(t, p.csc.eid + edge, n, nullptr, true);
+      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, lanes_of.stride, carry,
+                 row, row_pos);
       if (p.grad_edge || p.grad_alpha) edge_terms(j, edge, n, t, sum);
     }
   }
 
-  static void rows(void* context, int64_t begin, int64_t end, char* memory) {
+  static void rows(void* context, int64_t, int64_t begin, int64_t end, char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     const int64_t* rowptr = job.p.csc.rowptr;
-    GatScratch<A> t(memory, job.heads, job.width);
+    Scratch<A> t(memory, job.heads, job.width);
     for (int64_t j = begin; j < end; ++j) {
       if (rowptr[j] == rowptr[j + 1]) {
         job.clear_row(j);
@@ -175,13 +187,14 @@ struct GatBackwardJob {
   static void segment(void* context, int64_t j, int64_t begin, int64_t end, char* partial,
                       char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
-    GatScratch<A> t(memory, job.heads, job.width);
+    Scratch<A> t(memory, job.heads, job.width);
     A* sum = reinterpret_cast<A*>(partial);
     job.run(j, begin, end, sum, sum + job.heads, sum + job.heads + job.width, t);
   }
-  static void merge(void* context, int64_t j, const char* partials, int64_t count, char* memory) {
+  static void merge(void* context, int64_t j, int64_t, const char* partials, int64_t count,
+                    char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
-    GatScratch<A> t(memory, job.heads, job.width);
+    Scratch<A> t(memory, job.heads, job.width);
     const int64_t size = job.partial_size();
     A* total = reinterpret_cast<A*>(const_cast<char*>(partials));
     for (int64_t k = 1; k < count; ++k) {
@@ -191,7 +204,7 @@ struct GatBackwardJob {
   }
   static void destinations(void* context, int64_t begin, int64_t end, char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
-    GatScratch<A> t(memory, job.heads, job.width);
+    Scratch<A> t(memory, job.heads, job.width);
     for (int64_t i = begin; i < end; ++i) job.prologue(i, t.sum, t.sum_pos);
   }
 };
@@ -200,7 +213,7 @@ template <class T, class A, int kHeads>
 static Status gat_backward_slot(const GatBackward& p, char* memory) {
   using Job = GatBackwardJob<T, A, kHeads>;
   Job job(p, memory);
-  const size_t scratch = GatScratch<A>::bytes(p.shape.heads, job.width);
+  const size_t scratch = Scratch<A>::bytes(p.shape.heads, job.width);
   const Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
   if (status != Status::kOk) return status;
   return run_rows(

@@ -1,38 +1,46 @@
 // The table of kernels of the instruction set GK_ISA.
 #pragma once
-#include "gat_alpha.h"
-#include "gat_backward.h"
+#include "gatv2_backward.h"
 #include "kernels.h"
 
 namespace gatkernels {
 namespace GK_ISA {
 
-static Status forward_of(const GatForward& p) {
-  switch (p.shape.dtype) {
+// Calls run(storage, accumulator) with values of the C++ types of a dtype.
+template <class Run>
+static Status with_types(DType dtype, Run run) {
+  switch (dtype) {
     case DType::kFloat32:
-      return gat_forward<float, float>(p);
+      return run(float(), float());
     case DType::kFloat64:
-      return gat_forward<double, double>(p);
+      return run(double(), double());
+    case DType::kBFloat16:
+      return run(BFloat16(), float());
+    case DType::kFloat16:
+      return run(Half(), float());
   }
   return Status::kUnsupported;
 }
-static Status alpha_of(const GatAlpha& p) {
-  switch (p.shape.dtype) {
-    case DType::kFloat32:
-      return gat_alpha<float>(p);
-    case DType::kFloat64:
-      return gat_alpha<double>(p);
-  }
-  return Status::kUnsupported;
+
+static Status gat_forward_of(const GatForward& p, const AlphaOut* to) {
+  return with_types(p.shape.dtype,
+                    [&](auto t, auto a) { return gat_forward<decltype(t), decltype(a)>(p, to); });
 }
-static Status backward_of(const GatBackward& p) {
-  switch (p.shape.dtype) {
-    case DType::kFloat32:
-      return gat_backward<float, float>(p);
-    case DType::kFloat64:
-      return gat_backward<double, double>(p);
-  }
-  return Status::kUnsupported;
+static Status gat_backward_of(const GatBackward& p) {
+  return with_types(p.shape.dtype,
+                    [&](auto t, auto a) { return gat_backward<decltype(t), decltype(a)>(p); });
+}
+static Status gatv2_forward_of(const Gatv2Forward& p, const AlphaOut* to) {
+  return with_types(p.shape.dtype,
+                    [&](auto t, auto a) { return gatv2_forward<decltype(t), decltype(a)>(p, to); });
+}
+static Status gatv2_backward_of(const Gatv2Backward& p) {
+  return with_types(p.shape.dtype,
+                    [&](auto t, auto a) { return gatv2_backward<decltype(t), decltype(a)>(p); });
+}
+
+static Kernels table(const char* isa) {
+  return {isa, gat_forward_of, gat_backward_of, gatv2_forward_of, gatv2_backward_of};
 }
 
 }  // namespace GK_ISA

@@ -5,6 +5,6 @@
 
 namespace gatkernels {
 
-Kernels avx2_kernels() { return {"avx2", avx2::forward_of, avx2::alpha_of, avx2::backward_of}; }
+Kernels avx2_kernels() { return avx2::table("avx2"); }
 
 }  // namespace gatkernels

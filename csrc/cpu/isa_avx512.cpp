@@ -5,8 +5,6 @@
 
 namespace gatkernels {
 
-Kernels avx512_kernels() {
-  return {"avx512", avx512::forward_of, avx512::alpha_of, avx512::backward_of};
-}
+Kernels avx512_kernels() { return avx512::table("avx512"); }
 
 }  // namespace gatkernels

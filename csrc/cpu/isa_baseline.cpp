@@ -5,8 +5,6 @@
 
 namespace gatkernels {
 
-Kernels baseline_kernels() {
-  return {"baseline", baseline::forward_of, baseline::alpha_of, baseline::backward_of};
-}
+Kernels baseline_kernels() { return baseline::table("baseline"); }
 
 }  // namespace gatkernels

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, and the choice among them.
+// The kernels of one instruction set.
 #pragma once
 #include "../core/params.h"
 
@@ -6,9 +6,11 @@ namespace gatkernels {
 
 struct Kernels {
   const char* isa;
-  Status (*gat_forward)(const GatForward&);
-  Status (*gat_alpha)(const GatAlpha&);
+  // With `to`, the attention weights of a forward whose statistics it holds, and nothing else.
+  Status (*gat_forward)(const GatForward&, const AlphaOut* to);
   Status (*gat_backward)(const GatBackward&);
+  Status (*gatv2_forward)(const Gatv2Forward&, const AlphaOut* to);
+  Status (*gatv2_backward)(const Gatv2Backward&);
 };
 
 Kernels baseline_kernels();

@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <vector>
@@ -14,7 +15,8 @@
 namespace gatkernels {
 namespace {
 
-constexpr int64_t kTasksPerThread = 16;
+constexpr int64_t kTask = 4096;  // rows + edges worth a task of their own
+constexpr int64_t kMaxTasks = 1024;
 constexpr int64_t kSmall =
     4096;  // rows + edges below which a second thread costs more than it gives
 
@@ -76,13 +78,19 @@ Status run_range(int64_t count, int threads, void* context,
   return failed ? Status::kOutOfMemory : Status::kOk;
 }
 
+int64_t task_count(const int64_t* rowptr, int64_t rows) {
+  return std::max<int64_t>(1, std::min(kMaxTasks, (rowptr[rows] + rows) / kTask));
+}
+
+int64_t long_row_limit(const int64_t* rowptr, int64_t rows) { return rowptr[rows] / kSegment; }
+
 Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job) {
   if (rows == 0) return Status::kOk;
   const int64_t total = rowptr[rows] + rows;
   if (total < kSmall || threads < 1) threads = 1;
-  const int64_t tasks = threads == 1 ? 1 : threads * kTasksPerThread;
+  const int64_t tasks = task_count(rowptr, rows);
 
-  std::vector<int64_t> long_rows(size_t(rowptr[rows] / kSegment));
+  std::vector<int64_t> long_rows(size_t(long_row_limit(rowptr, rows)));
   std::atomic<int64_t> long_count{0};
   std::vector<Segment> segments;
   std::vector<int64_t> first_segment;
@@ -103,13 +111,14 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
         for (int64_t row = begin; row < end; ++row) {
           if (rowptr[row + 1] - rowptr[row] <= kSegment) continue;
           long_rows[size_t(long_count++)] = row;
-          if (begin < row) job.rows(job.context, begin, row, scratch);
+          if (begin < row) job.rows(job.context, task, begin, row, scratch);
           begin = row + 1;
         }
-        if (begin < end) job.rows(job.context, begin, end, scratch);
+        if (begin < end) job.rows(job.context, task, begin, end, scratch);
       }
 #pragma omp single
       {
+        std::sort(long_rows.begin(), long_rows.begin() + long_count);
         for (int64_t k = 0; k < long_count; ++k) {
           const int64_t row = long_rows[size_t(k)];
           first_segment.push_back(int64_t(segments.size()));
@@ -134,7 +143,8 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
 #pragma omp for schedule(dynamic, 1)
         for (int64_t k = 0; k < int64_t(long_count); ++k) {
           const int64_t first = first_segment[size_t(k)];
-          job.merge(job.context, long_rows[size_t(k)], partials + size_t(first) * job.partial_bytes,
+          job.merge(job.context, long_rows[size_t(k)], k,
+                    partials + size_t(first) * job.partial_bytes,
                     first_segment[size_t(k) + 1] - first, scratch);
         }
       }

@@ -14,16 +14,21 @@ constexpr int64_t kSegment = 2048;  // edges; a longer row is split
 
 struct RowJob {
   void* context;
-  // Whole rows [begin, end), none longer than kSegment.
-  void (*rows)(void* context, int64_t begin, int64_t end, char* scratch);
+  // Whole rows [begin, end), none longer than kSegment; calls for one task come in order.
+  void (*rows)(void* context, int64_t task, int64_t begin, int64_t end, char* scratch);
   // Edges [begin, end) of a long row, into a partial result.
   void (*segment)(void* context, int64_t row, int64_t begin, int64_t end, char* partial,
                   char* scratch);
-  // The partial results of a long row, in the order of its edges.
-  void (*merge)(void* context, int64_t row, const char* partials, int64_t count, char* scratch);
+  // The partial results of the index-th long row, in the order of its edges.
+  void (*merge)(void* context, int64_t row, int64_t index, const char* partials, int64_t count,
+                char* scratch);
   size_t scratch_bytes;  // per thread
   size_t partial_bytes;  // per segment
 };
+
+// How many tasks run_rows makes of these rows, and how many long rows there can be at most.
+int64_t task_count(const int64_t* rowptr, int64_t rows);
+int64_t long_row_limit(const int64_t* rowptr, int64_t rows);
 
 Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job);
 

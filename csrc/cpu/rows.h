@@ -2,6 +2,7 @@
 // and dot products per head. Included once per instruction set.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "parallel.h"
 
@@ -63,6 +64,25 @@ struct Gather {
   const int32_t* col_end;  // one past the last column, so that prefetching stays inside
 };
 
+// Asks for the row of an edge some way ahead of `col`.
+template <class T>
+static inline void prefetch_row(const Gather<T>& from, int64_t width, const int32_t* col) {
+  const int32_t* ahead = col + kPrefetch < from.col_end ? col + kPrefetch : col;
+  const char* next = reinterpret_cast<const char*>(from.data + int64_t(*ahead) * from.stride);
+  const int64_t bytes = width * int64_t(sizeof(T));
+  for (int64_t line = 0; line < bytes && line < 2048; line += 64) __builtin_prefetch(next + line);
+}
+
+// A whole vector of a row, whatever it is stored as.
+template <class A, class T>
+static inline Vec<A> load_row(const T* p) {
+  if constexpr (std::is_same_v<A, T>) {
+    return Vec<A>::load(p);
+  } else {
+    return Vec<A>::load(p, Vec<A>::kWidth);
+  }
+}
+
 // sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one
 // tile of kN vectors; `carry` adds to what is there.
 template <class A, int kN, bool kPair, bool kUniform, class T>
@@ -98,8 +118,8 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
     const A* we = w + int64_t(e) * w_stride;
     const A* we_pos = w_pos + int64_t(e) * w_stride;
     for (int k = 0; k < kN; ++k) {
-      const V x =
-          k == kN - 1 && ragged ? V::load(row + k * kWidth, tail) : V::load(row + k * kWidth);
+      const T* part = row + k * kWidth;
+      const V x = k == kN - 1 && ragged ? V::load(part, tail) : load_row<A>(part);
       if (kUniform) {
         acc[k] = V::fma(x, V::set(we[first[k]]), acc[k]);
         if (kPair) pos[k] = V::fma(x, V::set(we_pos[first[k]]), pos[k]);
@@ -168,33 +188,41 @@ static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32
   }
 }
 
-// dot[h] = sum_c a[h, c] * b[h, c]
-template <class A, class T>
-static inline void dot_heads(const HeadMap<A>& map, const A* a, const T* b, A* dot) {
+// total[h] = sum_c of the products that `product(feature, lanes)` gives as vectors
+template <class A, class Product>
+static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
   using V = Vec<A>;
   const int channels = map.channels;
+  alignas(64) A sums[V::kWidth];
   if (channels < V::kWidth && (channels & (channels - 1)) == 0) {  // several heads to a vector
-    alignas(64) A sums[V::kWidth];
     for (int64_t f = 0; f < map.width; f += V::kWidth) {
       const int lanes = map.width - f < V::kWidth ? int(map.width - f) : V::kWidth;
-      V::group_sum(V::load(a + f, lanes) * V::load(b + f, lanes), channels).store(sums);
-      for (int k = 0; k < lanes; k += channels) *dot++ = sums[k];
+      V::group_sum(product(f, lanes), channels).store(sums);
+      for (int k = 0; k < lanes; k += channels) *total++ = sums[k];
     }
     return;
   }
-  for (int h = 0; h < map.heads; ++h, a += channels, b += channels) {
-    V total = V::set(A(0));
-    int c = 0;
-    for (; c + V::kWidth <= channels; c += V::kWidth) {
-      total = V::fma(V::load(a + c), V::load(b + c), total);
+  int64_t f = 0;
+  for (int h = 0; h < map.heads; ++h) {
+    V part = V::set(A(0));
+    for (int left = channels; left > 0; left -= V::kWidth) {
+      const int lanes = left < V::kWidth ? left : V::kWidth;
+      part = part + product(f, lanes);
+      f += lanes;
     }
-    if (c < channels) {
-      total = V::fma(V::load(a + c, channels - c), V::load(b + c, channels - c), total);
-    }
-    alignas(64) A sums[V::kWidth];
-    V::group_sum(total, V::kWidth).store(sums);
-    dot[h] = sums[0];
+    V::group_sum(part, V::kWidth).store(sums);
+    total[h] = sums[0];
   }
+}
+
+// dot[h] = sum_c a[h, c] * b[h, c]
+template <class A, class S, class T>
+static inline void dot_heads(const HeadMap<A>& map, const S* a, const T* b, A* dot) {
+  using V = Vec<A>;
+  sum_heads(map, dot, [&](int64_t f, int lanes) {
+    if (lanes == V::kWidth) return load_row<A>(a + f) * load_row<A>(b + f);
+    return V::load(a + f, lanes) * V::load(b + f, lanes);
+  });
 }
 
 }  // namespace GK_ISA

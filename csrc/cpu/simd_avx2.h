@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../core/half.h"
 #include "../core/philox.h"
 
 namespace gatkernels {
@@ -28,6 +29,38 @@ struct Vec<float> {
   }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+  // 16-bit storage
+  static __m128i load16(const void* p, int n) {
+    if (n == kWidth) return _mm_loadu_si128(static_cast<const __m128i*>(p));
+    alignas(16) uint16_t lane[kWidth] = {0};
+    for (int k = 0; k < n; ++k) lane[k] = static_cast<const uint16_t*>(p)[k];
+    return _mm_load_si128(reinterpret_cast<const __m128i*>(lane));
+  }
+  static void store16(__m128i bits, void* p, int n) {
+    if (n == kWidth) return _mm_storeu_si128(static_cast<__m128i*>(p), bits);
+    alignas(16) uint16_t lane[kWidth];
+    _mm_store_si128(reinterpret_cast<__m128i*>(lane), bits);
+    for (int k = 0; k < n; ++k) static_cast<uint16_t*>(p)[k] = lane[k];
+  }
+  static Vec load(const BFloat16* p, int n) {
+    const __m256i wide = _mm256_cvtepu16_epi32(load16(p, n));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+  }
+  static Vec load(const Half* p, int n) { return {_mm256_cvtph_ps(load16(p, n))}; }
+  void store(BFloat16* p, int n) const {  // to nearest, ties to even
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i kept = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    store16(_mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1)), p,
+            n);
+  }
+  void store(Half* p, int n) const {
+    store16(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), p, n);
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
   // The first n lanes of a, the others of b

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../core/half.h"
 #include "../core/philox.h"
 
 namespace gatkernels {
@@ -23,6 +24,28 @@ struct Vec<float> {
   static __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  // 16-bit storage
+  static Vec load(const BFloat16* p, int n) {
+    const __m256i bits = _mm256_maskz_loadu_epi16(first(n), p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+  }
+  static Vec load(const Half* p, int n) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
+  }
+  void store(BFloat16* p, int n) const {  // to nearest, ties to even
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded =
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i kept =
+        _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(int32_t(0x400000)));
+    _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  }
+  void store(Half* p, int n) const {
+    _mm256_mask_storeu_epi16(p, first(n),
+                             _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   // The first n lanes of a, the others of b

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../core/half.h"
 #include "../core/philox.h"
 
 namespace gatkernels {
@@ -30,6 +31,21 @@ struct Vec {
   static Vec load(const A* p, int n) {
     Vec r;
     for (int k = 0; k < kWidth; ++k) r.lane[k] = k < n ? p[k] : A(0);
+    return r;
+  }
+  // 16-bit storage
+  static Vec load(const BFloat16* p, int n) { return widen(p, n); }
+  static Vec load(const Half* p, int n) { return widen(p, n); }
+  void store(BFloat16* p, int n) const {
+    for (int k = 0; k < n && k < kWidth; ++k) p[k] = to_bfloat16(float(lane[k]));
+  }
+  void store(Half* p, int n) const {
+    for (int k = 0; k < n && k < kWidth; ++k) p[k] = to_half(float(lane[k]));
+  }
+  template <class H>
+  static Vec widen(const H* p, int n) {
+    Vec r;
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = k < n ? A(to_float(p[k])) : A(0);
     return r;
   }
   void store(A* p) const {

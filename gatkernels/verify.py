@@ -1,0 +1,196 @@
+"""``gatkernels verify``: are the kernels right on this machine?
+
+Every backend that can run here is compared with the float64 reference on graphs made to break
+kernels, its gradients with finite differences, and its dropout with the reference's own mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gatkernels import _checks, _dispatch, functional, reference
+from gatkernels.graph import Graph
+
+#: Error allowed beyond twice that of the plain formula in the same dtype, on the result's scale.
+_ALLOWED = {
+    torch.float32: 1e-5,
+    torch.float64: 1e-13,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}
+_SLOPE, _DROPOUT = 0.2, 0.6
+#: Heads, channels, dropout probabilities.
+_SHAPES = ((8, 8, (0.0, _DROPOUT, 1.0)), (1, 3, (0.0,)), (3, 7, (_DROPOUT,)))
+
+
+class Check(NamedTuple):
+    """One line of the table; ``worst`` is an error as a share of what is allowed."""
+
+    backend: str
+    name: str
+    worst: float
+    passed: bool
+
+
+def run(device: torch.device | str = "cpu") -> Iterator[Check]:
+    """All checks of every backend that can run on ``device``, one at a time."""
+    device = torch.device(device)
+    for backend in _dispatch.BACKENDS:
+        if _dispatch.supports(backend, _dispatch.Case(device, torch.float32)) is None:
+            yield from _checks_of(backend, device)
+
+
+def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
+    def check(name: str, measure: Callable[[], float]) -> Check:
+        try:
+            worst = measure()
+        except Exception as error:
+            return Check(backend, f"{name}: {type(error).__name__}: {error}", float("inf"), False)
+        return Check(backend, name, worst, worst <= 1.0)
+
+    for kind in ("gat", "gatv2"):
+        for dtype in _checks.DTYPE_CODES if backend != "reference" else ():
+            name = f"{kind} parity, {str(dtype).removeprefix('torch.')}"
+            yield check(name, lambda k=kind, d=dtype: _parity(k, backend, device, d))  # type: ignore[misc]
+        yield check(f"{kind} gradcheck", lambda k=kind: _gradcheck(k, backend, device, False))  # type: ignore[misc]
+        yield check(f"{kind} gradgradcheck", lambda k=kind: _gradcheck(k, backend, device, True))  # type: ignore[misc]
+        yield check(f"{kind} same bits twice", lambda k=kind: _repeat(k, backend, device))  # type: ignore[misc]
+    yield check("score spread of 1000", lambda: _spread(backend, device))
+    yield check("dropout mask", lambda: _mask(backend, device))
+    yield check("dropout rate", lambda: _rate(backend, device))
+
+
+def graphs(device: torch.device) -> dict[str, Graph]:
+    """Graphs made to break kernels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(num_src: int, num_dst: int, edges: int, loops: bool = False) -> Graph:
+        ids = [torch.randint(n, (edges,), generator=generator) for n in (num_src, num_dst)]
+        return Graph.from_edge_index(torch.stack(ids).to(device), (num_src, num_dst), loops)
+
+    nothing = torch.empty(2, 0, dtype=torch.int64, device=device)
+    return {
+        "no nodes": Graph.from_edge_index(nothing, 0),
+        "no edges": Graph.from_edge_index(nothing, 5),
+        "isolated nodes": random(50, 50, 20),
+        "parallel edges": random(2, 3, 60),
+        "self loops": random(20, 20, 80, True),
+        "bipartite": random(30, 12, 60),
+        "hub in": random(40, 1, 2500),
+        "hub out": random(1, 40, 2500),
+    }
+
+
+def _inputs(kind: str, graph: Graph, heads: int, channels: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(heads * 1000 + channels)
+    ns, nd, edges = graph.num_src, graph.num_dst, graph.num_edges
+    sizes: list[tuple[int, ...]]
+    if kind == "gat":
+        sizes = [(ns, heads, channels), (ns, heads), (nd, heads), (edges, heads)]
+    else:
+        sizes = [(ns, heads, channels), (nd, heads, channels), (heads, channels)]
+        sizes.append((edges, heads, channels))
+    made = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    return [t.to(dtype).to(graph.device) for t in made]
+
+
+def _apply(kind: str, backend: str, graph: Graph, inputs: list[Tensor], dropout: float) -> Any:
+    call = functional.gat_attention if kind == "gat" else functional.gatv2_attention
+    torch.manual_seed(7)
+    return call(
+        graph,
+        *inputs,
+        negative_slope=_SLOPE,
+        dropout=dropout,
+        return_attention=True,
+        backend=backend,
+    )
+
+
+def _results(
+    kind: str, backend: str, graph: Graph, inputs: list[Tensor], dropout: float
+) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    outputs = list(_apply(kind, backend, graph, leaves, dropout))
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+    found = torch.autograd.grad(outputs, leaves, grads)
+    return [t.detach() for t in (*outputs, *found)]
+
+
+def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -> float:
+    worst = 0.0
+    for graph in graphs(device).values():
+        for heads, channels, dropouts in _SHAPES:
+            for dropout in dropouts:
+                inputs = _inputs(kind, graph, heads, channels, dtype)
+                ours = _results(kind, backend, graph, inputs, dropout)
+                plain = _results(kind, "reference", graph, inputs, dropout)
+                exact = [t.double() for t in inputs]
+                truth = _results(kind, "reference", graph, exact, dropout)
+                for a, b, t in zip(ours, plain, truth, strict=True):
+                    if not t.numel():
+                        continue
+                    scale = max(1.0, float(t.abs().max())) * max(1.0, graph.num_edges / 500)
+                    allowed = 2 * float((b.double() - t).abs().max()) + _ALLOWED[dtype] * scale
+                    error = float((a.double() - t).abs().max())
+                    worst = max(worst, error / allowed if error == error else float("inf"))
+    return worst
+
+
+def _gradcheck(kind: str, backend: str, device: torch.device, second: bool) -> float:
+    graph = graphs(device)["bipartite"]
+    heads, channels = (1, 2) if second else (3, 3)
+    leaves = [t.requires_grad_() for t in _inputs(kind, graph, heads, channels, torch.float64)]
+
+    def call(*tensors: Tensor) -> Any:
+        return _apply(kind, backend, graph, list(tensors), 0.3)
+
+    run_check = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
+    run_check(call, leaves, fast_mode=True)
+    return 0.0
+
+
+def _repeat(kind: str, backend: str, device: torch.device) -> float:
+    for graph in graphs(device).values():
+        inputs = _inputs(kind, graph, 8, 8, torch.float32)
+        first = _results(kind, backend, graph, inputs, _DROPOUT)
+        second = _results(kind, backend, graph, inputs, _DROPOUT)
+        if backend != "reference" and not all(map(torch.equal, first, second)):
+            return float("inf")
+    return 0.0
+
+
+def _spread(backend: str, device: torch.device) -> float:
+    graph = graphs(device)["self loops"]
+    x, src, dst, _ = _inputs("gat", graph, 4, 8, torch.float64)
+    dst = dst - 1000.0 * torch.arange(graph.num_dst, device=device)[:, None].remainder(2)
+    ours = functional.gat_attention(graph, x.float(), src.float(), dst.float(), backend=backend)
+    truth = reference.gat_attention(
+        graph, x.float().double(), src.float().double(), dst.float().double()
+    )[0]
+    error = float((ours - truth).abs().max())
+    return error / 1e-3
+
+
+def _mask(backend: str, device: torch.device) -> float:
+    graph = graphs(device)["hub in"]
+    for heads in (1, 3, 8):
+        inputs = _inputs("gat", graph, heads, 2, torch.float32)
+        mine = _apply("gat", backend, graph, inputs, _DROPOUT)[1] == 0
+        if not torch.equal(mine, _apply("gat", "reference", graph, inputs, _DROPOUT)[1] == 0):
+            return float("inf")
+    return 0.0
+
+
+def _rate(backend: str, device: torch.device) -> float:
+    graph = graphs(device)["hub in"]
+    inputs = _inputs("gat", graph, 8, 2, torch.float32)
+    dropped = (_apply("gat", backend, graph, inputs, _DROPOUT)[1] == 0).double()
+    deviation = (_DROPOUT * (1 - _DROPOUT) / dropped.numel()) ** 0.5
+    worst: float = abs(float(dropped.mean()) - _DROPOUT) / (5 * deviation)
+    return worst
