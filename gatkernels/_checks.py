@@ -32,6 +32,13 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
     return value
 
 
+def dense(op: str, name: str, value: Any) -> Tensor:
+    tensor(op, name, value)
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: '{name}' must be a dense tensor, got layout {value.layout}")
+    return value  # type: ignore[no-any-return]
+
+
 def shape(op: str, name: str, value: Tensor, **sizes: int | None) -> None:
     """``sizes`` names each dimension with the size it must have, None where any will do."""
     have = value.shape
@@ -84,9 +91,12 @@ def batch(op: str, size: int, **companions: Tensor | None) -> None:
             )
 
 
-def probability(op: str, name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{op}: '{name}' must be a probability between 0 and 1, got {value}")
+def options(op: str, negative_slope: Any, dropout: Any) -> None:
+    for name, value in (("negative_slope", negative_slope), ("dropout", dropout)):
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{op}: '{name}' must be a number, got {type(value).__name__}")
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"{op}: 'dropout' must be a probability between 0 and 1, got {dropout}")
 
 
 def gat_inputs(
@@ -99,7 +109,7 @@ def gat_inputs(
 ) -> None:
     graph_argument(op, graph)
     device = graph.device
-    tensor(op, "x", x)
+    dense(op, "x", x)
     floating(op, "x", x, None)
     shape(op, "x", x, num_src=graph.num_src, heads=None, channels=None)
     heads = x.shape[1]
@@ -115,7 +125,7 @@ def gatv2_inputs(
     op: str, graph: Graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None
 ) -> None:
     graph_argument(op, graph)
-    tensor(op, "x_src", x_src)
+    dense(op, "x_src", x_src)
     floating(op, "x_src", x_src, None)
     shape(op, "x_src", x_src, num_src=graph.num_src, heads=None, channels=None)
     same_device(op, "x_src", x_src, graph.device, "the graph")
@@ -129,7 +139,7 @@ def gatv2_inputs(
 
 def _like_x(op: str, name: str, value: Any, x: Tensor, **sizes: int | None) -> None:
     """A companion of ``x``: its dtype and device, and a shape of its own."""
-    tensor(op, name, value)
+    dense(op, name, value)
     shape(op, name, value, **sizes)
     floating(op, name, value, x)
     same_device(op, name, value, x.device, "the graph")

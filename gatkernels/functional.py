@@ -18,7 +18,8 @@ def draw_seed(device: torch.device) -> Tensor:
 
 def _promote(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Under autocast, mixed dtypes come to the widest, as in torch's own arithmetic."""
-    if not torch.is_autocast_enabled(next(t for t in tensors if t is not None).device.type):
+    device = next(t for t in tensors if t is not None).device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return tensors
     dtypes = {t.dtype for t in tensors if t is not None}
     if len(dtypes) == 1:
@@ -83,7 +84,7 @@ def gat_attention(
         BackendUnavailable: The backend asked for cannot run here; the message says why.
     """
     op = "gat_attention"
-    _checks.tensor(op, "x", x)
+    _checks.dense(op, "x", x)
     _checks.tensor(op, "score_src", score_src)
     x, score_src, score_dst, edge_score = _promote(x, score_src, score_dst, edge_score)
     options = (negative_slope, dropout)
@@ -110,7 +111,7 @@ def _gat(
 ) -> tuple[Tensor, Tensor | None]:
     x, score_src, score_dst, edge_score = inputs
     _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score)
-    _checks.probability(op, "dropout", options[1])
+    _checks.options(op, *options)
     chosen = _dispatch.select(op, backend, _dispatch.Case(x.device, x.dtype))
     seed = draw_seed(x.device) if options[1] > 0.0 else None
     if chosen == "reference":
@@ -157,7 +158,7 @@ def gat_attention_packed(
     if chosen == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
         return _gat(op, graph, parts, options, return_attention, backend)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
-    _checks.probability(op, "dropout", dropout)
+    _checks.options(op, *options)
     seed = draw_seed(packed.device) if dropout > 0.0 else None
     return _autograd.gat_packed(graph, packed, (heads, channels), seed, options, return_attention)
 
@@ -229,7 +230,7 @@ def _gatv2(
 ) -> tuple[Tensor, Tensor | None]:
     x_src, x_dst, att, edge = inputs
     _checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
-    _checks.probability(op, "dropout", options[1])
+    _checks.options(op, *options)
     chosen = _dispatch.select(op, backend, _dispatch.Case(x_src.device, x_src.dtype))
     seed = draw_seed(x_src.device) if options[1] > 0.0 else None
     if chosen == "reference":

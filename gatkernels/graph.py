@@ -119,6 +119,11 @@ class Graph:
         num_dst = rowptr.numel() - 1
         dst = torch.repeat_interleave(torch.arange(num_dst, device=col.device), degree)
         counts = (num_dst if num_src is None else num_src, num_dst)
+        _checks.node_count(op, "num_src", counts[0])
+        wrong = (col < 0) | (col >= counts[0])
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            raise _checks.node_id_out_of_range(op, "col", int(col[place]), place, counts[0])
         return cls.from_edge_index(torch.stack([col.long(), dst]), counts)
 
     @classmethod
@@ -209,8 +214,12 @@ def _expand(pointer: Tensor, count: int) -> Tensor:
 
 def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[int, int]:
     if num_nodes is None:
-        count = int(edge_index.max()) + 1 if edge_index.numel() else 0
-        return max(count, 0), max(count, 0)
+        count = max(int(edge_index.max()) + 1, 0) if edge_index.numel() else 0
+        if count >= 2**31:
+            side, place = divmod(int(edge_index.argmax()), edge_index.shape[1])
+            name = f"edge_index[{side}]"
+            raise _checks.node_id_out_of_range(op, name, count - 1, place, 2**31 - 1)
+        return count, count
     if isinstance(num_nodes, (tuple, list)):
         if len(num_nodes) != 2:
             raise ValueError(
@@ -236,6 +245,7 @@ def cached_graph(
     A change in place (which torch counts in the tensor's version) builds the graph anew; changes
     torch does not count, such as writing through ``edge_index.numpy()``, go unnoticed.
     """
+    _checks.edge_index("Graph.from_edge_index", edge_index)
     if torch.compiler.is_compiling() or edge_index.is_inference():
         return Graph.from_edge_index(edge_index, num_nodes, self_loops)
     key = (num_nodes, self_loops)

@@ -162,7 +162,8 @@ class GATConv(nn.Module):
         return_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         slope, backend, heads = self.negative_slope, self.backend, self.heads
-        if torch.is_autocast_enabled(self.att_src.device.type):
+        device = self.att_src.device.type
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
             return self._attend_autocast(x, graph, dropout, return_attention)
         if isinstance(x, SparseRows) or not isinstance(x, tuple):
             if self.lin is not None:

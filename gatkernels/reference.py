@@ -32,8 +32,8 @@ def philox(seed: Tensor, edge_id: Tensor, group: Tensor) -> tuple[Tensor, Tensor
 
     The key is the 64-bit ``seed``, the 128-bit counter is ``(edge_id, group)``, 64 bits each.
     """
-    c0, c1, c2 = edge_id & _MASK32, (edge_id >> 32) & _MASK32, group
-    c3 = torch.zeros_like(group)
+    c0, c1 = edge_id & _MASK32, (edge_id >> 32) & _MASK32
+    c2, c3 = group & _MASK32, (group >> 32) & _MASK32
     k0, k1 = seed & _MASK32, (seed >> 32) & _MASK32
     for _ in range(10):
         high0, low0 = _mul32(c0, _PHILOX_MULTIPLIERS[0])

@@ -113,7 +113,20 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
         kept[key] = (out, out_pos, stats, ops.gat_alpha(*csr, *scores, stats), grad, grad_alpha)
     without_alpha = (*kept["plain"][:3], None, grad, None)
     edge_index = SQUARE.edge_index
+    att, rows = torch.randn(2, 3), torch.randn(SQUARE.num_edges, 2, 3)
+    plain2 = (x, x.clone(), att, None, 0.2, 0.0, None)
+    full2 = (x, x.clone(), att, rows, 0.2, 0.5, SEED)
+    kept2 = []
+    for scores2 in (plain2, full2):
+        out, stats = ops.gatv2_forward(*csr, *scores2, True)
+        kept2.append((out, stats, ops.gatv2_alpha(*csr, *scores2, stats), grad, grad_alpha))
     return {
+        "gatv2_forward": [(*csr, *plain2, False), (*csr, *full2, True)],
+        "gatv2_alpha": [(*csr, *plain2, kept2[0][1]), (*csr, *full2, kept2[1][1])],
+        "gatv2_backward": [
+            (*csr, *csc, *plain2, *kept2[0][:2], None, grad, None),
+            (*csr, *csc, *full2, *kept2[1]),
+        ],
         "build_csr": [
             (edge_index, 3, 3, False, False),
             (edge_index.int(), 3, 4, True, True),

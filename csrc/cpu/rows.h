@@ -194,7 +194,8 @@ static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
   using V = Vec<A>;
   const int channels = map.channels;
   alignas(64) A sums[V::kWidth];
-  if (channels < V::kWidth && (channels & (channels - 1)) == 0) {  // several heads to a vector
+  if (0 < channels && channels < V::kWidth && (channels & (channels - 1)) == 0) {
+    // several heads to a vector
     for (int64_t f = 0; f < map.width; f += V::kWidth) {
       const int lanes = map.width - f < V::kWidth ? int(map.width - f) : V::kWidth;
       V::group_sum(product(f, lanes), channels).store(sums);

@@ -189,7 +189,8 @@ class Reference(Peer):
         def call() -> Tensor:
             x = F.linear(case.x, lin).view(-1, case.heads, case.channels)
             scores = (x * att_src).sum(-1), (x * att_dst).sum(-1)
-            return gat_attention(graph, x, *scores, backend="reference").flatten(1) + bias
+            out: Tensor = gat_attention(graph, x, *scores, backend="reference")
+            return out.flatten(1) + bias
 
         return Layer(call, (lin, att_src, att_dst, bias))
 

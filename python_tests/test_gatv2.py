@@ -1,0 +1,217 @@
+"""GATv2, 16-bit storage, static batches and attention weights against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from graphs import GRAPHS
+from torch import Tensor
+
+from gatkernels import (
+    Graph,
+    _autograd,
+    _checks,
+    attention_weights,
+    gat_attention,
+    gatv2_attention,
+    reference,
+)
+
+SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
+#: Roundings of the dtype allowed on the largest value of a result, beyond twice the error of the
+#: plain formula in the same dtype; more for the long sums of a hub.
+UNITS = 32.0
+
+Call = Callable[..., tuple[Tensor, Tensor]]
+dtypes = pytest.mark.parametrize("dtype", list(_checks.DTYPE_CODES), ids=str)
+graphs = pytest.mark.parametrize("name", GRAPHS)
+
+
+def inputs_of(
+    kind: str, graph: Graph, heads: int, channels: int, dtype: torch.dtype, edge: bool
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1000 * heads + channels)
+    ns, nd = graph.num_src, graph.num_dst
+    if kind == "gat":
+        sizes = [(ns, heads, channels), (ns, heads), (nd, heads), (graph.num_edges, heads)]
+    else:
+        sizes = [(ns, heads, channels), (nd, heads, channels), (heads, channels)]
+        sizes.append((graph.num_edges, heads, channels))
+    made = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+    return [(0.5 * t).to(dtype) for t in (made if edge else made[:3])]
+
+
+def results(call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    outputs = call(*leaves)
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
+    return [t.detach() for t in (*outputs, *torch.autograd.grad(outputs, leaves, grads))]
+
+
+def check(kind: str, graph: Graph, inputs: list[Tensor], slope: float, dropout: float) -> None:
+    public = gat_attention if kind == "gat" else gatv2_attention
+    plain = reference.gat_attention if kind == "gat" else reference.gatv2_attention
+
+    def ours(*tensors: Tensor) -> Any:
+        torch.manual_seed(3)
+        options: dict[str, Any] = {"negative_slope": slope, "dropout": dropout}
+        return public(graph, *tensors, **options, return_attention=True, backend="cpu")
+
+    def naive(*tensors: Tensor) -> Any:
+        torch.manual_seed(3)
+        seed = torch.empty(1, dtype=torch.int64).random_() if dropout else None
+        return plain(graph, *tensors, negative_slope=slope, dropout=dropout, seed=seed)
+
+    got, same = results(ours, inputs), results(naive, inputs)
+    truth = results(naive, [t.double() for t in inputs])
+    longest = int(torch.cat([graph.rowptr.diff(), graph.colptr.diff(), torch.ones(1).int()]).max())
+    for value, rival, exact in zip(got, same, truth, strict=True):
+        assert value.shape == exact.shape
+        assert value.dtype == inputs[0].dtype
+        if not exact.numel():
+            continue
+        scale = max(1.0, float(exact.abs().max())) * max(1.0, longest / 64)
+        allowed = UNITS * torch.finfo(value.dtype).eps * scale
+        allowed += 2 * float((rival.double() - exact).abs().max())
+        assert float((value.double() - exact).abs().max()) <= allowed
+
+
+@graphs
+@dtypes
+def test_gatv2_on_every_graph(name: str, dtype: torch.dtype) -> None:
+    graph = GRAPHS[name]()
+    check("gatv2", graph, inputs_of("gatv2", graph, 3, 5, dtype, True), 0.2, 0.6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (8, 8), (8, 16), (17, 3), (2, 121), (4, 256)])
+@dtypes
+def test_gatv2_of_every_shape(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    for name in ("random", "hub_block"):
+        graph = GRAPHS[name]()
+        check("gatv2", graph, inputs_of("gatv2", graph, *shape, dtype, False), 0.2, 0.0)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, -0.3])
+@pytest.mark.parametrize("dropout", [0.0, 0.6, 1.0])
+def test_gatv2_options(slope: float, dropout: float) -> None:
+    graph = GRAPHS["bipartite"]()
+    check("gatv2", graph, inputs_of("gatv2", graph, 4, 6, torch.float64, True), slope, dropout)
+
+
+@graphs
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gat_in_16_bits(name: str, dtype: torch.dtype) -> None:
+    graph = GRAPHS[name]()
+    for heads, channels in ((3, 5), (8, 8)):
+        check("gat", graph, inputs_of("gat", graph, heads, channels, dtype, True), 0.2, 0.6)
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(1, 1), (3, 3), (8, 8)])
+@pytest.mark.parametrize("second", [False, True])
+def test_gatv2_gradients(heads: int, channels: int, second: bool) -> None:
+    graph = GRAPHS["self_loops_replaced"]()
+    leaves = inputs_of("gatv2", graph, heads, channels, torch.float64, True)
+    leaves = [t.requires_grad_() for t in leaves]
+
+    def call(x: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor) -> Any:
+        return _autograd.gatv2(graph, x, x_dst, att, edge, SEED, (0.2, 0.4), True)
+
+    examine = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
+    assert examine(call, leaves, fast_mode=True)
+
+
+def test_gatv2_same_bits_for_any_number_of_threads() -> None:
+    graph = GRAPHS["degrees"]()
+    inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)
+
+    def call(*tensors: Tensor) -> Any:
+        return _autograd.gatv2(graph, *tensors, None, SEED, (0.2, 0.5), True)
+
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(results(call, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+def test_gatv2_keeps_nothing_the_size_of_the_edges() -> None:
+    nodes, edges = 20, 20_000
+    graph = Graph.from_edge_index(torch.randint(0, nodes, (2, edges)), nodes)
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    inputs = [t.requires_grad_() for t in inputs_of("gatv2", graph, 4, 8, torch.float32, False)]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        gatv2_attention(graph, *inputs, dropout=0.5, backend="cpu")
+    floating = sum(t.nbytes for t in kept.values() if t.is_floating_point())
+    assert 0 < floating <= 4 * nodes * 4 * (3 * 8 + 3) + 4 * 4 * 8
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.6])
+def test_a_static_batch_is_its_members(dropout: float) -> None:
+    """Without dropout, each member by itself; with it, the reference in the same call."""
+    graph = GRAPHS["bipartite"]()
+    for kind, op in (("gat", gat_attention), ("gatv2", gatv2_attention)):
+        members = [inputs_of(kind, graph, 2, c, torch.float64, True) for c in (3, 3, 3)]
+        members = [[t * (k + 1) for t in member] for k, member in enumerate(members)]
+        stacked = [torch.stack(parts) for parts in zip(*members, strict=True)]
+        if kind == "gatv2":
+            stacked[2] = members[0][2]
+        outs = []
+        for backend in ("cpu", "reference"):
+            torch.manual_seed(1)
+            outs.append(
+                op(graph, *stacked, dropout=dropout, return_attention=True, backend=backend)
+            )
+        for got, expected in zip(*outs, strict=True):
+            torch.testing.assert_close(got, expected)
+        if dropout == 0.0:
+            for k, member in enumerate(members):
+                if kind == "gatv2":
+                    member[2] = members[0][2]
+                out, alpha = op(graph, *member, return_attention=True)
+                torch.testing.assert_close(outs[0][0][k], out)
+                torch.testing.assert_close(outs[0][1][k], alpha)
+
+
+def test_attention_weights_are_those_of_the_operator() -> None:
+    graph = GRAPHS["random"]()
+    x, src, dst, edge = inputs_of("gat", graph, 3, 5, torch.float32, True)
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(2)
+        _, alpha = gat_attention(graph, x, src, dst, edge, dropout=0.3, return_attention=True)
+        torch.manual_seed(2)
+        alone = attention_weights(graph, src, dst, edge, dropout=0.3, backend=backend)
+        torch.testing.assert_close(alone, alpha)
+
+
+@pytest.mark.parametrize(
+    ("place", "bad", "error", "message"),
+    [
+        (0, torch.ones(7, 2), ValueError, "'x_src' must have shape [num_src, heads, channels]"),
+        (1, torch.ones(7, 2, 3), ValueError, "'x_dst' must have shape [num_dst, heads, channels]"),
+        (1, torch.ones(11, 2, 3).double(), TypeError, "'x_dst' must have the dtype of 'x'"),
+        (2, torch.ones(3, 3), ValueError, "'att' must have shape [heads, channels] with heads=2"),
+        (2, None, TypeError, "'att' must be a torch.Tensor, got NoneType"),
+        (3, torch.ones(60, 2), ValueError, "'edge' must have shape [num_edges, heads, channels]"),
+    ],
+)
+def test_gatv2_rejects(place: int, bad: Any, error: type[Exception], message: str) -> None:
+    graph = GRAPHS["bipartite"]()
+    arguments: list[Any] = inputs_of("gatv2", graph, 2, 3, torch.float32, True)
+    arguments[place] = bad
+    with pytest.raises(error) as caught:
+        gatv2_attention(graph, *arguments)
+    assert f"gatv2_attention: {message}" in str(caught.value)
