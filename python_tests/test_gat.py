@@ -163,6 +163,36 @@ def test_edges_masked_by_minus_infinity(masked: str) -> None:
     assert_right(fewer, rest, Options(), got)
 
 
+@pytest.mark.parametrize("name", ["hub_block", "hub_segments", "degrees"])
+@dtypes
+def test_one_head_masked_by_minus_infinity(name: str, dtype: torch.dtype) -> None:
+    """Masked in the first blocks of every long row, while the other heads go on."""
+    graph = GRAPHS[name]()
+    inputs = random_inputs(graph, 3, 4, dtype, edge_score=True, attention=True)
+    _, dst, eid = graph.csr_edges()
+    masked = (torch.arange(graph.num_edges) - graph.rowptr[dst] < 400) & (
+        graph.rowptr.diff()[dst] > 500
+    )
+    assert inputs.edge_score is not None
+    edge_score = inputs.edge_score.clone()
+    edge_score[eid[masked], 1] = float("-inf")
+    assert_right(graph, inputs._replace(edge_score=edge_score))
+
+
+@pytest.mark.parametrize("name", ["random", "hub_segments"])
+def test_sources_masked_by_minus_infinity(name: str) -> None:
+    graph = GRAPHS[name]()
+    inputs = random_inputs(graph, 3, 4, torch.float32, attention=True)
+    score_src = inputs.score_src.clone()
+    score_src[::7] = float("-inf")
+    kept = ~score_src[graph.edge_index[0]].isinf().any(1)
+    dst = graph.edge_index[1]
+    assert set(dst[kept].tolist()) == set(dst.tolist())  # no row is masked whole
+    inputs = inputs._replace(score_src=score_src)
+    assert_right(graph, inputs)
+    assert not by_kernel(graph, inputs, Options())["grad of score_src"][::7].any()
+
+
 def _strided(x: Tensor) -> Tensor:
     wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), 7.0)
     wide[..., ::2] = x

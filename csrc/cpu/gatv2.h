@@ -13,10 +13,10 @@ struct EdgeSum {
   const T* dst;
   const T* edge;  // or null
 
-  static V load(const T* p, int lanes) {
+  __attribute__((always_inline)) static V load(const T* p, int lanes) {
     return lanes == V::kWidth ? load_row<A>(p) : V::load(p, lanes);
   }
-  V operator()(int64_t f, int lanes) const {
+  __attribute__((always_inline)) V operator()(int64_t f, int lanes) const {
     const V u = load(src + f, lanes) + load(dst + f, lanes);
     return edge ? u + load(edge + f, lanes) : u;
   }

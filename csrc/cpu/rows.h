@@ -206,11 +206,11 @@ static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
   int64_t f = 0;
   for (int h = 0; h < map.heads; ++h) {
     V part = V::set(A(0));
-    for (int left = channels; left > 0; left -= V::kWidth) {
-      const int lanes = left < V::kWidth ? left : V::kWidth;
-      part = part + product(f, lanes);
-      f += lanes;
-    }
+    int left = channels;
+    for (; left >= V::kWidth; left -= V::kWidth, f += V::kWidth)
+      part = part + product(f, V::kWidth);
+    if (left > 0) part = part + product(f, left);
+    f += left;
     V::group_sum(part, V::kWidth).store(sums);
     total[h] = sums[0];
   }
