@@ -39,6 +39,8 @@ def _address(tensor: Tensor | None) -> int:
 
 def _rows(tensor: Tensor) -> Tensor:
     """``tensor`` with every row's trailing dimensions contiguous; rows may be apart or the same."""
+    if tensor.is_contiguous():
+        return tensor
     expected = 1
     for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
         if size != 1 and stride != expected:

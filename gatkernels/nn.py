@@ -162,9 +162,8 @@ class GATConv(nn.Module):
         return_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         slope, backend, heads = self.negative_slope, self.backend, self.heads
-        device = self.att_src.device.type
-        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-            return self._attend_autocast(x, graph, dropout, return_attention)
+        if not self._carries(x):
+            return self._attend_projected(x, graph, dropout, return_attention)
         if isinstance(x, SparseRows) or not isinstance(x, tuple):
             if self.lin is not None:
                 weight = self.lin.weight
@@ -203,14 +202,28 @@ class GATConv(nn.Module):
         )
         return result if return_attention else (result, None)
 
-    def _attend_autocast(
+    def _carries(self, x: Features | tuple[Features, Features | None]) -> bool:
+        """Whether the projection is to carry the scores.
+
+        Not under autocast, which wants float32 scores; nor where the input is so wide that two
+        more columns per head cost more than a pass over the projected features.
+        """
+        device = self.att_src.device.type
+        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+            return False
+        first = x if isinstance(x, SparseRows) or not isinstance(x, tuple) else x[0]
+        if isinstance(first, SparseRows) or first.layout != torch.strided:
+            return True
+        return first.shape[-1] <= 32 * self.out_channels
+
+    def _attend_projected(
         self,
         x: Features | tuple[Features, Features | None],
         graph: Graph,
         dropout: float,
         return_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Projection in the low precision, scores and sums in float32, as PyG's layer does it."""
+        """Scores from the projected features, as the paper writes it."""
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
 
         def project(features: Features, layer: nn.Linear | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""The layer measured against its peers: `python -m gatkernels.bench`."""

@@ -1,0 +1,20 @@
+"""The README's snippets run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_there_are_snippets() -> None:
+    assert SNIPPETS
+
+
+@pytest.mark.parametrize("place", range(len(SNIPPETS)))
+def test_snippet_runs(place: int) -> None:
+    exec(compile(SNIPPETS[place], f"README.md, snippet {place}", "exec"), {})
