@@ -44,7 +44,7 @@ struct ForwardJob {
       scorer.score(lanes_of, row, edge, n, t, top, carry);
       if (carry && std::memcmp(t.head, top, size_t(heads) * sizeof(A)) != 0) {
         for (int h = 0; h < heads; ++h) {
-          const A factor = std::exp(t.head[h] - top[h]);
+          const A factor = t.head[h] == top[h] ? A(1) : std::exp(t.head[h] - top[h]);
           sum[h] *= factor;
           sum_pos[h] *= factor;
           scale_head(factor, h, out);
