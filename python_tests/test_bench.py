@@ -273,7 +273,7 @@ def test_peak_memory_in_a_fresh_process() -> None:
     if peak.bytes is None and "clear_refs" in peak.reason:
         pytest.skip(peak.reason)
     assert peak.bytes is not None, peak.reason
-    # Far less than the process itself holds. No tighter: memory freed while warming up is used again without a trace in the peak.
+    # No tighter: memory freed while warming up is used again without a trace in the peak.
     assert 0 < peak.bytes < 2**28
 
 
