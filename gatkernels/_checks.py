@@ -71,13 +71,13 @@ def graph_argument(op: str, graph: Any) -> None:
         )
 
 
-def floating(op: str, name: str, value: Tensor, like: Tensor | None, like_name: str = "x") -> None:
+def floating(op: str, name: str, value: Tensor, like: Tensor | None) -> None:
     if value.dtype not in DTYPE_CODES:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPE_CODES)
         raise TypeError(f"{op}: '{name}' must have dtype {allowed}, got {value.dtype}")
     if like is not None and value.dtype != like.dtype:
         raise TypeError(
-            f"{op}: '{name}' must have the dtype of '{like_name}' ({like.dtype}), got {value.dtype}"
+            f"{op}: '{name}' must have the dtype of 'x' ({like.dtype}), got {value.dtype}"
         )
 
 

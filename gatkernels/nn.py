@@ -53,8 +53,8 @@ def _graph_of(
 class GATConv(nn.Module):
     r"""Graph attention layer (Velickovic et al., ICLR 2018), as ``torch_geometric.nn.GATConv``.
 
-    The projection carries the scores: ``score_src = (x W) a_src = x (W a_src)``, so one matrix
-    product with ``2 * heads`` more columns gives features and scores.
+    Where it pays, the projection carries the scores: ``score_src = (x W) a_src = x (W a_src)``,
+    so one matrix product with ``2 * heads`` more columns gives features and scores.
 
     Args:
         in_channels: Size of each input feature, or ``(source, destination)`` sizes.
