@@ -1,9 +1,9 @@
-"""The backends: which can run a case, and why not."""
+"""The backends: which can run a case and why not, and where their kernels are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,21 +31,44 @@ def _reference(case: Case) -> str | None:
     return None
 
 
+class Backend(NamedTuple):
+    #: None where it can run a case, else the reason why not.
+    why_not: Callable[[Case], str | None]
+    #: Loads its kernels, a module with the functions of gatkernels._native; None: it has none.
+    kernels: Callable[[], Any] | None
+
+
 #: In the order in which "auto" tries them.
-_SUPPORTS: dict[str, Callable[[Case], str | None]] = {"cpu": _cpu, "reference": _reference}
-BACKENDS = tuple(_SUPPORTS)
+_BACKENDS: dict[str, Backend] = {
+    "cpu": Backend(_cpu, lambda: _native),
+    "reference": Backend(_reference, None),
+}
+BACKENDS = tuple(_BACKENDS)
+_loaded: dict[str, Any] = {}
+
+
+def kernels(backend: str) -> Any:
+    """The module of a backend's kernels, imported on first use."""
+    try:
+        return _loaded[backend]
+    except KeyError:
+        load = _BACKENDS[backend].kernels
+        if load is None:
+            raise ValueError(f"gatkernels: backend '{backend}' has no kernels") from None
+        _loaded[backend] = load()
+        return _loaded[backend]
 
 
 def supports(backend: str, case: Case) -> str | None:
     """None where ``backend`` can run ``case``, else the reason why not."""
-    return _SUPPORTS[backend](case)
+    return _BACKENDS[backend].why_not(case)
 
 
 def select(op: str, backend: str, case: Case) -> str:
     """The backend to run ``case`` on. An explicit choice never falls back; "auto" may."""
     if backend == "auto":
         return next(name for name in BACKENDS if supports(name, case) is None)
-    if backend not in _SUPPORTS:
+    if backend not in _BACKENDS:
         names = ", ".join(("auto", *BACKENDS))
         raise ValueError(f"{op}: 'backend' must be one of {names}, got '{backend}'")
     reason = supports(backend, case)
@@ -65,4 +88,13 @@ def isa() -> str:
     return "none" if _native.cpu_missing else str(_native.cpu_module().isa)
 
 
-__all__ = ["BACKENDS", "BackendUnavailable", "Case", "explain", "isa", "select", "supports"]
+__all__ = [
+    "BACKENDS",
+    "BackendUnavailable",
+    "Case",
+    "explain",
+    "isa",
+    "kernels",
+    "select",
+    "supports",
+]

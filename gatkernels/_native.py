@@ -59,7 +59,7 @@ LARGE = 1 << 22  # bytes from which large pages are worth asking for
 def empty(like: Tensor, *size: int) -> Tensor:
     """Uninitialised memory of the dtype and device of ``like`` for a kernel to write."""
     tensor = like.new_empty(size)
-    if tensor.nbytes >= LARGE:
+    if tensor.nbytes >= LARGE and tensor.device.type == "cpu":
         cpu_module().want_large_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
@@ -169,7 +169,7 @@ def gat_backward(
     scores: Scores,
     saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
     grads: tuple[Tensor, Tensor | None],
-    results: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     """Gradients of x, score_src, score_dst and edge_score, written into ``results``.
 
@@ -200,7 +200,7 @@ def gat_backward(
         *_matrix(results[0]),
         *_matrix(results[1]),
         *_matrix(results[2]),
-        _address(results[3]),
+        0 if scores[2] is None else results[3].data_ptr(),
     )
 
 
@@ -272,21 +272,17 @@ def gatv2_backward(
     scores: Gatv2Scores,
     saved: tuple[Tensor, Tensor, Tensor | None],
     grads: tuple[Tensor, Tensor | None],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x_src, x_dst, att and edge (empty where there is none).
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """Gradients of x_src, x_dst, att and edge, written into ``results``.
 
     ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
     """
     heads, channels = x.shape[1:]
     out, stats, alpha = saved
-    x_dst, att, edge = scores[:3]
     grad = _rows(grads[0])
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
     packed = _packed_rows(x, stats, 2 * heads * channels, 3 * heads)
-    grad_src, grad_dst = empty(x, *x.shape), empty(x, *x_dst.shape)
-    grad_att = att.new_empty(att.shape)
-    # zeros: a removed self loop has a place here, but no edge
-    grad_edge = x.new_empty(0) if edge is None else edge.new_zeros(edge.shape)
     keep: list[Tensor] = []
     cpu_module().gatv2_backward(
         DTYPE_CODES[x.dtype],
@@ -302,9 +298,6 @@ def gatv2_backward(
         _address(alpha),
         _address(grad_alpha),
         *_matrix(packed),
-        grad_src.data_ptr(),
-        grad_dst.data_ptr(),
-        grad_att.data_ptr(),
-        _address(grad_edge) if edge is not None else 0,
+        *(result.data_ptr() for result in results[:3]),
+        0 if scores[2] is None else results[3].data_ptr(),
     )
-    return grad_src, grad_dst, grad_att, grad_edge

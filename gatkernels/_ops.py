@@ -1,51 +1,44 @@
 """The registered torch ops: the only file that knows torch.library.
 
-Kernels are reached only through these ops, so that fake tensors never reach a pointer.
+Kernels are reached only through these ops, so that fake tensors never reach a pointer. The schemas
+below are the one place that names an op's arguments; ``backend`` names the module of kernels that
+runs it (see :mod:`gatkernels._dispatch`).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from gatkernels import _checks, _native
+from gatkernels import _checks, _dispatch, _native
 
 _GRAPH = "Tensor rowptr, Tensor col, Tensor eid"
 _TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid"
-_SCORES = (
-    "Tensor score_src, Tensor score_dst, Tensor? edge_score, float negative_slope, "
-    "float dropout, Tensor? seed"
-)
-_SAVED = "Tensor out, Tensor out_pos, Tensor stats, Tensor? alpha, Tensor grad, Tensor? grad_alpha"
+_OPTIONS = "float negative_slope, float dropout, Tensor? seed"
+_GAT = f"Tensor x, Tensor score_src, Tensor score_dst, Tensor? edge_score, {_OPTIONS}"
+_GATV2 = f"Tensor x, Tensor x_dst, Tensor att, Tensor? edge, {_OPTIONS}"
+_GRADS = "Tensor? alpha, Tensor grad, Tensor? grad_alpha, str backend"
 
 _library = torch.library.Library("gatkernels", "DEF")
-_library.define(
+for _schema in (
     "build_csr(Tensor edge_index, int num_src, int num_dst, bool by_source, bool self_loops)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
-    f"gat_forward({_GRAPH}, Tensor x, {_SCORES}, bool training, bool statistics)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_library.define(f"gat_alpha({_GRAPH}, {_SCORES}, Tensor stats) -> Tensor")
-_library.define(
-    f"gat_backward({_GRAPH}, {_TRANSPOSE}, Tensor x, {_SCORES}, {_SAVED})"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
-)
-_library.define(
+    " -> (Tensor rowptr, Tensor col, Tensor eid)",
+    f"gat_forward({_GRAPH}, {_GAT}, bool training, bool statistics, str backend)"
+    " -> (Tensor out, Tensor out_pos, Tensor stats)",
+    f"gat_alpha({_GRAPH}, {_GAT.removeprefix('Tensor x, ')}, Tensor stats, str backend) -> Tensor",
+    f"gat_backward({_GRAPH}, {_TRANSPOSE}, {_GAT}, Tensor out, Tensor out_pos, Tensor stats,"
+    f" {_GRADS}) -> (Tensor grad_x, Tensor grad_src, Tensor grad_dst, Tensor grad_edge)",
     f"gat_packed_backward({_GRAPH}, {_TRANSPOSE}, Tensor packed, int heads, int channels,"
-    f" float negative_slope, float dropout, Tensor? seed, {_SAVED}) -> Tensor"
-)
-_SCORES2 = (
-    "Tensor x, Tensor x_dst, Tensor att, Tensor? edge, float negative_slope, float dropout, "
-    "Tensor? seed"
-)
-_library.define(f"gatv2_forward({_GRAPH}, {_SCORES2}, bool statistics) -> (Tensor, Tensor)")
-_library.define(f"gatv2_alpha({_GRAPH}, {_SCORES2}, Tensor stats) -> Tensor")
-_library.define(
-    f"gatv2_backward({_GRAPH}, {_TRANSPOSE}, {_SCORES2}, Tensor out, Tensor stats, Tensor? alpha,"
-    " Tensor grad, Tensor? grad_alpha) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+    f" {_OPTIONS}, Tensor out, Tensor out_pos, Tensor stats, {_GRADS}) -> Tensor",
+    f"gatv2_forward({_GRAPH}, {_GATV2}, bool statistics, str backend)"
+    " -> (Tensor out, Tensor stats)",
+    f"gatv2_alpha({_GRAPH}, {_GATV2}, Tensor stats, str backend) -> Tensor",
+    f"gatv2_backward({_GRAPH}, {_TRANSPOSE}, {_GATV2}, Tensor out, Tensor stats, {_GRADS})"
+    " -> (Tensor grad_x, Tensor grad_dst, Tensor grad_att, Tensor grad_edge)",
+):
+    _library.define(_schema)
 
 
 def _build_csr_torch(
@@ -108,78 +101,6 @@ def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
             )
 
 
-def _gat_forward(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    x: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor,
-    edge_score: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    training: bool,
-    statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    scores = (score_src, score_dst, edge_score, negative_slope, dropout, seed)
-    return _native.gat_forward((rowptr, col, eid), x, scores, training, statistics)
-
-
-def _gat_alpha(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor,
-    edge_score: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    stats: Tensor,
-) -> Tensor:
-    scores = (score_src, score_dst, edge_score, negative_slope, dropout, seed)
-    return _native.gat_alpha((rowptr, col, eid), scores, stats)
-
-
-def _gat_backward(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    colptr: Tensor,
-    row: Tensor,
-    ceid: Tensor,
-    x: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor,
-    edge_score: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    out: Tensor,
-    out_pos: Tensor,
-    stats: Tensor,
-    alpha: Tensor | None,
-    grad: Tensor,
-    grad_alpha: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_x = _native.empty(x, *x.shape)
-    grad_src = _native.empty(score_src, *score_src.shape)
-    grad_dst = _native.empty(score_dst, *score_dst.shape)
-    # zeros: a removed self loop has a place here, but no edge
-    grad_edge = x.new_empty(0) if edge_score is None else edge_score.new_zeros(edge_score.shape)
-    _native.gat_backward(
-        (rowptr, col, eid),
-        (colptr, row, ceid),
-        x,
-        (score_src, score_dst, edge_score, negative_slope, dropout, seed),
-        (out, out_pos, stats, alpha),
-        (grad, grad_alpha),
-        (grad_x, grad_src, grad_dst, None if edge_score is None else grad_edge),
-    )
-    return grad_x, grad_src, grad_dst, grad_edge
-
-
 def split_packed(packed: Tensor, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of ``packed [N, H*C + 2H]``: x ``[N, H, C]``, score_src and score_dst ``[N, H]``."""
     width = heads * channels
@@ -187,102 +108,72 @@ def split_packed(packed: Tensor, heads: int, channels: int) -> tuple[Tensor, Ten
     return x, packed[:, width : width + heads], packed[:, width + heads :]
 
 
-def _gat_packed_backward(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    colptr: Tensor,
-    row: Tensor,
-    ceid: Tensor,
-    packed: Tensor,
-    heads: int,
-    channels: int,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    out: Tensor,
-    out_pos: Tensor,
-    stats: Tensor,
-    alpha: Tensor | None,
-    grad: Tensor,
-    grad_alpha: Tensor | None,
-) -> Tensor:
+def _grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
+    """Zeros: a removed self loop has a place here, but no edge. Empty where there is no input."""
+    return x.new_empty(0) if edge is None else edge.new_zeros(edge.shape)
+
+
+def _gat_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    csr, x, scores, (training, statistics, backend) = args[:3], args[3], args[4:10], args[10:]
+    kernels = _dispatch.kernels(backend)
+    return kernels.gat_forward(csr, x, scores, training, statistics)  # type: ignore[no-any-return]
+
+
+def _gat_alpha(*args: Any) -> Tensor:
+    csr, scores, (stats, backend) = args[:3], args[3:9], args[9:]
+    return _dispatch.kernels(backend).gat_alpha(csr, scores, stats)  # type: ignore[no-any-return]
+
+
+def _gat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, score_src, score_dst, edge_score = args[6:10]
+    results = (
+        _native.empty(x, *x.shape),
+        _native.empty(score_src, *score_src.shape),
+        _native.empty(score_dst, *score_dst.shape),
+        _grad_of_edges(x, edge_score),
+    )
+    _dispatch.kernels(args[-1]).gat_backward(
+        args[:3], args[3:6], x, args[7:13], args[13:17], args[17:19], results
+    )
+    return results
+
+
+def _gat_packed_backward(*args: Any) -> Tensor:
+    packed, heads, channels, negative_slope, dropout, seed = args[6:12]
     x, score_src, score_dst = split_packed(packed, heads, channels)
     result = _native.empty(packed, *packed.shape)
-    _native.gat_backward(
-        (rowptr, col, eid),
-        (colptr, row, ceid),
-        x,
-        (score_src, score_dst, None, negative_slope, dropout, seed),
-        (out, out_pos, stats, alpha),
-        (grad, grad_alpha),
-        (*split_packed(result, heads, channels), None),
+    scores = (score_src, score_dst, None, negative_slope, dropout, seed)
+    results = (*split_packed(result, heads, channels), packed.new_empty(0))
+    _dispatch.kernels(args[-1]).gat_backward(
+        args[:3], args[3:6], x, scores, args[12:16], args[16:18], results
     )
     return result
 
 
-def _gatv2_forward(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    x: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    edge: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    statistics: bool,
-) -> tuple[Tensor, Tensor]:
-    scores = (x_dst, att, edge, negative_slope, dropout, seed)
-    return _native.gatv2_forward((rowptr, col, eid), x, scores, statistics)
+def _gatv2_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    csr, x, scores, (statistics, backend) = args[:3], args[3], args[4:10], args[10:]
+    kernels = _dispatch.kernels(backend)
+    return kernels.gatv2_forward(csr, x, scores, statistics)  # type: ignore[no-any-return]
 
 
-def _gatv2_alpha(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    x: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    edge: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    stats: Tensor,
-) -> Tensor:
-    scores = (x_dst, att, edge, negative_slope, dropout, seed)
-    return _native.gatv2_alpha((rowptr, col, eid), x, scores, stats)
+def _gatv2_alpha(*args: Any) -> Tensor:
+    csr, x, scores, (stats, backend) = args[:3], args[3], args[4:10], args[10:]
+    kernels = _dispatch.kernels(backend)
+    return kernels.gatv2_alpha(csr, x, scores, stats)  # type: ignore[no-any-return]
 
 
-def _gatv2_backward(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    colptr: Tensor,
-    row: Tensor,
-    ceid: Tensor,
-    x: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    edge: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    out: Tensor,
-    stats: Tensor,
-    alpha: Tensor | None,
-    grad: Tensor,
-    grad_alpha: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _native.gatv2_backward(
-        (rowptr, col, eid),
-        (colptr, row, ceid),
-        x,
-        (x_dst, att, edge, negative_slope, dropout, seed),
-        (out, stats, alpha),
-        (grad, grad_alpha),
+def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, x_dst, att, edge = args[6:10]
+    results = (
+        _native.empty(x, *x.shape),
+        _native.empty(x, *x_dst.shape),
+        att.new_empty(att.shape),
+        _grad_of_edges(x, edge),
     )
+    _dispatch.kernels(args[-1]).gatv2_backward(
+        args[:3], args[3:6], x, args[7:13], args[13:16], args[16:18], results
+    )
+    return results
 
 
 for _name, _kernel in {
@@ -294,7 +185,8 @@ for _name, _kernel in {
     "gatv2_alpha": _gatv2_alpha,
     "gatv2_backward": _gatv2_backward,
 }.items():
-    _library.impl(_name, _kernel, "CPU")
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _kernel, _key)
 _library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
 
 
@@ -312,122 +204,49 @@ def _(
 
 
 @torch.library.register_fake("gatkernels::gat_forward", lib=_library)
-def _(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    x: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor,
-    edge_score: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    training: bool,
-    statistics: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    rowptr, x, sums, (training, statistics, _) = args[0], args[3], args[4], args[10:]
     num_dst, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
     out = x.new_empty(num_dst, heads, channels)
-    sums = score_src
     out_pos = sums.new_empty(num_dst, heads, channels) if training else sums.new_empty(0)
     stats = sums.new_empty(num_dst, 3, heads) if statistics else sums.new_empty(0)
     return out, out_pos, stats
 
 
 @torch.library.register_fake("gatkernels::gat_alpha", lib=_library)
-def _(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor,
-    edge_score: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    stats: Tensor,
-) -> Tensor:
-    return stats.new_empty(col.shape[0], stats.shape[2])
+def _(*args: Any) -> Tensor:
+    col, stats = args[1], args[9]
+    return stats.new_empty(col.shape[0], stats.shape[2])  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gat_backward", lib=_library)
-def _(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    colptr: Tensor,
-    row: Tensor,
-    ceid: Tensor,
-    x: Tensor,
-    score_src: Tensor,
-    score_dst: Tensor,
-    edge_score: Tensor | None,
-    *args: object,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape),
-        score_src.new_empty(score_src.shape),
-        score_dst.new_empty(score_dst.shape),
-        x.new_empty(0) if edge_score is None else edge_score.new_empty(edge_score.shape),
-    )
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, score_src, score_dst, edge_score = args[6:10]
+    inputs = (x, score_src, score_dst)
+    return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge_score))
 
 
 @torch.library.register_fake("gatkernels::gat_packed_backward", lib=_library)
-def _(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    colptr: Tensor,
-    row: Tensor,
-    ceid: Tensor,
-    packed: Tensor,
-    *args: object,
-) -> Tensor:
-    return packed.new_empty(packed.shape)
+def _(*args: Any) -> Tensor:
+    packed = args[6]
+    return packed.new_empty(packed.shape)  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gatv2_forward", lib=_library)
-def _(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    x: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    edge: Tensor | None,
-    negative_slope: float,
-    dropout: float,
-    seed: Tensor | None,
-    statistics: bool,
-) -> tuple[Tensor, Tensor]:
-    heads = x.shape[1]
-    stats = att.new_empty(x_dst.shape[0], 3, heads) if statistics else att.new_empty(0)
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    x, x_dst, att, statistics = args[3], args[4], args[5], args[10]
+    stats = att.new_empty(x_dst.shape[0], 3, x.shape[1]) if statistics else att.new_empty(0)
     return x.new_empty(x_dst.shape), stats
 
 
 @torch.library.register_fake("gatkernels::gatv2_alpha", lib=_library)
-def _(rowptr: Tensor, col: Tensor, eid: Tensor, x: Tensor, *args: Tensor) -> Tensor:
-    stats = args[-1]
-    return stats.new_empty(col.shape[0], stats.shape[2])
+def _(*args: Any) -> Tensor:
+    col, stats = args[1], args[10]
+    return stats.new_empty(col.shape[0], stats.shape[2])  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gatv2_backward", lib=_library)
-def _(
-    rowptr: Tensor,
-    col: Tensor,
-    eid: Tensor,
-    colptr: Tensor,
-    row: Tensor,
-    ceid: Tensor,
-    x: Tensor,
-    x_dst: Tensor,
-    att: Tensor,
-    edge: Tensor | None,
-    *args: object,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape),
-        x.new_empty(x_dst.shape),
-        att.new_empty(att.shape),
-        x.new_empty(0) if edge is None else edge.new_empty(edge.shape),
-    )
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, x_dst, att, edge = args[6:10]
+    inputs = (x, x_dst, att)
+    return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge))

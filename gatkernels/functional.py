@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gatkernels import _autograd, _checks, _dispatch, _ops, reference
+from gatkernels._autograd import Options
 from gatkernels.graph import Graph
 
 
@@ -87,47 +88,55 @@ def gat_attention(
     _checks.dense(op, "x", x)
     _checks.tensor(op, "score_src", score_src)
     x, score_src, score_dst, edge_score = _promote(x, score_src, score_dst, edge_score)
-    options = (negative_slope, dropout)
+    options = Options(negative_slope, dropout, return_attention, backend)
     if x.dim() == 4:
         batch = x.shape[0]
         _checks.batch(op, batch, score_src=score_src, score_dst=score_dst, edge_score=edge_score)
         folded = [None if t is None else _fold(t) for t in (x, score_src, score_dst, edge_score)]
-        out, alpha = _gat(op, graph, folded, options, return_attention, backend)
+        out, alpha = _gat(op, graph, folded, options)
         if alpha is None:
             return _unfold(out, batch)
         return _unfold(out, batch), _unfold(alpha, batch)
     inputs = [x, score_src, score_dst, edge_score]
-    out, alpha = _gat(op, graph, inputs, options, return_attention, backend)
+    out, alpha = _gat(op, graph, inputs, options)
     return out if alpha is None else (out, alpha)
+
+
+def _choose(op: str, options: Options, x: Tensor) -> Options:
+    """``options`` with the backend that is to run the call on ``x``."""
+    backend = _dispatch.select(op, options.backend, _dispatch.Case(x.device, x.dtype))
+    return options if backend == options.backend else Options(*options[:3], backend)
+
+
+def _reference(
+    attention: Any, graph: Graph, inputs: list[Any], options: Options, seed: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    slope, dropout, return_attention, _ = options
+    out, alpha = attention(graph, *inputs, negative_slope=slope, dropout=dropout, seed=seed)
+    return out, alpha if return_attention else None
 
 
 def _gat(
     op: str,
     graph: Graph,
     inputs: list[Any],
-    options: tuple[float, float],
-    return_attention: bool,
-    backend: str,
+    options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     x, score_src, score_dst, edge_score = inputs
     _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score)
-    _checks.options(op, *options)
-    chosen = _dispatch.select(op, backend, _dispatch.Case(x.device, x.dtype))
-    seed = draw_seed(x.device) if options[1] > 0.0 else None
-    if chosen == "reference":
-        out, weights = reference.gat_attention(
-            graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed
-        )
-        return out, weights if return_attention else None
+    _checks.options(op, *options[:2])
+    options = _choose(op, options, x)
+    seed = draw_seed(x.device) if options.dropout > 0.0 else None
+    if options.backend == "reference":
+        return _reference(reference.gat_attention, graph, inputs, options, seed)
     sums = _checks.SUM_DTYPES[x.dtype]
     if score_dst is None:
         score_dst = x.new_zeros(1, x.shape[1]).expand(graph.num_dst, -1)
     if sums != x.dtype:
         score_src, score_dst = score_src.to(sums), score_dst.to(sums)
         edge_score = None if edge_score is None else edge_score.to(sums)
-    out, alpha = _autograd.gat(
-        graph, x, score_src, score_dst, edge_score, seed, options, return_attention
-    )
+    scores = (score_src, score_dst, edge_score, seed)
+    out, alpha = _autograd.gat(graph, x, scores, options)
     return out, None if alpha is None else alpha.to(x.dtype)
 
 
@@ -153,14 +162,14 @@ def gat_attention_packed(
     op = "gat_attention_packed"
     channels = packed.shape[1] // heads - 2
     parts = [*_ops.split_packed(packed, heads, channels), None]
-    options = (negative_slope, dropout)
-    chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
-    if chosen == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
-        return _gat(op, graph, parts, options, return_attention, backend)
+    options = Options(negative_slope, dropout, return_attention, backend)
+    options = _choose(op, options, packed)
+    if options.backend == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
+        return _gat(op, graph, parts, options)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
-    _checks.options(op, *options)
+    _checks.options(op, *options[:2])
     seed = draw_seed(packed.device) if dropout > 0.0 else None
-    return _autograd.gat_packed(graph, packed, (heads, channels), seed, options, return_attention)
+    return _autograd.gat_packed(graph, packed, (heads, channels), seed, options)
 
 
 def gatv2_attention(
@@ -205,18 +214,18 @@ def gatv2_attention(
     _checks.tensor(op, "x_dst", x_dst)
     _checks.tensor(op, "att", att)
     x_src, x_dst, att, edge = _promote(x_src, x_dst, att, edge)
-    options = (negative_slope, dropout)
+    options = Options(negative_slope, dropout, return_attention, backend)
     if x_src.dim() == 4:
         batch = x_src.shape[0]
         _checks.batch(op, batch, x_dst=x_dst, edge=edge)
         rest = None if edge is None else _fold(edge)
         folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest]
-        out, alpha = _gatv2(op, graph, folded, options, return_attention, backend)
+        out, alpha = _gatv2(op, graph, folded, options)
         if alpha is None:
             return _unfold(out, batch)
         return _unfold(out, batch), _unfold(alpha, batch)
     inputs = [x_src, x_dst, att, edge]
-    out, alpha = _gatv2(op, graph, inputs, options, return_attention, backend)
+    out, alpha = _gatv2(op, graph, inputs, options)
     return out if alpha is None else (out, alpha)
 
 
@@ -224,22 +233,17 @@ def _gatv2(
     op: str,
     graph: Graph,
     inputs: list[Any],
-    options: tuple[float, float],
-    return_attention: bool,
-    backend: str,
+    options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     x_src, x_dst, att, edge = inputs
     _checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
-    _checks.options(op, *options)
-    chosen = _dispatch.select(op, backend, _dispatch.Case(x_src.device, x_src.dtype))
-    seed = draw_seed(x_src.device) if options[1] > 0.0 else None
-    if chosen == "reference":
-        out, weights = reference.gatv2_attention(
-            graph, *inputs, negative_slope=options[0], dropout=options[1], seed=seed
-        )
-        return out, weights if return_attention else None
+    _checks.options(op, *options[:2])
+    options = _choose(op, options, x_src)
+    seed = draw_seed(x_src.device) if options.dropout > 0.0 else None
+    if options.backend == "reference":
+        return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])
-    out, alpha = _autograd.gatv2(graph, x_src, x_dst, att, edge, seed, options, return_attention)
+    out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
     return out, None if alpha is None else alpha.to(x_src.dtype)
 
 
@@ -263,6 +267,6 @@ def attention_weights(
     _checks.shape(op, "score_src", score_src, num_src=graph.num_src, heads=None)
     no_features = score_src.new_empty(*score_src.shape, 0)
     inputs = [no_features, score_src, score_dst, edge_score]
-    alpha = _gat(op, graph, inputs, (negative_slope, dropout), True, backend)[1]
+    alpha = _gat(op, graph, inputs, Options(negative_slope, dropout, True, backend))[1]
     assert alpha is not None
     return alpha

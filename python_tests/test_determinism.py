@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from graphs import random_inputs
-from tolerance import DTYPES, Options, Results, by_kernel
+from tolerance import BACKEND, DTYPES, Options, Results, by_kernel
 from torch import Tensor
 
 from gatkernels import Graph
@@ -73,7 +73,7 @@ def test_training() -> None:
 
     def train() -> list[Tensor]:
         torch.manual_seed(3)
-        model = GAT(12, 4, 3, heads=4, backend="cpu")
+        model = GAT(12, 4, 3, heads=4, backend=BACKEND)
         optimizer = torch.optim.Adam(model.parameters())
         for _ in range(3):
             optimizer.zero_grad()

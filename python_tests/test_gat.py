@@ -240,7 +240,7 @@ def test_gradient_of_a_sum() -> None:
     inputs = random_inputs(graph, 4, 6, torch.float32)
     inputs = inputs._replace(grad_out=torch.ones_like(inputs.grad_out))
     x = inputs.x.clone().requires_grad_()
-    gat_attention(graph, x, inputs.score_src, inputs.score_dst, backend="cpu").sum().backward()
+    gat_attention(graph, x, inputs.score_src, inputs.score_dst, backend=BACKEND).sum().backward()
     assert torch.equal(x.grad, by_kernel(graph, inputs, Options())["grad of x"])
 
 
@@ -250,8 +250,8 @@ def test_inference(name: str, mode: Callable[[], torch.no_grad]) -> None:
     graph = GRAPHS[name]()
     inputs = random_inputs(graph, 3, 5, torch.float32, edge_score=True, attention=True)
     with mode():
-        out, alpha = gat_attention(graph, *inputs[:4], return_attention=True, backend="cpu")
-        alone = gat_attention(graph, *inputs[:4], backend="cpu")
+        out, alpha = gat_attention(graph, *inputs[:4], return_attention=True, backend=BACKEND)
+        alone = gat_attention(graph, *inputs[:4], backend=BACKEND)
     assert not out.requires_grad
     assert torch.equal(out, alone)
     assert_right(graph, inputs, Options(), {"out": out.clone(), "alpha": alpha.clone()})
@@ -264,7 +264,7 @@ def test_one_gradient_alone(wanted: str) -> None:
     expected = by_kernel(graph, inputs, Options())[f"grad of {wanted}"]
     tensors = dict(zip(inputs._fields[:4], inputs[:4], strict=True))
     leaf = tensors[wanted] = tensors[wanted].clone().requires_grad_()
-    gat_attention(graph, **tensors, backend="cpu").backward(inputs.grad_out)
+    gat_attention(graph, **tensors, backend=BACKEND).backward(inputs.grad_out)
     assert torch.equal(leaf.grad, expected)
 
 
@@ -277,7 +277,7 @@ def test_one_output_alone(used: str) -> None:
     inputs = inputs._replace(**{zeroed: torch.zeros_like(getattr(inputs, zeroed))})
 
     def call(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        out, alpha = gat_attention(graph, *tensors, return_attention=True, backend="cpu")
+        out, alpha = gat_attention(graph, *tensors, return_attention=True, backend=BACKEND)
         if used == "out":
             return out, alpha.detach().requires_grad_()
         return out.detach().requires_grad_(), alpha
@@ -285,7 +285,7 @@ def test_one_output_alone(used: str) -> None:
     assert_right(graph, inputs, Options(), differentiate(call, inputs))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
 def test_score_dst_none_stands_for_zeros(backend: str) -> None:
     graph = GRAPHS["bipartite"]()
     inputs = random_inputs(graph, 3, 5, torch.float32)

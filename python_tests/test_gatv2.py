@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import GRAPHS
+from tolerance import BACKEND
 from torch import Tensor
 
 from gatkernels import (
@@ -19,6 +20,7 @@ from gatkernels import (
     gatv2_attention,
     reference,
 )
+from gatkernels._autograd import Options
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
 #: Roundings of the dtype allowed on the largest value of a result, beyond twice the error of the
@@ -59,7 +61,7 @@ def check(kind: str, graph: Graph, inputs: list[Tensor], slope: float, dropout: 
     def ours(*tensors: Tensor) -> Any:
         torch.manual_seed(3)
         options: dict[str, Any] = {"negative_slope": slope, "dropout": dropout}
-        return public(graph, *tensors, **options, return_attention=True, backend="cpu")
+        return public(graph, *tensors, **options, return_attention=True, backend=BACKEND)
 
     def naive(*tensors: Tensor) -> Any:
         torch.manual_seed(3)
@@ -118,7 +120,7 @@ def test_gatv2_gradients(heads: int, channels: int, second: bool) -> None:
     leaves = [t.requires_grad_() for t in leaves]
 
     def call(x: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor) -> Any:
-        return _autograd.gatv2(graph, x, x_dst, att, edge, SEED, (0.2, 0.4), True)
+        return _autograd.gatv2(graph, (x, x_dst, att, edge, SEED), Options(0.2, 0.4, True, BACKEND))
 
     examine = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
     assert examine(call, leaves, fast_mode=True)
@@ -129,7 +131,7 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)
 
     def call(*tensors: Tensor) -> Any:
-        return _autograd.gatv2(graph, *tensors, None, SEED, (0.2, 0.5), True)
+        return _autograd.gatv2(graph, (*tensors, None, SEED), Options(0.2, 0.5, True, BACKEND))
 
     before = torch.get_num_threads()
     try:
@@ -154,7 +156,7 @@ def test_gatv2_keeps_nothing_the_size_of_the_edges() -> None:
 
     inputs = [t.requires_grad_() for t in inputs_of("gatv2", graph, 4, 8, torch.float32, False)]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        gatv2_attention(graph, *inputs, dropout=0.5, backend="cpu")
+        gatv2_attention(graph, *inputs, dropout=0.5, backend=BACKEND)
     floating = sum(t.nbytes for t in kept.values() if t.is_floating_point())
     assert 0 < floating <= 4 * nodes * 4 * (3 * 8 + 3) + 4 * 4 * 8
 
@@ -170,7 +172,7 @@ def test_a_static_batch_is_its_members(dropout: float) -> None:
         if kind == "gatv2":
             stacked[2] = members[0][2]
         outs = []
-        for backend in ("cpu", "reference"):
+        for backend in (BACKEND, "reference"):
             torch.manual_seed(1)
             outs.append(
                 op(graph, *stacked, dropout=dropout, return_attention=True, backend=backend)
@@ -189,7 +191,7 @@ def test_a_static_batch_is_its_members(dropout: float) -> None:
 def test_attention_weights_are_those_of_the_operator() -> None:
     graph = GRAPHS["random"]()
     x, src, dst, edge = inputs_of("gat", graph, 3, 5, torch.float32, True)
-    for backend in ("cpu", "reference"):
+    for backend in (BACKEND, "reference"):
         torch.manual_seed(2)
         _, alpha = gat_attention(graph, x, src, dst, edge, dropout=0.3, return_attention=True)
         torch.manual_seed(2)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from graphs import GRAPHS, random_inputs
+from tolerance import BACKEND
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from gatkernels import Graph, _autograd, _ops, gat_attention
+from gatkernels._autograd import Options
 from gatkernels.functional import gat_attention_packed
 
 SEED = torch.tensor([77])
@@ -33,8 +35,10 @@ def _leaves(graph: Graph, heads: int, channels: int, edge_score: bool) -> list[T
 def test_gradcheck(heads: int, channels: int, attention: bool, dropout: float) -> None:
     leaves = _leaves(SMALL, heads, channels, edge_score=True)
 
+    options = Options(0.2, dropout, attention, BACKEND)
+
     def call(*tensors: Tensor) -> Any:
-        out, alpha = _autograd.gat(SMALL, *tensors, SEED, (0.2, dropout), attention)
+        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], SEED), options)
         return (out, alpha) if attention else out
 
     assert gradcheck(call, leaves)
@@ -45,8 +49,8 @@ def test_gradcheck_slopes_and_packed(slope: float) -> None:
     leaves = _leaves(SQUARE, 3, 2, edge_score=False)[:3]
     assert gradcheck(lambda *t: gat_attention(SQUARE, *t, negative_slope=slope), leaves)
     packed = torch.cat([t.detach().flatten(1) for t in leaves], dim=1).requires_grad_()
-    options = (slope, 0.5)
-    assert gradcheck(lambda p: _autograd.gat_packed(SQUARE, p, (3, 2), SEED, options, True), packed)
+    options = Options(slope, 0.5, True, BACKEND)
+    assert gradcheck(lambda p: _autograd.gat_packed(SQUARE, p, (3, 2), SEED, options), packed)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -54,8 +58,10 @@ def test_gradcheck_slopes_and_packed(slope: float) -> None:
 def test_gradgradcheck(dropout: float, attention: bool) -> None:
     leaves = _leaves(SMALL, 2, 2, edge_score=True)
 
+    options = Options(0.2, dropout, attention, BACKEND)
+
     def call(*tensors: Tensor) -> Any:
-        out, alpha = _autograd.gat(SMALL, *tensors, SEED, (0.2, dropout), attention)
+        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], SEED), options)
         return (out, alpha) if attention else out
 
     assert gradgradcheck(call, leaves)
@@ -65,8 +71,10 @@ def test_gradgradcheck(dropout: float, attention: bool) -> None:
 def test_gradgradcheck_packed(attention: bool) -> None:
     packed = torch.randn(3, 2 * 2 + 4, dtype=torch.float64, requires_grad=True)
 
+    options = Options(0.2, 0.5, attention, BACKEND)
+
     def call(tensor: Tensor) -> Any:
-        out, alpha = _autograd.gat_packed(SQUARE, tensor, (2, 2), SEED, (0.2, 0.5), attention)
+        out, alpha = _autograd.gat_packed(SQUARE, tensor, (2, 2), SEED, options)
         return (out, alpha) if attention else out
 
     assert gradgradcheck(call, packed)
@@ -98,7 +106,7 @@ def test_retained_graph_gives_the_same_gradient_again() -> None:
 
 @cache
 def _samples() -> dict[str, list[tuple[Any, ...]]]:
-    """Arguments for every op: plain, and with everything optional."""
+    """Arguments for every op but the backend: plain, and with everything optional."""
     csr = (SQUARE.rowptr, SQUARE.col, SQUARE.eid)
     csc = (SQUARE.colptr, SQUARE.row, SQUARE.ceid)
     inputs = random_inputs(SQUARE, 2, 3, torch.float32, edge_score=True, attention=True)
@@ -109,8 +117,15 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
     ops = torch.ops.gatkernels
     kept = {}
     for key, scores in (("plain", plain), ("full", full)):
-        out, out_pos, stats = ops.gat_forward(*csr, x, *scores, True, True)
-        kept[key] = (out, out_pos, stats, ops.gat_alpha(*csr, *scores, stats), grad, grad_alpha)
+        out, out_pos, stats = ops.gat_forward(*csr, x, *scores, True, True, BACKEND)
+        kept[key] = (
+            out,
+            out_pos,
+            stats,
+            ops.gat_alpha(*csr, *scores, stats, BACKEND),
+            grad,
+            grad_alpha,
+        )
     without_alpha = (*kept["plain"][:3], None, grad, None)
     edge_index = SQUARE.edge_index
     att, rows = torch.randn(2, 3), torch.randn(SQUARE.num_edges, 2, 3)
@@ -118,8 +133,10 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
     full2 = (x, x.clone(), att, rows, 0.2, 0.5, SEED)
     kept2 = []
     for scores2 in (plain2, full2):
-        out, stats = ops.gatv2_forward(*csr, *scores2, True)
-        kept2.append((out, stats, ops.gatv2_alpha(*csr, *scores2, stats), grad, grad_alpha))
+        out, stats = ops.gatv2_forward(*csr, *scores2, True, BACKEND)
+        kept2.append(
+            (out, stats, ops.gatv2_alpha(*csr, *scores2, stats, BACKEND), grad, grad_alpha)
+        )
     return {
         "gatv2_forward": [(*csr, *plain2, False), (*csr, *full2, True)],
         "gatv2_alpha": [(*csr, *plain2, kept2[0][1]), (*csr, *full2, kept2[1][1])],
@@ -151,7 +168,9 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
 @pytest.mark.parametrize("sample", [0, 1])
 def test_opcheck(name: str, sample: int) -> None:
     op = name.removeprefix("gatkernels::")
-    torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, _samples()[op][sample])
+    backend = () if op == "build_csr" else (BACKEND,)
+    args = (*_samples()[op][sample], *backend)
+    torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, args)
 
 
 def _saved_bytes(graph: Graph, heads: int, channels: int, packed: bool) -> tuple[int, int]:
@@ -166,10 +185,10 @@ def _saved_bytes(graph: Graph, heads: int, channels: int, packed: bool) -> tuple
     x = torch.randn(graph.num_src, heads * channels + 2 * heads, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if packed:
-            out, _ = gat_attention_packed(graph, x, heads, dropout=0.5, backend="cpu")
+            out, _ = gat_attention_packed(graph, x, heads, dropout=0.5, backend=BACKEND)
         else:
             parts = _ops.split_packed(x, heads, channels)
-            out = gat_attention(graph, *parts, dropout=0.5, backend="cpu")
+            out = gat_attention(graph, *parts, dropout=0.5, backend=BACKEND)
     assert out.requires_grad
     sizes = {k: t.untyped_storage().nbytes() for k, t in kept.items()}
     floating = sum(sizes[k] for k, t in kept.items() if t.is_floating_point())
@@ -195,7 +214,7 @@ def test_compiles_into_one_graph(dynamic: bool) -> None:
     leaves = [t.clone().requires_grad_() for t in inputs[:3]]
 
     def step(x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
-        return gat_attention(graph, x.sin(), src, dst, backend="cpu").cos()
+        return gat_attention(graph, x.sin(), src, dst, backend=BACKEND).cos()
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
     results = []

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from graphs import GRAPHS, random_inputs
+from tolerance import BACKEND
 from torch import Tensor
 
 from gatkernels import Graph, _autograd, gat_attention, reference
+from gatkernels._autograd import Options
 
 #: Known answers of philox4x32-10 (kat_vectors of Random123): counter, key, words.
 KNOWN = {
@@ -45,7 +47,7 @@ def _kernel_keeps(graph: Graph, heads: int, dropout: float, seed: Tensor) -> Ten
     """Where the kernel kept an edge, ``[E, H]``, read off its attention."""
     x = torch.zeros(graph.num_src, heads, 1)
     scores = torch.zeros(graph.num_src, heads), torch.zeros(graph.num_dst, heads)
-    _, alpha = _autograd.gat(graph, x, *scores, None, seed, (0.2, dropout), True)
+    _, alpha = _autograd.gat(graph, x, (*scores, None, seed), Options(0.2, dropout, True, BACKEND))
     assert alpha is not None
     return alpha != 0
 
@@ -109,7 +111,7 @@ def test_scale_keeps_the_expectation() -> None:
     assert set(scale.unique().tolist()) == {0.0, 1.0 / (1.0 - 0.6)}
 
 
-def _draw(backend: str = "cpu") -> Tensor:
+def _draw(backend: str = BACKEND) -> Tensor:
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 4, 3, torch.float64)
     return gat_attention(graph, *inputs[:3], dropout=0.5, backend=backend)
@@ -135,10 +137,10 @@ def test_saved_generator_state_repeats_the_mask() -> None:
 
 def test_backends_draw_the_same_mask_and_use_the_generator_alike() -> None:
     results = {}
-    for backend in ("cpu", "reference"):
+    for backend in (BACKEND, "reference"):
         torch.manual_seed(8)
         results[backend] = (_draw(backend), torch.rand(3, dtype=torch.float64))
-    for got, expected in zip(results["cpu"], results["reference"], strict=True):
+    for got, expected in zip(results[BACKEND], results["reference"], strict=True):
         torch.testing.assert_close(got, expected)
 
 
@@ -146,5 +148,5 @@ def test_without_dropout_the_generator_rests() -> None:
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 4, 3, torch.float32)
     state = torch.get_rng_state()
-    gat_attention(graph, *inputs[:3], backend="cpu")
+    gat_attention(graph, *inputs[:3], backend=BACKEND)
     assert torch.equal(torch.get_rng_state(), state)

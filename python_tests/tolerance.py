@@ -7,6 +7,7 @@ values of the terms it is made of.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from gatkernels import Graph, _autograd, reference
 
+#: The backend under test.
+BACKEND = os.environ.get("GATKERNELS_TEST_BACKEND", "cpu")
 RATIO = 2.0
 #: Roundings of an element's scale allowed on top: about as many as operations in a row make it.
 UNITS: dict[torch.dtype, float] = {torch.float32: 8.0, torch.float64: 8.0}
@@ -52,8 +55,9 @@ def differentiate(call: Callable[..., Any], inputs: Inputs) -> Results:
 
 def by_kernel(graph: Graph, inputs: Inputs, options: Options) -> Results:
     def call(x: Tensor, src: Tensor, dst: Tensor, edge: Tensor | None) -> Any:
-        rest = (options.seed, (options.slope, options.dropout), inputs.grad_alpha is not None)
-        return _autograd.gat(graph, x, src, dst, edge, *rest)
+        attention = inputs.grad_alpha is not None
+        how = _autograd.Options(options.slope, options.dropout, attention, BACKEND)
+        return _autograd.gat(graph, x, (src, dst, edge, options.seed), how)
 
     return differentiate(call, inputs)
 
