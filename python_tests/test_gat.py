@@ -8,6 +8,7 @@ import pytest
 import torch
 from graphs import GRAPHS, Inputs, random_inputs
 from tolerance import (
+    BACKEND,
     DTYPES,
     Options,
     Results,
