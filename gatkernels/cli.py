@@ -65,21 +65,27 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    train = commands.add_parser("train", help="train the paper's GAT on a citation graph")
-    train.add_argument("dataset", help="cora, citeseer or pubmed")
+    from gatkernels.experiments.presets import DATASETS, MODELS, preset_options
+
+    train = commands.add_parser("train", help="train a network on a data set of the papers")
+    train.add_argument("dataset", help=", ".join(DATASETS))
+    train.add_argument("--model", default="gat", help=f"{', '.join(MODELS)} (gat)")
     train.add_argument("--seeds", type=int, default=1, metavar="N", help="number of runs (1)")
     train.add_argument("--seed", type=int, default=0, help="seed of the first run (0)")
     _add_run_options(train)
+    train.add_argument("--resume", action="store_true", help="go on from the output folder's state")
+    train.add_argument("--tensorboard", action="store_true", help="log to DIR/tensorboard")
+    train.add_argument("--amp", action="store_true", help="bfloat16 autocast")
+    train.add_argument("--compile", action="store_true", help="torch.compile the network")
     preset = train.add_argument_group("hyper-parameters (default: the paper's for the data set)")
-    preset.add_argument("--monitor", help="early stopping watches acc, loss or acc_or_loss")
-    preset.add_argument("--epochs", type=int, help="at most this many")
-    preset.add_argument("--patience", type=int, help="epochs without improvement before stopping")
-    preset.add_argument("--lr", type=float, help="Adam's learning rate")
-    preset.add_argument("--weight-decay", type=float, help="L2 penalty on all weights")
-    preset.add_argument("--hidden", type=int, help="channels per head of the first layer")
-    preset.add_argument("--heads", type=int, help="heads of the first layer, concatenated")
-    preset.add_argument("--out-heads", type=int, help="heads of the second layer, averaged")
-    preset.add_argument("--dropout", type=float, help="on the layers' inputs and the attention")
+    for option in preset_options():
+        flag, text = "--" + option.name.replace("_", "-"), option.metadata["help"]
+        if isinstance(option.default, bool):
+            preset.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            preset.add_argument(flag, type=type(option.default), help=text)
     train.set_defaults(command=_train)
 
 
@@ -95,7 +101,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", help="auto, cpu or reference (auto)")
     parser.add_argument("--device", default="cpu", help="torch device (cpu)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (runs/<data set>)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="output folder (runs/DATASET-MODEL)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -111,27 +119,34 @@ def _add_info(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from gatkernels.experiments import runs
-    from gatkernels.experiments.presets import get_preset
+    from dataclasses import replace
 
-    options = ["monitor", "epochs", "patience", "lr", "weight_decay"]
-    options += ["hidden", "heads", "out_heads", "dropout"]
+    from gatkernels.experiments import jobs
+    from gatkernels.experiments.presets import get_preset, preset_options
+    from gatkernels.experiments.training import Options
+
     with usage_errors():
-        chosen = {option: getattr(args, option) for option in options}
-        preset = get_preset(args.dataset).with_options(**chosen)
-        job = runs.prepare(preset, args.data, args.out, args.backend, args.device, args.quiet)
-        seeds = runs.seed_range(args.seed, args.seeds)
-    return EXIT_INTERRUPTED if runs.execute(job, seeds) else 0
+        chosen = {option.name: getattr(args, option.name) for option in preset_options()}
+        preset = get_preset(args.dataset, args.model).with_options(**chosen)
+        seeds = jobs.seed_range(args.seed, args.seeds)
+        options = Options(args.device, args.backend, args.amp, args.compile)
+        job = jobs.prepare(preset, options, args.out, args.data, quiet=args.quiet)
+        job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
+        interrupted = jobs.execute(job, seeds)
+    return EXIT_INTERRUPTED if interrupted else 0
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from gatkernels.experiments import runs
+    from gatkernels.experiments import jobs
     from gatkernels.experiments.presets import get_preset
+    from gatkernels.experiments.training import Options
 
     with usage_errors():
-        preset = get_preset("cora")
-        job = runs.prepare(preset, args.data, args.out, args.backend, args.device, args.quiet)
-    if runs.execute(job, range(1)):
+        options = Options(args.device, args.backend)
+        job = jobs.prepare(
+            get_preset("cora"), options, args.out, args.data, quiet=args.quiet, generate=True
+        )
+    if jobs.execute(job, range(1)):
         return EXIT_INTERRUPTED
     from gatkernels.experiments.demo import print_comparison
 
@@ -162,7 +177,7 @@ def _info(args: argparse.Namespace) -> int:
     import torch
 
     from gatkernels import _dispatch
-    from gatkernels.experiments.report import versions
+    from gatkernels.experiments.runs import versions
 
     for package, version in versions().items():
         print(f"{package:<16} {version}")

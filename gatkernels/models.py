@@ -1,22 +1,52 @@
-"""Networks: the two-layer GAT of the paper."""
+"""Networks: GAT, and the GCN and MLP it is compared with."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.graph import Graph
-from gatkernels.nn import Features, GATConv
+from gatkernels.graph import Graph, cached_graph
+from gatkernels.nn import Features, GATConv, GATv2Conv, _project
 from gatkernels.sparse import SparseRows
 
 
-class GAT(nn.Module):
-    """Two graph attention layers: heads concatenated, then averaged (Velickovic et al., 2018).
+def dropout(x: Features, p: float, training: bool) -> Features:
+    """Dropout of dense features, or of the stored values of sparse ones."""
+    if isinstance(x, Tensor) and x.layout == torch.sparse_csr:
+        x = SparseRows.of(x)
+    if isinstance(x, SparseRows):
+        return x.dropout(p, training)
+    return F.dropout(x, p, training)
 
-    Dropout acts on the input of both layers and on the attention weights. ``forward`` takes
-    ``x [N, in_channels]``, dense or sparse CSR, and an ``edge_index`` or a
+
+class GAT(nn.Module):
+    """Graph attention layers: heads concatenated, in the last layer averaged.
+
+    Velickovic et al. (ICLR 2018), or with ``version=2`` Brody et al. (ICLR 2022). ELU follows all
+    layers but the last. Dropout acts on the input of every layer and on the attention weights.
+    ``forward`` takes ``x [N, in_channels]``, dense or sparse CSR, and an ``edge_index`` or a
     :class:`gatkernels.Graph`, and returns logits ``[N, out_channels]``.
+
+    Args:
+        in_channels: Size of each input feature.
+        hidden_channels: Channels per head of all layers but the last.
+        out_channels: Number of logits.
+        heads: Heads of all layers but the last, concatenated.
+        out_heads: Heads of the last layer, averaged.
+        dropout: Probability, while training.
+        layers: Number of layers, at least 2.
+        version: 1 for GAT, 2 for GATv2.
+        residual: Add to the output of every layer but the first its input, projected where the
+            sizes differ: the skip connections of the paper's network for PPI.
+        negative_slope: Slope of the LeakyReLU.
+        add_self_loops: Remove given self loops and add one per node.
+        backend: "auto", "cpu" or "reference".
     """
 
     def __init__(
@@ -27,47 +57,155 @@ class GAT(nn.Module):
         heads: int = 8,
         out_heads: int = 1,
         dropout: float = 0.6,
+        *,
+        layers: int = 2,
+        version: int = 1,
+        residual: bool = False,
         negative_slope: float = 0.2,
         add_self_loops: bool = True,
-        residual: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        if layers < 2:
+            raise ValueError(f"GAT: 'layers' must be at least 2, got {layers}")
+        if version not in (1, 2):
+            raise ValueError(f"GAT: 'version' must be 1 or 2, got {version}")
         self.dropout = dropout
-        self.conv1 = GATConv(
-            in_channels,
-            hidden_channels,
-            heads,
-            True,
-            negative_slope,
-            dropout,
-            add_self_loops,
-            residual=residual,
-            backend=backend,
+        self.residual = residual
+        layer: Callable[..., Any] = GATConv if version == 1 else GATv2Conv
+        width = hidden_channels * heads
+        options = {
+            "negative_slope": negative_slope,
+            "dropout": dropout,
+            "add_self_loops": add_self_loops,
+            "backend": backend,
+        }
+        self.convs = nn.ModuleList(
+            layer(in_channels if place == 0 else width, hidden_channels, heads, **options)
+            for place in range(layers - 1)
         )
-        self.conv2 = GATConv(
-            hidden_channels * heads,
-            out_channels,
-            out_heads,
-            False,
-            negative_slope,
-            dropout,
-            add_self_loops,
-            residual=residual,
-            backend=backend,
+        projected = residual and width != out_channels
+        self.convs.append(
+            layer(width, out_channels, out_heads, False, residual=projected, **options)
         )
 
     def reset_parameters(self) -> None:
-        self.conv1.reset_parameters()
-        self.conv2.reset_parameters()
+        for conv in self.convs:
+            assert isinstance(conv, GATConv | GATv2Conv)
+            conv.reset_parameters()
 
     def forward(self, x: Features, edge_index: Tensor | Graph) -> Tensor:
-        if isinstance(x, SparseRows) or x.layout == torch.sparse_csr:
-            sparse = x if isinstance(x, SparseRows) else SparseRows.of(x)
-            x = sparse.dropout(self.dropout, self.training)
-        else:
-            x = F.dropout(x, self.dropout, self.training)
-        hidden = F.elu(self.conv1(x, edge_index))
-        hidden = F.dropout(hidden, self.dropout, self.training)
-        logits: Tensor = self.conv2(hidden, edge_index)
-        return logits
+        for place, conv in enumerate(self.convs):
+            inputs = dropout(x, self.dropout, self.training)
+            out: Tensor = conv(inputs, edge_index)
+            if self.residual and place > 0 and conv.res is None:
+                out = out + inputs
+            x = out if place == len(self.convs) - 1 else F.elu(out)
+        return out
+
+
+class GCN(nn.Module):
+    """Graph convolutions ``D^-1/2 (A + I) D^-1/2 x W`` with ReLU (Kipf and Welling, ICLR 2017).
+
+    Arguments and results as in :class:`GAT`; dropout acts on the input of every layer.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        dropout: float = 0.5,
+        *,
+        layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.lins = nn.ModuleList(linears(in_channels, hidden_channels, out_channels, layers))
+
+    def forward(self, x: Features, edge_index: Tensor | Graph) -> Tensor:
+        graph = edge_index
+        if not isinstance(graph, Graph):
+            graph = cached_graph(graph, x.shape[0], self_loops=True)
+        adjacency = normalised_adjacency(graph)
+        for place, lin in enumerate(self.lins):
+            assert isinstance(lin, Linear)
+            inputs = dropout(x, self.dropout, self.training)
+            out: Tensor = adjacency.matmul(lin.project(inputs)) + lin.bias
+            x = out if place == len(self.lins) - 1 else F.relu(out)
+        return out
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU: what the features say without the graph.
+
+    Arguments and results as in :class:`GCN`; the graph is ignored.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        dropout: float = 0.5,
+        *,
+        layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.lins = nn.ModuleList(linears(in_channels, hidden_channels, out_channels, layers))
+
+    def forward(self, x: Features, edge_index: Tensor | Graph | None = None) -> Tensor:
+        for place, lin in enumerate(self.lins):
+            inputs = dropout(x, self.dropout, self.training)
+            out: Tensor = lin(inputs)
+            x = out if place == len(self.lins) - 1 else F.relu(out)
+        return out
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with Glorot weights and a zero bias, for dense or sparse features."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def project(self, x: Features) -> Tensor:
+        """The product without the bias."""
+        return _project(x, self.weight)
+
+    def forward(self, x: Features) -> Tensor:
+        return self.project(x) + self.bias
+
+
+def linears(in_channels: int, hidden: int, out_channels: int, layers: int) -> list[Linear]:
+    if layers < 1:
+        raise ValueError(f"'layers' must be at least 1, got {layers}")
+    sizes = [in_channels, *[hidden] * (layers - 1), out_channels]
+    return [Linear(into, out) for into, out in itertools.pairwise(sizes)]
+
+
+def normalised_adjacency(graph: Graph) -> SparseRows:
+    """``D^-1/2 A D^-1/2`` with ``D`` the in-degrees, remembered while the graph lives."""
+    found: SparseRows | None = _adjacencies.get(graph)
+    if found is None:
+        used = int(graph.rowptr[-1])
+        source, target, eid = (part[:used] for part in graph.csr_edges())
+        scale = graph.rowptr.diff().float().rsqrt()
+        values = scale[source] * scale[target]
+        place = torch.empty(graph.num_edges, dtype=torch.long, device=graph.device)
+        place[eid] = torch.arange(used, device=graph.device)
+        found = _adjacencies[graph] = SparseRows(
+            graph.rowptr.int(),
+            graph.col[:used],
+            values,
+            (graph.num_dst, graph.num_src),
+            graph.colptr.int(),
+            graph.row[:used],
+            place[graph.ceid[:used].long()],
+        )
+    return found
+
+
+_adjacencies: Any = WeakKeyDictionary()

@@ -327,13 +327,13 @@ class GATv2Conv(nn.Module):
 
     def forward(
         self,
-        x: Tensor | tuple[Tensor, Tensor],
+        x: Features | tuple[Features, Features],
         edge_index: Tensor | Graph,
         *,
         return_attention_weights: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attend over the edges; arguments and results as in :meth:`GATConv.forward`."""
-        x_src, x_dst = x if isinstance(x, tuple) else (x, x)
+        x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         graph = _graph_of("GATv2Conv", (x_src, x_dst), edge_index, None, self.add_self_loops)
         source = self._project(x_src, self.lin_l)
         shared = self.lin_r is self.lin_l and x_dst is x_src
@@ -353,7 +353,7 @@ class GATv2Conv(nn.Module):
             out, alpha = out
         out = out.flatten(1) if self.concat else out.mean(dim=1)
         if self.res is not None:
-            out = out + linear(x_dst, self.res.weight)
+            out = out + _project(x_dst, self.res.weight)
         if self.bias is not None:
             out = add_bias(out, self.bias)
         if alpha is None:
@@ -361,7 +361,7 @@ class GATv2Conv(nn.Module):
             return result
         return out, (graph.edge_index, alpha[graph.used_edge_ids()])
 
-    def _project(self, x: Tensor, layer: nn.Linear) -> Tensor:
+    def _project(self, x: Features, layer: nn.Linear) -> Tensor:
         projected = _project(x, layer.weight)
         if layer.bias is not None:
             projected = add_bias(projected, layer.bias)

@@ -46,10 +46,14 @@ class SparseRows(NamedTuple):
             return self
         return self._replace(values=F.dropout(self.values, p))
 
+    def matmul(self, dense: Tensor) -> Tensor:
+        """``self @ dense`` for ``dense [columns, width]``, differentiable in ``dense``."""
+        result: Tensor = _SparseProduct.apply(self, dense, False)
+        return result
+
     def linear(self, weight: Tensor) -> Tensor:
         """``self @ weight.T`` for ``weight [out, columns]``, differentiable in ``weight``."""
-        result: Tensor = _SparseProduct.apply(self, weight.t(), False)
-        return result
+        return self.matmul(weight.t())
 
 
 class _SparseProduct(torch.autograd.Function):

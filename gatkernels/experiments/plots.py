@@ -28,7 +28,7 @@ def curves(metrics: dict[str, Any], path: Path | None = None) -> Any:
     kept = metrics["checkpoint_seed"]
     run = next(run for run in metrics["runs"] if run["seed"] == kept)
     others = [other for other in metrics["runs"] if other is not run]
-    for axes, quantity, scale in ((loss, "loss", 1.0), (accuracy, "accuracy", 100.0)):
+    for axes, quantity, scale in ((loss, "loss", 1.0), (accuracy, "score", 100.0)):
         for other in others:
             axes.plot(*_line(other, f"val_{quantity}", scale), color=VALIDATION["color"], **FAINT)
         label = "training, with dropout" if quantity == "loss" else "training"
@@ -41,10 +41,10 @@ def curves(metrics: dict[str, Any], path: Path | None = None) -> Any:
     if others:
         loss.plot([], [], color=VALIDATION["color"], label="validation, other seeds", **FAINT)
     best = run["best_epoch"]
-    accuracy.plot(best, 100 * run["val_accuracy"], "o", color=VALIDATION["color"], markersize=5)
+    accuracy.plot(best, 100 * run["val_score"], "o", color=VALIDATION["color"], markersize=5)
     right = best > 0.6 * run["epochs"]
     accuracy.annotate(
-        f"epoch {best} kept: validation {run['val_accuracy']:.1%}, test {run['test_accuracy']:.1%}",
+        f"epoch {best} kept: validation {run['val_score']:.1%}, test {run['test_score']:.1%}",
         (best, 0.06),
         xycoords=("data", "axes fraction"),
         xytext=(-6 if right else 6, 0),
@@ -55,10 +55,14 @@ def curves(metrics: dict[str, Any], path: Path | None = None) -> Any:
     )
     loss.set_ylabel("cross-entropy")
     loss.set_ylim(bottom=0)
-    accuracy.set_ylabel("accuracy (%)")
+    accuracy.set_ylabel(f"{metrics['dataset']['metric']} (%)")
     accuracy.set_xlabel("epoch")
     loss.legend(frameon=False, fontsize=9, loc="upper right")
-    loss.set_title(f"GAT on {metrics['dataset']['title']}, seed {kept}", loc="left", fontsize=11)
+    loss.set_title(
+        f"{metrics['config']['model']} on {metrics['dataset']['title']}, seed {kept}",
+        loc="left",
+        fontsize=11,
+    )
     if path is not None:
         figure.savefig(path)
     return figure

@@ -1,51 +1,65 @@
-"""Hyper-parameters of the GAT paper, one preset per data set."""
+"""Training recipes: one preset per data set and model, and what was published for it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
+MODELS = ("gat", "gatv2", "gcn", "mlp")
 MONITORS = ("acc", "loss", "acc_or_loss")
+
+
+def _option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One training recipe.
+    """One training recipe; every field but the first two is an option of ``gatkernels train``.
 
-    ``monitor`` names what early stopping watches on the validation nodes: ``acc``, ``loss``, or
-    ``acc_or_loss`` (either restarts the patience; weights are kept where both are at their best).
-    ``out_heads`` heads of the output layer are averaged.
+    ``monitor`` names what early stopping watches on the validation nodes: ``acc`` (on PPI the
+    micro-F1), ``loss``, or ``acc_or_loss`` (either restarts the patience; weights are kept where
+    both are at their best).
     """
 
-    name: str
-    hidden: int = 8
-    heads: int = 8
-    out_heads: int = 1
-    dropout: float = 0.6
-    negative_slope: float = 0.2
-    lr: float = 0.005
-    weight_decay: float = 5e-4
-    epochs: int = 10_000
-    patience: int = 100
-    monitor: str = "acc_or_loss"
+    dataset: str
+    model: str = "gat"
+    layers: int = _option(2, "number of layers")
+    hidden: int = _option(8, "channels of a hidden layer (per head, where there are heads)")
+    heads: int = _option(8, "heads of a hidden layer, concatenated")
+    out_heads: int = _option(1, "heads of the last layer, averaged")
+    dropout: float = _option(0.6, "on the layers' inputs and the attention")
+    negative_slope: float = _option(0.2, "slope of the LeakyReLU")
+    residual: bool = _option(False, "skip connections around all layers but the first")
+    lr: float = _option(0.005, "Adam's learning rate")
+    weight_decay: float = _option(5e-4, "L2 penalty on all weights")
+    epochs: int = _option(10_000, "at most this many")
+    patience: int = _option(100, "epochs without improvement before stopping")
+    monitor: str = _option("acc_or_loss", "early stopping watches acc, loss or acc_or_loss")
+    batch: int = _option(2, "graphs of a training step, where the data set has several")
 
     def __post_init__(self) -> None:
-        for field in ("hidden", "heads", "out_heads", "epochs", "patience"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.model not in MODELS:
+            raise ValueError(f"unknown model '{self.model}'; choose from {', '.join(MODELS)}")
+        for name in ("layers", "hidden", "heads", "out_heads", "epochs", "patience", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.layers < 2 and self.model.startswith("gat"):
+            raise ValueError(f"layers must be at least 2 for {self.model}, got {self.layers}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if not 0.0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if not 0.0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be finite and >= 0, got {self.weight_decay}")
+        if not abs(self.negative_slope) < float("inf"):
+            raise ValueError(f"negative_slope must be finite, got {self.negative_slope}")
         if self.monitor not in MONITORS:
             raise ValueError(f"monitor must be one of {', '.join(MONITORS)}, got '{self.monitor}'")
 
     def with_options(self, **options: Any) -> Preset:
         """A copy with the options that are not None replaced."""
-        known = {field.name for field in fields(self)}
-        if unknown := sorted(set(options) - known):
+        if unknown := sorted(set(options) - {option.name for option in preset_options()}):
             raise ValueError(f"unknown preset options: {', '.join(unknown)}")
         return replace(self, **{key: value for key, value in options.items() if value is not None})
 
@@ -53,18 +67,79 @@ class Preset:
         return asdict(self)
 
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("cora"),
-        Preset("citeseer", monitor="acc"),
-        Preset("pubmed", monitor="acc", out_heads=8, lr=0.01, weight_decay=1e-3),
-    )
+def preset_options() -> list[Any]:
+    """The fields of a preset that a user may choose, each with a line of help."""
+    return [option for option in fields(Preset) if "help" in option.metadata]
+
+
+_GAT: dict[str, dict[str, Any]] = {
+    "cora": {},
+    "citeseer": {"monitor": "acc"},
+    "pubmed": {"monitor": "acc", "out_heads": 8, "lr": 0.01, "weight_decay": 1e-3},
+    "ppi": {
+        "layers": 3,
+        "hidden": 256,
+        "heads": 4,
+        "out_heads": 6,
+        "dropout": 0.0,
+        "residual": True,
+        "weight_decay": 0.0,
+        "epochs": 100,
+        "monitor": "acc",
+    },
+    "photo": {"monitor": "loss"},
+    "computers": {"monitor": "loss"},
+    "cs": {"monitor": "loss"},
+    "physics": {"monitor": "loss"},
+}
+_PLAIN: dict[str, Any] = {"hidden": 16, "dropout": 0.5, "lr": 0.01, "monitor": "loss"}
+_PLAIN_PPI: dict[str, Any] = {
+    "layers": 3,
+    "hidden": 1024,
+    "dropout": 0.0,
+    "lr": 0.01,
+    "weight_decay": 0.0,
+    "epochs": 100,
+    "monitor": "acc",
 }
 
+DATASETS = tuple(_GAT)
 
-def get_preset(name: str) -> Preset:
-    """The preset of a data set. Raises: ValueError listing the choices."""
-    if (preset := PRESETS.get(name.lower())) is None:
-        raise ValueError(f"unknown data set '{name}'; choose from {', '.join(PRESETS)}")
-    return preset
+
+def get_preset(dataset: str, model: str = "gat") -> Preset:
+    """The preset of a data set and a model. Raises: ValueError listing the choices."""
+    key = dataset.lower()
+    if key not in _GAT:
+        raise ValueError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}")
+    if model in ("gcn", "mlp"):
+        return Preset(key, model, **(_PLAIN_PPI if key == "ppi" else _PLAIN))
+    return Preset(key, model, **_GAT[key])
+
+
+class Published(NamedTuple):
+    """Mean and standard deviation in per cent, as printed by ``source``."""
+
+    mean: float
+    std: float | None
+    source: str
+
+
+_GAT_PAPER = "Velickovic et al. 2018"
+_GCN_PAPER = "Kipf and Welling 2017"
+_PITFALLS = "Shchur et al. 2018"
+
+PUBLISHED: dict[tuple[str, str], Published] = {
+    ("cora", "gat"): Published(83.0, 0.7, _GAT_PAPER),
+    ("citeseer", "gat"): Published(72.5, 0.7, _GAT_PAPER),
+    ("pubmed", "gat"): Published(79.0, 0.3, _GAT_PAPER),
+    ("ppi", "gat"): Published(97.3, 0.2, _GAT_PAPER),
+    ("cora", "gatv2"): Published(82.1, None, "DGL's example"),
+    ("citeseer", "gatv2"): Published(70.0, None, "DGL's example"),
+    ("pubmed", "gatv2"): Published(77.2, None, "DGL's example"),
+    ("cora", "gcn"): Published(81.5, None, _GCN_PAPER),
+    ("citeseer", "gcn"): Published(70.3, None, _GCN_PAPER),
+    ("pubmed", "gcn"): Published(79.0, None, _GCN_PAPER),
+    ("cora", "mlp"): Published(55.1, None, _GCN_PAPER),
+    ("citeseer", "mlp"): Published(46.5, None, _GCN_PAPER),
+    ("pubmed", "mlp"): Published(71.4, None, _GCN_PAPER),
+}

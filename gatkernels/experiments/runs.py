@@ -1,109 +1,292 @@
-"""One ``gatkernels train``: prepare, train once per seed, report and save."""
+"""A run's folder: what training leaves there, and how to read it back.
+
+``gatkernels train`` writes to its output folder (``runs/<data set>-<model>`` by default):
+
+``metrics.json``
+    ``config`` (every field of the :class:`~gatkernels.experiments.presets.Preset`), ``settings``
+    (backend, device, amp, compile, threads, seeds, the ``--data`` folder), ``versions``,
+    ``machine``, ``dataset`` (:meth:`Dataset.summary`, with a fingerprint of the data), ``summary``
+    (mean and standard deviation over the seeds), ``checkpoint_seed``, and ``runs``: for each seed
+    scores, ``best_epoch``, ``epochs``, ``stop``, ``seconds``, ``ms_per_epoch``, and ``curves``
+    (``train_loss``, ``train_score``, ``val_loss``, ``val_score``, one value per epoch; None where
+    a value is not finite). Scores lie in [0, 1]; ``dataset["metric"]`` names them.
+``checkpoint.pt``
+    The best weights of the seed with the best validation score (``state_dict``), with ``config``,
+    ``in_channels``, ``out_channels``, ``seed``, ``epoch``, ``val_score``, ``test_score``;
+    ``torch.load(..., weights_only=True)`` reads it.
+``state.pt``
+    Where training stands, for ``--resume``.
+``curves.png``
+    Loss and score of every epoch.
+
+:func:`load_run` gives model, data and history of such a folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import json
+import math
+import os
+import pickle
+import platform
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from gatkernels import _dispatch
-from gatkernels.experiments import datasets, report, require
+from gatkernels.experiments import datasets, plots
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
-from gatkernels.experiments.training import RunResult, train
+from gatkernels.experiments.training import RunResult, build_model
+
+FORMAT = 1
+CHECKPOINT, METRICS, STATE, PICTURE = "checkpoint.pt", "metrics.json", "state.pt", "curves.png"
+
+
+class RunError(ValueError):
+    """A folder that is not what a run left there, or does not fit the data."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that was decided before the first epoch."""
+class Run:
+    """A trained network with the data it was trained on and its history.
 
+    ``model`` is in evaluation mode, with the checkpoint's weights; it is called with ``dataset.x``
+    and the graph of :func:`~gatkernels.experiments.training.build_graph`. ``metrics`` is the
+    content of ``metrics.json``.
+    """
+
+    folder: Path
     preset: Preset
     dataset: Dataset
-    out: Path
-    backend: str
-    device: torch.device
-    quiet: bool
-    console: Any
+    model: nn.Module
+    metrics: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """The seed whose weights the model holds."""
+        return int(self.metrics["checkpoint_seed"])
+
+    @property
+    def history(self) -> dict[str, Any]:
+        """The entry of ``metrics["runs"]`` of that seed, with its curves."""
+        return next(run for run in self.metrics["runs"] if run["seed"] == self.seed)
+
+    def untrained_model(self) -> nn.Module:
+        """The network with the weights it started from."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return build_model(self.preset, self.dataset).eval()
 
 
-def prepare(
-    preset: Preset,
-    data_dir: Path | None,
-    out: Path | None,
-    backend: str,
-    device: str,
-    quiet: bool = False,
-) -> Job:
-    """Check the choices, load the data and name their source.
+def load_run(
+    folder: str | Path, data_dir: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Run:
+    """Read a run's folder and load the data set it was trained on.
 
-    Raises: ValueError, OSError, BackendUnavailable or MissingExtraError about the choices.
+    Args:
+        folder: What ``gatkernels train`` wrote.
+        data_dir: Folder of the raw data files; by default the one of the training, if it is still
+            there, else the sources of :func:`~gatkernels.experiments.datasets.load`.
+        device: Where the model and the data go.
+
+    Raises:
+        RunError: The folder is not a run's, the weights do not fit the network, or the data found
+            are not those of the training.
+        DatasetError: The data cannot be had.
     """
-    console = require("rich.console", "rich").Console(highlight=False)
-    require("matplotlib.figure", "matplotlib")
-    target = check_device(device)
-    resolved = _dispatch.select("train", backend, _dispatch.Case(target, torch.float32))
-    out = out or Path("runs") / preset.name
-    out.mkdir(parents=True, exist_ok=True)
-    dataset = datasets.load(preset.name, data_dir, notice=lambda line: _say(console, line))
-    _say(console, f"data: {dataset.source}")
-    return Job(preset, dataset, out, resolved, target, quiet, console)
-
-
-def _say(console: Any, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
-
-
-def check_device(name: str) -> torch.device:
-    """A device that tensors can live on. Raises: ValueError."""
+    folder = Path(folder)
+    metrics, checkpoint = read_metrics(folder), _load_file(folder / CHECKPOINT)
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used: {reason}") from error
-    return device
+        config = dict(checkpoint["config"])
+        preset = Preset(config.pop("dataset"), config.pop("model")).with_options(**config)
+        seed, expected = int(checkpoint["seed"]), metrics["dataset"]["fingerprint"]
+        recorded = metrics["settings"]["data"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder}: not the folder of a run: {_reason(error)}") from error
+    if data_dir is None and recorded is not None and Path(recorded).is_dir():
+        data_dir = recorded
+    generate = not metrics["dataset"]["public_split"]
+    dataset = datasets.load(preset.dataset, data_dir, seed, generate=generate)
+    if dataset.fingerprint() != expected:
+        raise RunError(
+            f"{folder}: trained on other data ({metrics['dataset']['source']}) than found now "
+            f"({dataset.source}); name the folder of the data with --data"
+        )
+    model = build_model(preset, dataset)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, RuntimeError, AttributeError) as error:
+        raise RunError(f"{folder / CHECKPOINT}: {_misfit(error)}") from error
+    return Run(folder, preset, dataset.to(device), model.to(device).eval(), metrics)
 
 
-def seed_range(first: int, count: int) -> range:
-    """``count`` seeds from ``first`` on. Raises: ValueError."""
-    if count < 1:
-        raise ValueError(f"seeds must be at least 1, got {count}")
-    if not 0 <= first < 2**63 - count:
-        raise ValueError(f"seed must lie in [0, 2^63), got {first}")
-    return range(first, first + count)
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """The contents of a run's ``metrics.json``. Raises: RunError."""
+    path = Path(folder) / METRICS
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: not the folder of a run: {METRICS}: {_reason(error)}") from error
+    if not isinstance(metrics, dict) or "runs" not in metrics:
+        raise RunError(f"{folder}: not the folder of a run: {METRICS} holds no runs")
+    return metrics
 
 
-def execute(job: Job, seeds: Sequence[int]) -> bool:
-    """Train once per seed, print and save; True where Ctrl-C cut it short.
+def _load_file(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: cannot be read: {_reason(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path}: not written by this version of gatkernels")
+    return content
 
-    What was finished or under way by then is saved all the same.
-    """
-    results: list[RunResult] = []
-    interrupted = False
-    for seed in seeds:
-        bar = nullcontext() if job.quiet else report.EpochBar(job.preset, seed, job.console)
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return str(error).split("\n", 1)[0] or type(error).__name__
+
+
+def _misfit(error: BaseException) -> str:
+    """The first line of torch's message that names a weight."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "the weights do not fit the network: " + (lines[1] if len(lines) > 1 else _reason(error))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("gatkernels", "numpy", "torch-geometric"):
         try:
-            with bar as on_epoch:
-                result = train(
-                    job.preset, job.dataset, seed, job.device, job.backend, on_epoch=on_epoch
-                )
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        results.append(result)
-        if result.interrupted:
-            interrupted = True
-            break
-    if interrupted:
-        _say(job.console, f"interrupted; {len(results)} of {len(seeds)} runs to save")
-    if results:
-        settings = {"backend": job.backend, "device": str(job.device), "seeds": list(seeds)}
-        report.print_results(job.console, results)
-        paths = report.save(job.out, job.preset, job.dataset, results, settings)
-        names = ", ".join(path.name for path in paths)
-        _say(job.console, f"wrote {names} to {job.out}")
-    return interrupted
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            if package == "gatkernels":
+                from gatkernels import __version__
+
+                found[package] = __version__
+    return found
+
+
+def machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
+
+
+def summarise(results: Sequence[RunResult]) -> dict[str, Any]:
+    """Mean and sample standard deviation over the seeds."""
+    scores = [result.test_score for result in results]
+    exact = [r.test_score_exact for r in results if r.test_score_exact is not None]
+    return {
+        "seeds": len(results),
+        "test_score_mean": statistics.mean(scores),
+        "test_score_std": statistics.stdev(scores) if len(results) > 1 else None,
+        "test_score_exact_mean": statistics.mean(exact) if exact else None,
+        "val_score_mean": statistics.mean(result.val_score for result in results),
+        "ms_per_epoch": statistics.median(result.ms_per_epoch for result in results),
+    }
+
+
+def best_run(results: Sequence[RunResult]) -> RunResult:
+    """The run to keep, by validation score: the test nodes must not choose."""
+    return max(results, key=lambda result: result.val_score)
+
+
+def build_metrics(
+    preset: Preset, dataset: Dataset, results: Sequence[RunResult], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The contents of ``metrics.json``."""
+    return {
+        "format": FORMAT,
+        "config": preset.to_dict(),
+        "settings": {**settings, "threads": torch.get_num_threads()},
+        "versions": versions(),
+        "machine": machine(),
+        "dataset": dataset.summary(),
+        "summary": summarise(results),
+        "checkpoint_seed": best_run(results).seed,
+        "runs": [_entry(run) for run in results],
+    }
+
+
+def _entry(run: RunResult) -> dict[str, Any]:
+    return {
+        "seed": run.seed,
+        "test_score": run.test_score,
+        "test_score_exact": run.test_score_exact,
+        "test_loss": _plain(run.test_loss),
+        "val_score": run.val_score,
+        "best_epoch": run.best_epoch,
+        "epochs": run.epochs,
+        "stop": run.stop,
+        "seconds": round(run.seconds, 3),
+        "ms_per_epoch": round(run.ms_per_epoch, 4),
+        "curves": {name: [_plain(value) for value in curve] for name, curve in run.curves.items()},
+    }
+
+
+def _plain(value: float) -> float | None:
+    """Six digits; None where JSON has no number for it."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def save_run(
+    folder: Path,
+    preset: Preset,
+    dataset: Dataset,
+    results: Sequence[RunResult],
+    settings: dict[str, Any],
+) -> list[Path]:
+    """Write ``checkpoint.pt``, ``metrics.json`` and ``curves.png``; return their paths."""
+    metrics = build_metrics(preset, dataset, results, settings)
+    kept = best_run(results)
+    checkpoint = {
+        "format": FORMAT,
+        "config": preset.to_dict(),
+        "in_channels": dataset.num_features,
+        "out_channels": dataset.num_classes,
+        "seed": kept.seed,
+        "epoch": kept.best_epoch,
+        "val_score": kept.val_score,
+        "test_score": kept.test_score,
+        "state_dict": kept.state,
+    }
+    return [
+        write(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path)),
+        write_json(folder / METRICS, metrics),
+        write(folder / PICTURE, lambda path: plots.curves(metrics, path)),
+    ]
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    write(folder / STATE, lambda path: torch.save({"format": FORMAT, **state}, path))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What :func:`save_state` wrote. Raises: RunError."""
+    if not (folder / STATE).is_file():
+        raise RunError(f"{folder}: nothing to resume, no {STATE} there")
+    return _load_file(folder / STATE)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return write(path, lambda part: part.write_text(text))
+
+
+def write(path: Path, save: Callable[[Path], object]) -> Path:
+    """Write beside ``path`` and rename, so that a reader never meets half a file."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        save(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

