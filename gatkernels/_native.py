@@ -33,8 +33,12 @@ def cpu_module() -> Any:
     return _cpu
 
 
-def _address(tensor: Tensor | None) -> int:
+def _place(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -47,10 +51,6 @@ def _rows(tensor: Tensor) -> Tensor:
             return tensor.contiguous()
         expected *= size
     return tensor
-
-
-def _matrix(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.stride(0)
 
 
 LARGE = 1 << 22  # bytes from which large pages are worth asking for
@@ -90,76 +90,53 @@ def build_csr(
     return rowptr, col, eid, bad
 
 
-def _score_args(scores: Scores, keep: list[Tensor]) -> tuple[float, ...]:
-    """The arguments of a kernel that describe scores; what must stay alive goes into ``keep``."""
-    src, dst, edge, negative_slope, dropout, seed = scores
-    src, dst = _rows(src), _rows(dst)
-    keep += [src, dst]
-    if edge is not None:
-        edge = edge.contiguous()
-        keep.append(edge)
-    return (
-        *_matrix(src),
-        *_matrix(dst),
-        _address(edge),
-        negative_slope,
-        _address(seed) if dropout > 0.0 else 0,
-        dropout,
-    )
-
-
-def _csr_args(csr: Csr) -> tuple[int, int, int, int]:
-    rowptr, col, eid = csr
-    return rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1
+# On a small graph what follows takes longer than the kernels: plain statements, few calls.
 
 
 def gat_forward(
     csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (empty unless ``statistics``)."""
-    num_dst, (heads, channels) = csr[0].shape[0] - 1, x.shape[1:]
+    rowptr, col, eid = csr
+    src, dst, edge, negative_slope, dropout, seed = scores
+    x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
+    num_dst = rowptr.shape[0] - 1
+    _, heads, channels = x.shape
     out = empty(x, num_dst, heads, channels)
-    sums = scores[0]  # in the dtype of sums
-    out_pos = empty(sums, num_dst, heads, channels) if training else sums.new_empty(0)
-    stats = empty(sums, num_dst, 3, heads) if statistics else sums.new_empty(0)
-    keep: list[Tensor] = []
-    x = _rows(x)
+    # src: in the dtype of sums
+    out_pos = empty(src, num_dst, heads, channels) if training else src.new_empty(0)
+    stats = empty(src, num_dst, 3, heads) if statistics else src.new_empty(0)
     cpu_module().gat_forward(
-        DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
-        heads,
-        channels,
-        *_csr_args(csr),
-        *_score_args(scores, keep),
-        *_matrix(x),
-        out.data_ptr(),
-        out_pos.data_ptr() if training else 0,
-        stats.data_ptr() if statistics else 0,
-    )
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
+        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
+        src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), _place(edge),
+        negative_slope, _place(seed) if dropout else 0, dropout,
+        x.data_ptr(), x.stride(0), out.data_ptr(),
+        out_pos.data_ptr() if training else 0, stats.data_ptr() if statistics else 0,
+    )  # fmt: skip
     return out, out_pos, stats
 
 
 def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
-    heads = stats.shape[2]
-    alpha = stats.new_zeros(csr[1].shape[0], heads)
-    keep: list[Tensor] = []
+    rowptr, col, eid = csr
+    src, dst, edge, negative_slope, dropout, seed = scores
+    src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
+    alpha = stats.new_zeros(col.shape[0], stats.shape[2])
     cpu_module().gat_alpha(
-        DTYPE_CODES[stats.dtype],
-        torch.get_num_threads(),
-        heads,
-        *_csr_args(csr),
-        *_score_args(scores, keep),
-        stats.data_ptr(),
-        alpha.data_ptr(),
-    )
+        DTYPE_CODES[stats.dtype], torch.get_num_threads(), stats.shape[2],
+        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+        src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), _place(edge),
+        negative_slope, _place(seed) if dropout else 0, dropout,
+        stats.data_ptr(), alpha.data_ptr(),
+    )  # fmt: skip
     return alpha
 
 
 def _packed_rows(x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
     """Rows of ``features`` values like ``x``, then ``fields`` like ``sums``, in whole lines."""
-    unit = sums.element_size()
-    size = -(-features * x.element_size() // unit) * unit + fields * unit
-    return empty(x, sums.shape[0], -(-size // 64) * 64 // x.element_size())
+    unit, each = sums.element_size(), x.element_size()
+    size = -(-features * each // unit) * unit + fields * unit
+    return empty(x, sums.shape[0], -(-size // 64) * 64 // each)
 
 
 def gat_backward(
@@ -175,93 +152,68 @@ def gat_backward(
 
     ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
     """
-    heads, channels = x.shape[1:]
+    rowptr, col, eid = csr
+    colptr, row, ceid = csc
+    src, dst, edge, negative_slope, dropout, seed = scores
     out, out_pos, stats, alpha = saved
-    x, grad = _rows(x), _rows(grads[0])
-    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    grad, grad_alpha = grads
+    grad_x, grad_src, grad_dst, grad_edge = results
+    x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
+    grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
+    _, heads, channels = x.shape
     packed = _packed_rows(x, stats, heads * channels, 4 * heads)
-    keep: list[Tensor] = []
     cpu_module().gat_backward(
-        DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
-        heads,
-        channels,
-        *_csr_args(csr),
-        *_csr_args(csc),
-        *_score_args(scores, keep),
-        *_matrix(x),
-        *_matrix(grad),
-        out.data_ptr(),
-        out_pos.data_ptr(),
-        stats.data_ptr(),
-        _address(alpha),
-        _address(grad_alpha),
-        *_matrix(packed),
-        *_matrix(results[0]),
-        *_matrix(results[1]),
-        *_matrix(results[2]),
-        0 if scores[2] is None else results[3].data_ptr(),
-    )
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
+        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+        colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
+        src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), _place(edge),
+        negative_slope, _place(seed) if dropout else 0, dropout,
+        x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
+        out.data_ptr(), out_pos.data_ptr(), stats.data_ptr(), _place(alpha), _place(grad_alpha),
+        packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_x.stride(0),
+        grad_src.data_ptr(), grad_src.stride(0), grad_dst.data_ptr(), grad_dst.stride(0),
+        0 if edge is None else grad_edge.data_ptr(),
+    )  # fmt: skip
 
 
 Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
-
-
-def _gatv2_args(x: Tensor, scores: Gatv2Scores, keep: list[Tensor]) -> tuple[Any, ...]:
-    """What every GATv2 kernel takes behind the graph: scores, then x of the sources."""
-    x_dst, att, edge, negative_slope, dropout, seed = scores
-    x_dst, att, x = _rows(x_dst), att.contiguous(), _rows(x)
-    keep += [x_dst, att, x]
-    if edge is not None:
-        edge = edge.contiguous()
-        keep.append(edge)
-    return (
-        *_matrix(x_dst),
-        att.data_ptr(),
-        _address(edge),
-        negative_slope,
-        _address(seed) if dropout > 0.0 else 0,
-        dropout,
-        *_matrix(x),
-    )
 
 
 def gatv2_forward(
     csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
 ) -> tuple[Tensor, Tensor]:
     """``out`` and ``stats`` (empty unless ``statistics``)."""
-    num_dst, (heads, channels) = csr[0].shape[0] - 1, x.shape[1:]
+    rowptr, col, eid = csr
+    dst, att, edge, negative_slope, dropout, seed = scores
+    x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
+    num_dst = rowptr.shape[0] - 1
+    _, heads, channels = x.shape
     out = empty(x, num_dst, heads, channels)
-    att = scores[1]  # in the dtype of sums
+    # att: in the dtype of sums
     stats = empty(att, num_dst, 3, heads) if statistics else att.new_empty(0)
-    keep: list[Tensor] = []
     cpu_module().gatv2_forward(
-        DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
-        heads,
-        channels,
-        *_csr_args(csr),
-        *_gatv2_args(x, scores, keep),
-        out.data_ptr(),
-        stats.data_ptr() if statistics else 0,
-    )
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
+        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
+        dst.data_ptr(), dst.stride(0), att.data_ptr(), _place(edge),
+        negative_slope, _place(seed) if dropout else 0, dropout,
+        x.data_ptr(), x.stride(0), out.data_ptr(), stats.data_ptr() if statistics else 0,
+    )  # fmt: skip
     return out, stats
 
 
 def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
-    heads, channels = x.shape[1:]
-    alpha = stats.new_zeros(csr[1].shape[0], heads)
-    keep: list[Tensor] = []
+    rowptr, col, eid = csr
+    dst, att, edge, negative_slope, dropout, seed = scores
+    x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
+    _, heads, channels = x.shape
+    alpha = stats.new_zeros(col.shape[0], heads)
     cpu_module().gatv2_alpha(
-        DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
-        heads,
-        channels,
-        *_csr_args(csr),
-        *_gatv2_args(x, scores, keep),
-        stats.data_ptr(),
-        alpha.data_ptr(),
-    )
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
+        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+        dst.data_ptr(), dst.stride(0), att.data_ptr(), _place(edge),
+        negative_slope, _place(seed) if dropout else 0, dropout,
+        x.data_ptr(), x.stride(0), stats.data_ptr(), alpha.data_ptr(),
+    )  # fmt: skip
     return alpha
 
 
@@ -278,26 +230,24 @@ def gatv2_backward(
 
     ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
     """
-    heads, channels = x.shape[1:]
+    rowptr, col, eid = csr
+    colptr, row, ceid = csc
+    dst, att, edge, negative_slope, dropout, seed = scores
     out, stats, alpha = saved
-    grad = _rows(grads[0])
-    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    grad, grad_alpha = grads
+    grad_x, grad_dst, grad_att, grad_edge = results
+    x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
+    grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
+    _, heads, channels = x.shape
     packed = _packed_rows(x, stats, 2 * heads * channels, 3 * heads)
-    keep: list[Tensor] = []
     cpu_module().gatv2_backward(
-        DTYPE_CODES[x.dtype],
-        torch.get_num_threads(),
-        heads,
-        channels,
-        *_csr_args(csr),
-        *_csr_args(csc),
-        *_gatv2_args(x, scores, keep),
-        *_matrix(grad),
-        out.data_ptr(),
-        stats.data_ptr(),
-        _address(alpha),
-        _address(grad_alpha),
-        *_matrix(packed),
-        *(result.data_ptr() for result in results[:3]),
-        0 if scores[2] is None else results[3].data_ptr(),
-    )
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
+        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+        colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
+        dst.data_ptr(), dst.stride(0), att.data_ptr(), _place(edge),
+        negative_slope, _place(seed) if dropout else 0, dropout,
+        x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
+        out.data_ptr(), stats.data_ptr(), _place(alpha), _place(grad_alpha),
+        packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_dst.data_ptr(),
+        grad_att.data_ptr(), 0 if edge is None else grad_edge.data_ptr(),
+    )  # fmt: skip
