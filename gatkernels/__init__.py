@@ -2,6 +2,7 @@
 
 from gatkernels import models, nn
 from gatkernels._dispatch import BackendUnavailable
+from gatkernels.accelerate import accelerate, restore
 from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
 from gatkernels.graph import Graph
 
@@ -10,9 +11,11 @@ __all__ = [
     "BackendUnavailable",
     "Graph",
     "__version__",
+    "accelerate",
     "attention_weights",
     "gat_attention",
     "gatv2_attention",
     "models",
     "nn",
+    "restore",
 ]

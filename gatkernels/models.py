@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatkernels._layers import Features, product
 from gatkernels.graph import Graph, cached_graph
-from gatkernels.nn import Features, GATConv, GATv2Conv, _project
+from gatkernels.nn import GATConv, GATv2Conv
 from gatkernels.sparse import SparseRows
 
 
@@ -173,7 +174,7 @@ class Linear(nn.Linear):
 
     def project(self, x: Features) -> Tensor:
         """The product without the bias."""
-        return _project(x, self.weight)
+        return product(x, self.weight)
 
     def forward(self, x: Features) -> Tensor:
         return self.project(x) + self.bias

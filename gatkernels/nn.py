@@ -7,21 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gatkernels._large import add_bias, linear
-from gatkernels.functional import gat_attention, gat_attention_packed, gatv2_attention
+from gatkernels._large import add_bias
+from gatkernels._layers import Features, Side, attend, project
+from gatkernels.functional import gatv2_attention
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.sparse import SparseRows
-
-Features = Tensor | SparseRows
-
-
-def _project(x: Features, weight: Tensor) -> Tensor:
-    """``x @ weight.T`` for dense, sparse CSR, or prepared sparse features."""
-    if isinstance(x, SparseRows):
-        return x.linear(weight)
-    if x.layout == torch.sparse_csr:
-        return SparseRows.of(x).linear(weight)
-    return linear(x, weight)
 
 
 def _glorot_(weight: Tensor) -> None:
@@ -52,9 +42,6 @@ def _graph_of(
 
 class GATConv(nn.Module):
     r"""Graph attention layer (Velickovic et al., ICLR 2018), as ``torch_geometric.nn.GATConv``.
-
-    Where it pays, the projection carries the scores: ``score_src = (x W) a_src = x (W a_src)``,
-    so one matrix product with ``2 * heads`` more columns gives features and scores.
 
     Args:
         in_channels: Size of each input feature, or ``(source, destination)`` sizes.
@@ -141,119 +128,25 @@ class GATConv(nn.Module):
             ``[num_dst, heads * out_channels]``, or ``[num_dst, out_channels]`` without ``concat``.
         """
         graph = _graph_of("GATConv", x, edge_index, size, self.add_self_loops)
-        dropout = self.dropout if self.training else 0.0
-        out, alpha = self._attend(x, graph, dropout, return_attention_weights)
+        x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
+        lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
+        out, alpha = attend(
+            graph,
+            Side(x_src, lin_src, self.att_src),
+            None if x_dst is None else Side(x_dst, lin_dst, self.att_dst),
+            negative_slope=self.negative_slope,
+            dropout=self.dropout if self.training else 0.0,
+            return_attention=return_attention_weights,
+            backend=self.backend,
+        )
         out = out.flatten(1) if self.concat else out.mean(dim=1)
-        if self.res is not None:
-            target = x[1] if isinstance(x, tuple) and not isinstance(x, SparseRows) else x
-            if target is not None:
-                out = out + _project(target, self.res.weight)
+        if self.res is not None and x_dst is not None:
+            out = out + project(x_dst, self.res)
         if self.bias is not None:
             out = add_bias(out, self.bias)
         if alpha is None:
             return out
         return out, (graph.edge_index, alpha[graph.used_edge_ids()])
-
-    def _attend(
-        self,
-        x: Features | tuple[Features, Features | None],
-        graph: Graph,
-        dropout: float,
-        return_attention: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        slope, backend, heads = self.negative_slope, self.backend, self.heads
-        if not self._carries(x):
-            return self._attend_projected(x, graph, dropout, return_attention)
-        if isinstance(x, SparseRows) or not isinstance(x, tuple):
-            if self.lin is not None:
-                weight = self.lin.weight
-                columns = [weight, self._carried(weight, self.att_src)]
-                packed = _project(x, torch.cat([*columns, self._carried(weight, self.att_dst)]))
-                return gat_attention_packed(
-                    graph,
-                    packed,
-                    heads,
-                    negative_slope=slope,
-                    dropout=dropout,
-                    return_attention=return_attention,
-                    backend=backend,
-                )
-            x = (x, x)
-        x_src, x_dst = x
-        lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
-        assert lin_src is not None
-        assert lin_dst is not None
-        weight = lin_src.weight
-        packed = _project(x_src, torch.cat([weight, self._carried(weight, self.att_src)]))
-        width = heads * self.out_channels
-        features = packed[:, :width].unflatten(1, (heads, self.out_channels))
-        score_dst = None
-        if x_dst is not None:
-            score_dst = _project(x_dst, self._carried(lin_dst.weight, self.att_dst))
-        result = gat_attention(
-            graph,
-            features,
-            packed[:, width:],
-            score_dst,
-            negative_slope=slope,
-            dropout=dropout,
-            return_attention=return_attention,
-            backend=backend,
-        )
-        return result if return_attention else (result, None)
-
-    def _carries(self, x: Features | tuple[Features, Features | None]) -> bool:
-        """Whether the projection is to carry the scores.
-
-        Not under autocast, which wants float32 scores; nor where the input is so wide that two
-        more columns per head cost more than a pass over the projected features.
-        """
-        device = self.att_src.device.type
-        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-            return False
-        first = x if isinstance(x, SparseRows) or not isinstance(x, tuple) else x[0]
-        if isinstance(first, SparseRows) or first.layout != torch.strided:
-            return True
-        return first.shape[-1] <= 32 * self.out_channels
-
-    def _attend_projected(
-        self,
-        x: Features | tuple[Features, Features | None],
-        graph: Graph,
-        dropout: float,
-        return_attention: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Scores from the projected features, as the paper writes it."""
-        x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
-
-        def project(features: Features, layer: nn.Linear | None) -> Tensor:
-            assert layer is not None
-            result: Tensor = _project(features, layer.weight).unflatten(
-                1, (self.heads, self.out_channels)
-            )
-            return result
-
-        source = project(x_src, self.lin_src or self.lin)
-        target = source if self.lin is not None and x_dst is x_src else None
-        if x_dst is not None and target is None:
-            target = project(x_dst, self.lin_dst or self.lin)
-        result = gat_attention(
-            graph,
-            source,
-            (source * self.att_src).sum(-1),
-            None if target is None else (target * self.att_dst).sum(-1),
-            negative_slope=self.negative_slope,
-            dropout=dropout,
-            return_attention=return_attention,
-            backend=self.backend,
-        )
-        return result if return_attention else (result, None)
-
-    def _carried(self, weight: Tensor, att: Tensor) -> Tensor:
-        """``W a`` per head, ``[heads, in_channels]``: the projection's columns for one score."""
-        per_head = weight.unflatten(0, (self.heads, self.out_channels))  # [H, C, F]
-        columns: Tensor = (att[0, :, None, :] @ per_head)[:, 0]
-        return columns
 
     def __repr__(self) -> str:
         return f"GATConv({self.in_channels}, {self.out_channels}, heads={self.heads})"
@@ -335,9 +228,10 @@ class GATv2Conv(nn.Module):
         """Attend over the edges; arguments and results as in :meth:`GATConv.forward`."""
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         graph = _graph_of("GATv2Conv", (x_src, x_dst), edge_index, None, self.add_self_loops)
-        source = self._project(x_src, self.lin_l)
+        shape = (self.heads, self.out_channels)
+        source = project(x_src, self.lin_l).unflatten(1, shape)
         shared = self.lin_r is self.lin_l and x_dst is x_src
-        target = source if shared else self._project(x_dst, self.lin_r)
+        target = source if shared else project(x_dst, self.lin_r).unflatten(1, shape)
         out = gatv2_attention(
             graph,
             source,
@@ -353,20 +247,13 @@ class GATv2Conv(nn.Module):
             out, alpha = out
         out = out.flatten(1) if self.concat else out.mean(dim=1)
         if self.res is not None:
-            out = out + _project(x_dst, self.res.weight)
+            out = out + project(x_dst, self.res)
         if self.bias is not None:
             out = add_bias(out, self.bias)
         if alpha is None:
             result: Tensor = out
             return result
         return out, (graph.edge_index, alpha[graph.used_edge_ids()])
-
-    def _project(self, x: Features, layer: nn.Linear) -> Tensor:
-        projected = _project(x, layer.weight)
-        if layer.bias is not None:
-            projected = add_bias(projected, layer.bias)
-        result: Tensor = projected.unflatten(1, (self.heads, self.out_channels))
-        return result
 
     def __repr__(self) -> str:
         return f"GATv2Conv({self.in_channels}, {self.out_channels}, heads={self.heads})"

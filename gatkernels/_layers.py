@@ -1,0 +1,144 @@
+"""What every GAT layer shares, whoever owns its parameters: projection, scores, attention."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gatkernels._large import add_bias, linear
+from gatkernels.functional import gat_attention, gat_attention_packed
+from gatkernels.graph import Graph
+from gatkernels.sparse import SparseRows
+
+Features = Tensor | SparseRows
+
+#: Classes whose forward is ``x @ weight.T + bias`` and nothing else.
+LINEAR_TYPES: set[type[nn.Module]] = {nn.Linear}
+
+
+class Side(NamedTuple):
+    """One side of the edges: features ``[N, F]``, projection ``[H*C, F]``, scores ``[1, H, C]``."""
+
+    x: Features
+    lin: Any
+    att: Tensor
+
+    @property
+    def heads(self) -> int:
+        return self.att.shape[1]
+
+    def project(self) -> Tensor:
+        """``x W``, ``[N, H, C]``."""
+        projected: Tensor = project(self.x, self.lin).unflatten(1, tuple(self.att.shape[1:]))
+        return projected
+
+    def carried(self) -> Tensor:
+        """``W a`` per head, ``[H, F]``: the projection's columns for the score."""
+        return carried(self.lin.weight, self.att)
+
+
+def carried(weight: Tensor, att: Tensor) -> Tensor:
+    """``W a`` per head, ``[H, F]``, of ``weight [H*C, F]`` and ``att [1, H, C]``."""
+    per_head = weight.unflatten(0, tuple(att.shape[1:]))  # [H, C, F]
+    columns: Tensor = (att[0, :, None, :] @ per_head)[:, 0]
+    return columns
+
+
+def product(x: Features, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` for dense, sparse CSR, or prepared sparse features."""
+    if isinstance(x, SparseRows):
+        return x.linear(weight)
+    if x.layout == torch.sparse_csr:
+        return SparseRows.of(x).linear(weight)
+    return linear(x, weight)
+
+
+def is_plain(lin: Any) -> bool:
+    """Whether calling ``lin`` does no more than its weight and bias say.
+
+    Not where hooks watch it (so initialise lazy layers), nor where it was replaced (an adapter, a
+    quantised or parametrised layer); then the layer itself must be called.
+    """
+    hooks = lin._forward_pre_hooks or lin._forward_hooks or lin._backward_hooks
+    return type(lin) in LINEAR_TYPES and not hooks and not lin._backward_pre_hooks
+
+
+def project(x: Features, lin: Any) -> Tensor:
+    """``lin(x)``, large results in large pages."""
+    if not is_plain(lin):
+        result: Tensor = lin(x)
+        return result
+    projected = product(x, lin.weight)
+    return projected if lin.bias is None else add_bias(projected, lin.bias)
+
+
+def autocast(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+
+
+def _carries(source: Side, target: Side | None) -> bool:
+    """Whether the projection is to carry the scores.
+
+    Not under autocast, which wants float32 scores; nor where the input is so wide that two
+    more columns per head cost more than a pass over the projected features.
+    """
+    for side in (source, target):
+        if side is not None and not (is_plain(side.lin) and side.lin.bias is None):
+            return False
+    if autocast(source.att.device):
+        return False
+    if isinstance(source.x, SparseRows) or source.x.layout != torch.strided:
+        return True
+    return source.x.shape[-1] <= 32 * source.att.shape[2]
+
+
+def attend(
+    graph: Graph,
+    source: Side,
+    target: Side | None,
+    edge_score: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """GAT from the layer's inputs.
+
+    Where it pays, the projection carries the scores: ``score_src = (x W) a_src = x (W a_src)``,
+    so one matrix product with ``2 * heads`` more columns gives features and scores.
+
+    Args:
+        graph: The edges, from the source side to the target side.
+        source: What messages are made of.
+        target: What they are sent to; None where scores come from the sources alone.
+        edge_score: ``[num_edges, heads]``.
+        options: As :func:`gatkernels.gat_attention`.
+
+    Returns:
+        ``[num_dst, heads, channels]``, and ``alpha [num_edges, heads]`` or None.
+    """
+    same = target is not None and target.x is source.x and target.lin is source.lin
+    score_dst = None
+    if not _carries(source, target):
+        x = source.project()
+        score_src = (x * source.att).sum(-1)
+        if target is not None:
+            score_dst = ((x if same else target.project()) * target.att).sum(-1)
+    else:
+        weight = source.lin.weight
+        columns = [weight, source.carried()]
+        if same and edge_score is None:
+            assert target is not None
+            packed = product(source.x, torch.cat([*columns, target.carried()]))
+            return gat_attention_packed(graph, packed, source.heads, **options)
+        if target is not None and same:
+            columns.append(target.carried())
+        elif target is not None:
+            score_dst = product(target.x, target.carried())
+        packed = product(source.x, torch.cat(columns))
+        width, heads = weight.shape[0], source.heads
+        x = packed[:, :width].unflatten(1, tuple(source.att.shape[1:]))
+        score_src = packed[:, width : width + heads]
+        if same:
+            score_dst = packed[:, width + heads :]
+    result = gat_attention(graph, x, score_src, score_dst, edge_score, **options)
+    return result if options.get("return_attention") else (result, None)

@@ -1,0 +1,20 @@
+"""PyG's GAT model on the fused layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch_geometric.nn import models
+
+from gatkernels.pyg.layers import DROP_INS
+
+
+class GAT(models.GAT):  # type: ignore[misc]
+    """``torch_geometric.nn.models.GAT`` on fused layers; every argument is PyG's."""
+
+    def init_conv(
+        self, in_channels: int | tuple[int, int], out_channels: int, **kwargs: Any
+    ) -> Any:
+        conv = super().init_conv(in_channels, out_channels, **kwargs)
+        conv.__class__ = DROP_INS[type(conv)]
+        return conv
