@@ -35,8 +35,14 @@ HOOKS = tuple(
 
 
 class _Fused(DropIn):
-    """What both layers share: when PyG's own code runs, and what comes before and after."""
+    """What both layers share: when PyG's own code runs, and what comes before and after.
 
+    ``propagate_type`` and ``edge_updater_type`` tell PyG's templates what its own source says in
+    comments, which it does not find in a subclass of the same name.
+    """
+
+    edge_updater_type: ClassVar[dict[str, str]]
+    propagate_type: ClassVar[dict[str, str]]
     #: Name of a method that a subclass of ours has overridden.
     _overridden: ClassVar[str | None] = None
 
@@ -58,6 +64,8 @@ class _Fused(DropIn):
             return f"aggr={module.aggr!r}"
         if module.decomposed_layers != 1:
             return f"decomposed_layers={module.decomposed_layers}"
+        if getattr(module, "normalize", False):  # PyG's development version
+            return "normalize=True"
         return None
 
     def _check(self: Any, x_src: Any, x_dst: Any, edge_index: Any, edge_attr: Any) -> None:
@@ -118,17 +126,24 @@ def _why_not_now(layer: Any) -> str | None:
     return None
 
 
-def _initialise(*pairs: tuple[Any, Tensor | None]) -> None:
+def _prepare(*pairs: tuple[Any, Tensor | None]) -> None:
     """Let lazy projections take their sizes from the inputs, in PyG's order (it draws numbers)."""
     for lin, x in pairs:
-        if lin is not None and x is not None and is_lazy(lin.weight):
-            lin((x.view(-1, 1) if x.dim() == 1 else x)[:0])
+        if lin is None or x is None:
+            continue
+        x = x.view(-1, 1) if x.dim() == 1 else x
+        if is_lazy(lin.weight):
+            lin(x[:0])
+        elif is_plain(lin) and lin.weight.shape[1] != x.shape[1]:
+            raise Unfused("features of another width than the layer's")
 
 
 class GATConv(_Fused, conv.GATConv):  # type: ignore[misc]
     """``torch_geometric.nn.GATConv``, fused: every argument, parameter and result is PyG's."""
 
     original = conv.GATConv
+    edge_updater_type: ClassVar = {"alpha": "OptPairTensor", "edge_attr": "OptTensor"}
+    propagate_type: ClassVar = {"x": "OptPairTensor", "alpha": "Tensor"}
 
     def forward(
         self,
@@ -154,9 +169,7 @@ class GATConv(_Fused, conv.GATConv):  # type: ignore[misc]
         edges = self._adjacency(x_src, x_dst, edge_index, edge_attr, size)
         edge_attr = edges.edge_attr if self.lin_edge is not None else None
         lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
-        _initialise(
-            (self.res, x_dst), (lin_src, x_src), (lin_dst, x_dst), (self.lin_edge, edge_attr)
-        )
+        _prepare((self.res, x_dst), (lin_src, x_src), (lin_dst, x_dst), (self.lin_edge, edge_attr))
         residual = None if self.res is None or x_dst is None else project(x_dst, self.res)
         source = Side(x_src, lin_src, self.att_src)
         target = None if x_dst is None else Side(x_dst, lin_dst, self.att_dst)
@@ -186,6 +199,8 @@ class GATv2Conv(_Fused, conv.GATv2Conv):  # type: ignore[misc]
     """``torch_geometric.nn.GATv2Conv``, fused: every argument, parameter and result is PyG's."""
 
     original = conv.GATv2Conv
+    edge_updater_type: ClassVar = {"x": "PairTensor", "edge_attr": "OptTensor"}
+    propagate_type: ClassVar = {"x": "PairTensor", "alpha": "Tensor"}
 
     def forward(
         self,
@@ -209,9 +224,7 @@ class GATv2Conv(_Fused, conv.GATv2Conv):  # type: ignore[misc]
         edge_attr = edges.edge_attr
         if edge_attr is not None and self.lin_edge is None:
             raise Unfused("edge features without edge_dim")
-        _initialise(
-            (self.res, x_r), (self.lin_l, x_l), (self.lin_r, x_r), (self.lin_edge, edge_attr)
-        )
+        _prepare((self.res, x_r), (self.lin_l, x_l), (self.lin_r, x_r), (self.lin_edge, edge_attr))
         residual = None if self.res is None else project(x_r, self.res)
         shape = (self.heads, self.out_channels)
         source = project(x_l, self.lin_l).unflatten(1, shape)
