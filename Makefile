@@ -47,7 +47,7 @@ format: $(VENV)/ready
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(VENV)/peers
-	$(BIN)/python -m gatkernels.bench
+	$(BIN)/gatkernels bench
 
 clean:
 	rm -rf build $(VENV) gatkernels/*.so *.egg-info

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gatkernels.bench.report import Report, environment, show
+from gatkernels.bench.report import show
+from gatkernels.bench.results import Report, environment
 
 REPORT = pytest.StashKey[Report]()
 
@@ -22,6 +23,5 @@ def report(pytestconfig: pytest.Config) -> Report:
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
-    found = config.stash[REPORT]
-    if found.cases or found.epoch or found.builds:
-        show(found)
+    if config.stash[REPORT].cases:
+        show(config.stash[REPORT])

@@ -1,4 +1,4 @@
-"""The command line: ``gatkernels train | demo | verify | info``."""
+"""The command line: ``gatkernels train | demo | bench | verify | info``."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", metavar="command", required=True)
     _add_train(commands)
     _add_demo(commands)
+    _add_bench(commands)
     _add_verify(commands)
     _add_info(commands)
     return parser
@@ -107,6 +108,14 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _add_bench(commands: Any) -> None:
+    from gatkernels.bench import cli
+
+    bench = commands.add_parser("bench", help="time the layers against their peers")
+    cli.add_arguments(bench)
+    bench.set_defaults(command=_bench)
+
+
 def _add_verify(commands: Any) -> None:
     verify = commands.add_parser("verify", help="check every backend on this machine")
     verify.add_argument("--device", default="cpu", help="torch device (cpu)")
@@ -151,6 +160,16 @@ def _demo(args: argparse.Namespace) -> int:
     from gatkernels.experiments.demo import print_comparison
 
     return 0 if print_comparison(job.console, job.dataset) else 1
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from gatkernels.bench import cli
+
+    with usage_errors():
+        if args.compare:
+            return cli.show_comparison(*args.compare)
+        job = cli.prepare(args)
+    return cli.execute(job)
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import time
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatkernels import Graph, gat_attention
-from gatkernels.bench.graphs import SEED, Case, Weights
+from gatkernels import Graph, reference
+from gatkernels.bench.cases import Case
 from gatkernels.bench.peers import Step
 
-#: Largest error allowed, relative to a value's own size plus the tensor's root mean square.
-TOLERANCE = 5e-5
-#: A graph with more edges is checked on rows that hold about this many.
-EDGE_BUDGET = 2**20
-CHUNK = 2**17
+#: Largest error allowed in the output and in the weights' gradients, relative to a value's own size
+#: plus the tensor's root mean square. In 16-bit types twice the error of the naive formula in that
+#: type comes on top; gradients there are long sums of both signs, which rounding hits hard.
+TOLERANCES = {
+    "float64": (1e-11, 1e-11),
+    "float32": (5e-5, 5e-5),
+    "float16": (1e-2, 0.1),
+    "bfloat16": (5e-2, 0.5),
+}
+#: A graph is checked on rows that hold about this many elements `[edges, H, C]`.
+BUDGET = 2**24
+#: Elements `[edges, H, C]` of the reference at a time.
+CHUNK = 2**22
 #: The LeakyReLU's slope jumps at 0, so rounding decides the gradient of a score this close to it
 #: (relative to the scores' root mean square). Rows with such a score get no gradient to check.
 TIE = 1e-5
@@ -28,91 +37,143 @@ class Expected:
 
     rows: Tensor  # [R]
     out: Tensor  # [R, H * C]
-    grad_out: Tensor  # [N, H * C], zero outside rows, and in rows with a tie
-    gradients: Weights
+    grad_out: Tensor  # [num_dst, H * C], zero outside rows, and in rows with a tie
+    gradients: list[Tensor]  # in the order of case.weights
+    allowed: list[float]  # of the output and of each gradient
 
 
-def sample_rows(case: Case, edge_budget: int = EDGE_BUDGET) -> Tensor:
+def sample_rows(case: Case, edge_budget: int) -> Tensor:
     """All rows where the budget allows; else random rows, the heaviest one and an empty one."""
+    count = case.edges.num_dst
     if case.num_edges <= edge_budget:
-        return torch.arange(case.num_nodes)
-    degree = torch.bincount(case.edge_index[1], minlength=case.num_nodes)
-    generator = torch.Generator().manual_seed(SEED)
-    order = torch.randperm(case.num_nodes, generator=generator)
+        return torch.arange(count)
+    degree = torch.bincount(case.edges.edge_index[1], minlength=count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     keep = order[degree[order].cumsum(0) <= edge_budget]
-    chosen = torch.zeros(case.num_nodes, dtype=torch.bool)
+    chosen = torch.zeros(count, dtype=torch.bool)
     chosen[torch.cat([keep, degree.argmax()[None], degree.argmin()[None]])] = True
     return chosen.nonzero().flatten()
 
 
-def expect(case: Case, edge_budget: int = EDGE_BUDGET) -> Expected:
-    """Run the float64 reference over the edges into the sampled rows, a chunk of rows at a time."""
-    rows = sample_rows(case, edge_budget)
-    place = torch.full((case.num_nodes,), -1)
-    place[rows] = torch.arange(rows.numel())
-    src, row = case.edge_index[0], place[case.edge_index[1]]
-    order = torch.argsort(row, stable=True)[int((row < 0).sum()) :]
-    src, row = src[order], row[order]
-    last_edge = torch.bincount(row, minlength=rows.numel()).cumsum(0)
+def expect(case: Case, edge_budget: int | None = None) -> Expected:
+    """The float64 reference over the edges into the sampled rows."""
+    rows = sample_rows(case, edge_budget or BUDGET // case.width)
+    src, row = _edges_into(case, rows)
+    out, grad_out, gradients = _formula(case, torch.float64, rows, src, row)
+    first, rest = TOLERANCES[case.spec.dtype]
+    allowed = [first, *[rest] * len(gradients)]
+    if case.dtype in (torch.float16, torch.bfloat16):
+        rough, _, rough_gradients = _formula(case, case.dtype, rows, src, row)
+        pairs = zip([rough, *rough_gradients], [out, *gradients], strict=True)
+        allowed = [
+            limit + 2 * difference(have, want)
+            for limit, (have, want) in zip(allowed, pairs, strict=True)
+        ]
+    return Expected(rows, out, grad_out.to(case.spec.device), gradients, allowed)
 
-    leaves = [
-        getattr(case.weights, field.name).double().requires_grad_() for field in fields(Weights)
-    ]
-    totals = [torch.zeros_like(leaf) for leaf in leaves]
+
+def _edges_into(case: Case, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sources and places in `rows` of the edges into them, by row."""
+    place = torch.full((case.edges.num_dst,), -1)
+    place[rows] = torch.arange(rows.numel())
+    src, dst = case.edges.edge_index
+    row = place[dst]
+    if rows.numel() < case.edges.num_dst:
+        sampled = row >= 0
+        src, row = src[sampled], row[sampled]
+    order = torch.argsort(row, stable=True)
+    return src[order], row[order]
+
+
+def _formula(
+    case: Case, dtype: torch.dtype, rows: Tensor, src: Tensor, row: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Output, the gradient it is given, and the weights' gradients, a chunk of rows at a time."""
+    last_edge = torch.bincount(row, minlength=rows.numel()).cumsum(0)
+    leaves = [value.cpu().to(dtype).requires_grad_() for value in case.weights.values()]
+    totals = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in leaves]
     outs = []
-    grad_out = torch.zeros_like(case.grad_out)
+    given = case.grad_out.cpu()
+    grad_out = torch.zeros_like(given)
     first_row = first = 0
     while first_row < rows.numel():
-        limit = torch.tensor(first + CHUNK)
+        limit = torch.tensor(first + CHUNK // case.width)
         stop_row = max(first_row + 1, int(torch.searchsorted(last_edge, limit, right=True)))
         stop = int(last_edge[stop_row - 1])
         chunk = rows[first_row:stop_row]
         out, tied = _layer(case, leaves, src[first:stop], row[first:stop] - first_row, chunk)
-        grad_out[chunk] = case.grad_out[chunk].masked_fill(tied[:, None], 0.0)
-        gradients = torch.autograd.grad(out, leaves, grad_out[chunk].double())
+        grad_out[chunk] = given[chunk].masked_fill(tied[:, None], 0.0)
+        gradients = torch.autograd.grad(out, leaves, grad_out[chunk].to(dtype))
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient
         outs.append(out.detach())
         first_row, first = stop_row, stop
-    return Expected(rows, torch.cat(outs), grad_out, Weights(*totals))
+    return torch.cat(outs), grad_out, totals
 
 
 def _layer(
     case: Case, leaves: list[Tensor], src: Tensor, dst: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Output at `rows` from edges `src -> rows[dst]` alone, and which rows have a tie."""
-    lin, att_src, att_dst, bias = leaves
-    used = torch.zeros(case.num_nodes, dtype=torch.bool)
-    used[src] = True
-    sources, src = used.nonzero().flatten(), used.cumsum(0)[src] - 1
-    x_src = F.linear(case.x[sources].double(), lin).view(-1, case.heads, case.channels)
-    x_dst = F.linear(case.x[rows].double(), lin).view(-1, case.heads, case.channels)
-    score_src, score_dst = (x_src * att_src).sum(-1), (x_dst * att_dst).sum(-1)
+    x_src, x_dst = (x.cpu() for x in (case.x if isinstance(case.x, tuple) else (case.x, case.x)))
+    sources, src = torch.unique(src, return_inverse=True)
     graph = Graph.from_edge_index(torch.stack([src, dst]), (sources.numel(), rows.numel()))
-    out = gat_attention(graph, x_src, score_src, score_dst, backend="reference")
+
+    def project(x: Tensor, weight: Tensor) -> Tensor:
+        flat = F.linear(x.to(weight.dtype), weight)
+        return flat.view(-1, case.heads, case.channels)
+
+    if case.spec.layer == "gat":
+        lin, att_src, att_dst, bias = leaves
+        source, target = project(x_src[sources], lin), project(x_dst[rows], lin)
+        score_src, score_dst = (source * att_src).sum(-1), (target * att_dst).sum(-1)
+        out = reference.gat_attention(graph, source, score_src, score_dst)[0].flatten(1) + bias
+    else:
+        lin_src, lin_dst, att = leaves
+        source, target = project(x_src[sources], lin_src), project(x_dst[rows], lin_dst)
+        score_src, score_dst = source, target
+        out = reference.gatv2_attention(graph, source, target, att[0])[0].flatten(1)
 
     tied = torch.zeros(rows.numel(), dtype=torch.bool)
-    if src.numel():
-        score = score_src.detach()[src] + score_dst.detach()[dst]
+    if src.numel() and case.spec.dtype in ("float32", "float64"):
+        score = (score_src.detach()[src] + score_dst.detach()[dst]).flatten(1)
         close = score.abs() < TIE * score.square().mean().sqrt()
         tied[dst[close.any(1)]] = True
-    return out.flatten(1) + bias, tied
+    return out, tied
 
 
-def error(step: Step, expected: Expected) -> float:
-    """Largest error of a peer's output and weight gradients; NaN and wrong shapes are infinite."""
+@dataclass(frozen=True)
+class Verdict:
+    """`error` is the largest difference, `excess` the largest one over what is allowed there."""
+
+    error: float
+    excess: float
+    seconds: float  # of the first call, the graph's building included
+
+
+def first_call(step: Step, expected: Expected) -> Verdict:
+    """Run the step for the first time and compare its output and weight gradients."""
+    step.hold = True
+    start = time.perf_counter()
     out = step.forward()
-    worst = 0.0
     if out.shape != expected.grad_out.shape:
-        return float("inf")
-    pairs = [(out.detach()[expected.rows], expected.out)]
+        return Verdict(float("inf"), float("inf"), 0.0)
     gradients = step.backward(expected.grad_out)
-    for field in fields(Weights):
-        pairs.append((getattr(gradients, field.name), getattr(expected.gradients, field.name)))
-    for have, want in pairs:
-        if want.numel() == 0:
-            continue
-        scale = want.abs() + want.square().mean().sqrt() + torch.finfo(torch.float64).tiny
-        difference = ((have.double().view_as(want) - want).abs() / scale).max().item()
-        worst = max(worst, difference if difference == difference else float("inf"))
-    return worst
+    if out.device.type == "cuda":
+        torch.cuda.synchronize(out.device)
+    seconds = step.graph_seconds + time.perf_counter() - start
+    step.hold = False
+    rows = out.detach()[expected.rows.to(out.device)]
+    pairs = zip([rows, *gradients], [expected.out, *expected.gradients], strict=True)
+    errors = [difference(have, want) for have, want in pairs]
+    excess = max(error / allowed for error, allowed in zip(errors, expected.allowed, strict=True))
+    return Verdict(max(errors), excess, seconds)
+
+
+def difference(have: Tensor, want: Tensor) -> float:
+    """Largest difference, in units of the value plus the tensor's root mean square; NaN is inf."""
+    if want.numel() == 0:
+        return 0.0
+    scale = want.abs() + want.square().mean().sqrt() + torch.finfo(torch.float64).tiny
+    worst = float(((have.detach().cpu().double().view_as(want) - want).abs() / scale).max())
+    return worst if worst == worst else float("inf")

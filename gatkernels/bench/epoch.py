@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.bench.graphs import SEED, Case, cora
 from gatkernels.bench.measure import Timing, no_collection
 from gatkernels.bench.peers import import_failure, load
+from gatkernels.bench.process import Tick
 
+SEED = 0
 HIDDEN, HEADS, CLASSES, DROPOUT = 8, 8, 7, 0.6
 BLOCK = 5
 
@@ -92,7 +93,7 @@ def torch_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def logit_difference(ours: nn.Module, pyg: nn.Module, case: Case, x: Tensor) -> float:
+def logit_difference(ours: nn.Module, pyg: nn.Module, x: Tensor, edge_index: Tensor) -> float:
     """Copy our weights into PyG's model and compare the two in evaluation mode."""
     for suffix in ("lin.weight", "att_src", "att_dst", "bias"):
         sources = [p for name, p in ours.named_parameters() if name.endswith(suffix)]
@@ -102,29 +103,31 @@ def logit_difference(ours: nn.Module, pyg: nn.Module, case: Case, x: Tensor) -> 
     ours.eval()
     pyg.eval()
     with torch.no_grad():
-        difference = ours(x, case.edge_index) - pyg(case.x, case.edge_index)
+        difference = ours(x, edge_index) - pyg(x.to_dense(), edge_index)
     return float(difference.abs().max())
 
 
-def epoch_ratio(
-    rounds: int = 10, block: int = BLOCK, tick: Callable[[str], None] = lambda text: None
-) -> EpochResult:
-    """Seconds per epoch in interleaved blocks; PyG gets dense features, ours the same as CSR."""
-    case = cora()
-    sparse = case.x.to_sparse_csr()
+def epoch_ratio(tick: Tick, rounds: int = 10, block: int = BLOCK) -> EpochResult:
+    """Seconds per epoch in interleaved blocks; PyG gets dense features, ours the same as CSR.
+
+    Raises: MissingExtraError where the data set's reader is not installed.
+    """
+    from gatkernels.experiments import datasets
+
+    tick("epoch: Cora")
+    data = datasets.load("cora")
     with torch_seed(SEED):
-        ours = own_model(case.in_channels)
-        models: dict[str, tuple[nn.Module, Tensor]] = {"gatkernels": (ours, sparse)}
+        ours = own_model(data.num_features)
+        models: dict[str, tuple[nn.Module, Tensor]] = {"gatkernels": (ours, data.x)}
         difference = None
         if (reason := import_failure("torch_geometric.nn")) is None:
-            pyg = pyg_model(case.in_channels)
-            models["pyg"] = (pyg, case.x)
-            difference = logit_difference(ours, pyg, case, sparse)
+            pyg = pyg_model(data.num_features)
+            models["pyg"] = (pyg, data.x.to_dense())
+            difference = logit_difference(ours, pyg, data.x, data.edge_index)
             if not difference < 1e-4:
-                return EpochResult(
-                    {}, case.note, difference, f"FAIL: logits differ by {difference:.1e}"
-                )
-        runs = {name: epoch(model, x, case.edge_index) for name, (model, x) in models.items()}
+                reason = f"FAIL: logits differ by {difference:.1e}"
+                return EpochResult({}, data.source, difference, reason)
+        runs = {name: epoch(model, x, data.edge_index) for name, (model, x) in models.items()}
         samples: dict[str, list[float]] = {name: [] for name in runs}
         names = list(runs)
         for turn in range(rounds + 1):
@@ -137,4 +140,4 @@ def epoch_ratio(
                         runs[name]()
                     samples[name].append((time.perf_counter() - start) / block)
     timings = {name: Timing.of(seconds[1:]) for name, seconds in samples.items()}
-    return EpochResult(timings, case.note, difference, reason or "")
+    return EpochResult(timings, data.source, difference, reason or "")

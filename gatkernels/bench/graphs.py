@@ -1,83 +1,53 @@
-"""Benchmark cases: a graph, its features and the layer that runs on it."""
+"""The graphs of the benchmark: real ones where their files are, generated twins of the others.
+
+Real files are looked for below `$GATKERNELS_DATA`. Generated graphs are kept in the user's cache.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-RMAT_PROBABILITIES = (0.57, 0.19, 0.19, 0.05)
-SEED = 0
+from gatkernels.bench import generate
+from gatkernels.bench.generate import IntArray
 
-IntArray = npt.NDArray[np.int64]
+#: Part of every cached file's name: raise it when a generator changes what it draws.
+CACHE_VERSION = 1
 
 
 class Unavailable(Exception):
-    """A case cannot be built here; the message is the reason."""
+    """A graph cannot be had here; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """The layer's parameters, under PyG's names."""
+class Edges:
+    """Directed edges from sources to destinations, sorted by source."""
 
-    lin: Tensor  # [H * C, in_channels]
-    att_src: Tensor  # [1, H, C]
-    att_dst: Tensor  # [1, H, C]
-    bias: Tensor  # [H * C]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One layer on one graph. No self loops are added, and `x` is data: it needs no gradient."""
-
-    name: str
-    edge_index: Tensor  # [2, E] int64, sources then destinations
-    x: Tensor  # [N, in_channels] float32
-    heads: int
-    channels: int
+    edge_index: Tensor  # [2, E] int64
+    num_src: int
+    num_dst: int
     note: str
 
-    @property
-    def num_nodes(self) -> int:
-        return self.x.shape[0]
 
-    @property
-    def num_edges(self) -> int:
-        return self.edge_index.shape[1]
+@dataclass(frozen=True)
+class GraphSpec:
+    """How to get a graph; `load` takes the scale, which only generated graphs heed."""
 
-    @property
-    def in_channels(self) -> int:
-        return self.x.shape[1]
-
-    @property
-    def shape(self) -> str:
-        return f"{self.in_channels} -> {self.heads}x{self.channels}"
-
-    @cached_property
-    def weights(self) -> Weights:
-        """Seeded weights of unit-variance outputs, the same for every peer."""
-        generator = torch.Generator().manual_seed(SEED + 1)
-        width = self.heads * self.channels
-        energy = float(self.x.square().sum(1).mean()) or 1.0
-        lin = torch.randn(width, self.in_channels, generator=generator) / energy**0.5
-        att = torch.randn(2, 1, self.heads, self.channels, generator=generator) / self.channels**0.5
-        bias = torch.randn(width, generator=generator)
-        return Weights(lin, att[0].clone(), att[1].clone(), bias)
-
-    @cached_property
-    def grad_out(self) -> Tensor:
-        """Gradient of the layer's output, `[N, H * C]`."""
-        return features(self.num_nodes, self.heads * self.channels, SEED + 2)
+    load: Callable[[float], Edges]
+    in_channels: int
+    classes: int
+    num_edges: int  # at scale 1
+    generated: bool = False
 
 
 def cache_dir() -> Path:
@@ -93,6 +63,34 @@ def cache_dir() -> Path:
     return base.expanduser() / "gatkernels"
 
 
+def cached(name: str, build: Callable[[], IntArray]) -> IntArray:
+    """The edges [2, E], sorted by source, stored under `name`; built where missing or unreadable.
+
+    Written beside the target and renamed, so that two runs at once never see half a file.
+    """
+    path = cache_dir() / "graphs" / f"{name}-v{CACHE_VERSION}.npz"
+    try:
+        with np.load(path) as stored:
+            rowptr, col = stored["rowptr"], stored["col"]
+        if rowptr[-1] == col.size:
+            src = np.repeat(np.arange(rowptr.size - 1), np.diff(rowptr))
+            return np.stack([src, col.astype(np.int64)])
+    except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile):
+        pass
+    edges = build()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        last = int(edges[0].max(initial=-1)) + 1
+        rowptr = np.concatenate([[0], np.bincount(edges[0], minlength=last).cumsum()])
+        with partial.open("wb") as file:
+            np.savez(file, rowptr=rowptr, col=edges[1].astype(np.int32))
+        partial.replace(path)
+    except OSError as error:
+        print(f"graph not cached: {error}", file=sys.stderr)
+    return edges
+
+
 def data_file(relative: str) -> Path:
     """A file under `$GATKERNELS_DATA`; raises Unavailable when it is not there."""
     root = os.environ.get("GATKERNELS_DATA")
@@ -104,182 +102,156 @@ def data_file(relative: str) -> Path:
     return path
 
 
-def cached(name: str, build: Callable[[], IntArray]) -> IntArray:
-    """The edges [2, E] stored under `name`; built and written where missing or unreadable."""
-    path = cache_dir() / "graphs" / f"{name}.npy"
-    try:
-        stored: IntArray = np.load(path).astype(np.int64)
-        return stored
-    except (OSError, ValueError, EOFError):
-        edges = build()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            np.save(file, edges.astype(np.int32))
-        partial.replace(path)
-    except OSError as error:
-        print(f"graph not cached: {error}", file=sys.stderr)
-    return edges
-
-
-def coalesce(src: IntArray, dst: IntArray, num_nodes: int) -> IntArray:
-    """Edges [2, E] sorted by source, each once, without self loops."""
-    keys = np.unique((src * num_nodes + dst)[src != dst])
-    return np.stack([keys // num_nodes, keys % num_nodes])
-
-
-def rmat(scale: int, num_edges: int, seed: int = SEED) -> IntArray:
-    """A simple directed R-MAT graph of 2**scale nodes with exactly `num_edges` edges.
-
-    Nodes are relabelled at random, so that the degree is not readable from the id. Edges are
-    sorted by source, as PyG's `coalesce` leaves them.
-    """
-    num_nodes = 2**scale
-    if num_edges > num_nodes * (num_nodes - 1) // 8:
-        raise ValueError(f"rmat: {num_edges} edges are too many for {num_nodes} nodes")
-    rng = np.random.default_rng(seed)
-    a, b, c, _ = RMAT_PROBABILITIES
-    keys = np.empty(0, dtype=np.int64)
-    while keys.size < num_edges:
-        count = num_edges // 4 + 16 if keys.size else num_edges + num_edges // 8 + 16
-        src = np.zeros(count, dtype=np.int64)
-        dst = np.zeros(count, dtype=np.int64)
-        for _ in range(scale):
-            draw = rng.random(count, dtype=np.float32)
-            src = 2 * src + (draw >= a + b)
-            dst = 2 * dst + (((draw >= a) & (draw < a + b)) | (draw >= a + b + c))
-        keys = np.unique(np.concatenate([keys, (src * num_nodes + dst)[src != dst]]))
-    keys = rng.permutation(keys)[:num_edges]
-    label = rng.permutation(num_nodes)
-    return coalesce(label[keys // num_nodes], label[keys % num_nodes], num_nodes)
-
-
-def symmetric(indptr: npt.NDArray[Any], indices: npt.NDArray[Any]) -> IntArray:
-    """Both directions of a CSR graph's links, each once, without self loops."""
-    num_nodes = indptr.size - 1
-    src = np.repeat(np.arange(num_nodes, dtype=np.int64), np.diff(indptr))
-    dst = indices.astype(np.int64)
-    return coalesce(np.concatenate([src, dst]), np.concatenate([dst, src]), num_nodes)
-
-
-class _SparseState:
-    """Receives the fields of a pickled scipy matrix, so that scipy is not needed."""
-
-    data: npt.NDArray[np.float32]
-    indices: npt.NDArray[np.int32]
-    indptr: npt.NDArray[np.int32]
-    _shape: tuple[int, int]
-
-    def dense(self) -> npt.NDArray[np.float32]:
-        rows = np.repeat(np.arange(self._shape[0]), np.diff(self.indptr))
-        matrix = np.zeros(self._shape, dtype=np.float32)
-        matrix[rows, self.indices] = self.data
-        return matrix
-
-
-class _PlanetoidUnpickler(pickle.Unpickler):
-    """Reads the Planetoid pickles and nothing else: numpy arrays, CSR matrices, dicts of lists."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")
+class _AdjacencyUnpickler(pickle.Unpickler):
+    """Reads a Planetoid adjacency, a dict of lists, and runs nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("scipy.sparse") and name == "csr_matrix":
-            return _SparseState
-        if name == "_reconstruct" and module.startswith("numpy"):
-            return np.ndarray.__reduce__(np.empty(0))[0]
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
         if (module, name) == ("collections", "defaultdict"):
             return lambda *_: {}
-        if module in {"__builtin__", "builtins"} and name in {"list", "object"}:
-            return {"list": list, "object": object}[name]
-        if module == "copy_reg" and name == "_reconstructor":
-            return lambda cls, *_: cls()
+        if (module, name) in {("__builtin__", "list"), ("builtins", "list")}:
+            return list
         raise pickle.UnpicklingError(f"unexpected {module}.{name} in a Planetoid file")
 
 
-def planetoid(name: str) -> tuple[IntArray, npt.NDArray[np.float32]]:
-    """Edges [2, E] and row-normalised features [N, F] of a set under `$GATKERNELS_DATA`."""
-
-    def read(part: str) -> Any:
-        with data_file(f"planetoid/{name}/raw/ind.{name.lower()}.{part}").open("rb") as file:
-            return _PlanetoidUnpickler(file).load()
-
-    neighbours: dict[int, list[int]] = read("graph")
-    num_nodes = len(neighbours)
-    src = np.repeat(
-        np.fromiter(neighbours, dtype=np.int64), [len(row) for row in neighbours.values()]
-    )
+def _planetoid(title: str) -> Edges:
+    with data_file(f"planetoid/{title}/raw/ind.{title.lower()}.graph").open("rb") as file:
+        neighbours: dict[int, list[int]] = _AdjacencyUnpickler(file, encoding="latin1").load()
+    counts = [len(row) for row in neighbours.values()]
+    src = np.repeat(np.fromiter(neighbours, dtype=np.int64), counts)
     dst = np.array([j for row in neighbours.values() for j in row], dtype=np.int64)
-    edges = coalesce(np.concatenate([src, dst]), np.concatenate([dst, src]), num_nodes)
-
-    known, test = read("allx").dense(), read("tx").dense()
-    order = np.loadtxt(
-        data_file(f"planetoid/{name}/raw/ind.{name.lower()}.test.index"), dtype=np.int64
-    )
-    x = np.zeros((num_nodes, known.shape[1]), dtype=np.float32)
-    x[: known.shape[0]] = known
-    x[order] = test
-    return edges, x / np.maximum(x.sum(axis=1, keepdims=True), 1.0)
+    return _square(generate.symmetric(src, dst, len(neighbours)), len(neighbours), "real")
 
 
-def features(num_nodes: int, channels: int, seed: int = SEED) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_nodes, channels, generator=generator)
+def _physics() -> Edges:
+    with np.load(data_file("coauthor/Physics/raw/ms_academic_phy.npz")) as file:
+        return _from_csr(file["adj_indptr"], file["adj_indices"])
 
 
-def cora() -> Case:
-    """Cora's first layer; where its files are absent, random data of equal shape."""
-    try:
-        edges, x = planetoid("Cora")
-        note = "real Cora"
-    except Unavailable as reason:
-        rng = np.random.default_rng(SEED)
-        links = rng.integers(0, 2708, size=(2, 5400))
-        edges = coalesce(
-            np.concatenate([links[0], links[1]]), np.concatenate([links[1], links[0]]), 2708
-        )
-        x = (rng.random((2708, 1433)) < 0.0127).astype(np.float32)
-        x /= np.maximum(x.sum(axis=1, keepdims=True), 1.0)
-        note = f"random graph of Cora's shape: {reason}"
-    return Case("cora", torch.from_numpy(edges), torch.from_numpy(x), 8, 8, note)
+def _cnr2000() -> Edges:
+    with np.load(data_file("graphs/cnr-2000.npz")) as file:
+        return _from_csr(file["indptr"], file["indices"])
 
 
-def arxiv() -> Case:
-    edges = cached(f"rmat-17-1200000-{SEED}", lambda: rmat(17, 1_200_000))
-    return Case("arxiv", torch.from_numpy(edges), features(2**17, 128), 8, 16, "R-MAT")
+def _from_csr(indptr: Any, indices: Any) -> Edges:
+    num_nodes = indptr.size - 1
+    src = np.repeat(np.arange(num_nodes, dtype=np.int64), np.diff(indptr))
+    return _square(generate.symmetric(src, indices.astype(np.int64), num_nodes), num_nodes, "real")
 
 
-def products() -> Case:
-    edges = cached(f"rmat-18-8000000-{SEED}", lambda: rmat(18, 8_000_000))
-    return Case("products", torch.from_numpy(edges), features(2**18, 64), 8, 8, "R-MAT")
+def _tolokers() -> Edges:
+    with np.load(data_file("heterophilous/tolokers/raw/tolokers.npz")) as file:
+        links, num_nodes = file["edges"].astype(np.int64), len(file["node_features"])
+    return _square(generate.symmetric(links[:, 0], links[:, 1], num_nodes), num_nodes, "real")
 
 
-def cnr2000() -> Case:
-    path = data_file("graphs/cnr-2000.npz")
-
-    def build() -> IntArray:
-        with np.load(path) as file:
-            return symmetric(file["indptr"], file["indices"])
-
-    edges = cached("cnr-2000-symmetric", build)
-    return Case("cnr-2000", torch.from_numpy(edges), features(325_557, 64), 8, 8, "real web graph")
-
-
-def tiny() -> Case:
-    """For warm-up and tests: parallel edges, self loops, a hub and isolated nodes included."""
-    rng = np.random.default_rng(SEED)
-    edges = rng.integers(0, 60, size=(2, 400))
-    edges[1, :100] = 7
-    edges[:, 100:110] = edges[:, :10]
-    return Case("tiny", torch.from_numpy(edges), features(64, 12), 4, 3, "random")
+def _gowalla() -> Edges:
+    with np.load(data_file("graphs/gowalla.npz")) as file:
+        users = np.concatenate([file["train_user"], file["test_user"]]).astype(np.int64)
+        items = np.concatenate([file["train_item"], file["test_item"]]).astype(np.int64)
+        counts = int(file["num_users"]), int(file["num_items"])
+    keys = np.unique(users * counts[1] + items)
+    edges = np.stack([keys // counts[1], keys % counts[1]])
+    return Edges(torch.from_numpy(edges), *counts, "real, bipartite: users to places")
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    "cora": cora,
-    "arxiv": arxiv,
-    "products": products,
-    "cnr-2000": cnr2000,
-}
+def _ohmnet(count: int = 20) -> Edges:
+    """The first `count` tissues as one batch."""
+    with np.load(data_file("graphs/ohmnet_tissues.npz")) as file:
+        node_ptr, edge_ptr = file["node_ptr"], file["edge_ptr"]
+        stop = int(edge_ptr[count])
+        tissue = np.repeat(np.arange(count), np.diff(edge_ptr[: count + 1]))
+        src, dst = (file[end][:stop].astype(np.int64) + node_ptr[tissue] for end in ("src", "dst"))
+    num_nodes = int(node_ptr[count])
+    note = f"real, a batch of {count} tissues"
+    return _square(generate.symmetric(src, dst, num_nodes), num_nodes, note)
+
+
+def _square(edges: IntArray, num_nodes: int, note: str) -> Edges:
+    return Edges(torch.from_numpy(edges), num_nodes, num_nodes, note)
+
+
+def _twin(
+    name: str, num_nodes: int, build: Callable[[int, float], IntArray], note: str
+) -> Callable[[float], Edges]:
+    """A generated graph: `build(nodes, scale)` at a scale of the original's nodes and edges."""
+
+    def load(scale: float) -> Edges:
+        count = max(round(num_nodes * scale), 64)
+        key = name if scale == 1 else f"{name}-{scale:.6g}"
+        try:
+            return _square(cached(key, lambda: build(count, scale)), count, note)
+        except ValueError as error:
+            raise Unavailable(f"no {name} at scale {scale:g}: {error}") from error
+
+    return load
+
+
+def _skewed(nodes: int, arcs: int, top: int, loops: bool = False) -> Callable[..., IntArray]:
+    def build(count: int, scale: float) -> IntArray:
+        edges = generate.power_law(count, round(arcs * scale / 2) * 2, top)
+        return generate.with_loops(edges, count) if loops else edges
+
+    return build
+
+
+ARXIV = (169_343, 2_315_598, 13_161)  # nodes, arcs, largest degree of ogbn-arxiv made symmetric
+
+
+def _ppi(num_nodes: int, scale: float) -> IntArray:
+    return generate.batch(max(num_nodes // 2_245, 1), min(num_nodes, 2_245), 61_318, 720)
+
+
+def _arxiv_communities(count: int, scale: float) -> IntArray:
+    edges = generate.communities(count, round(ARXIV[1] * scale / 2) * 2, ARXIV[2])
+    return generate.with_loops(edges, count)
+
+
+def _generated(
+    name: str,
+    nodes: int,
+    edges: int,
+    build: Callable[[int, float], IntArray],
+    note: str,
+    channels: tuple[int, int],
+) -> GraphSpec:
+    return GraphSpec(_twin(name, nodes, build, note), *channels, edges, generated=True)
+
+
+def _real(read: Callable[[], Edges], edges: int, channels: tuple[int, int]) -> GraphSpec:
+    return GraphSpec(lambda scale: read(), *channels, edges)
+
+
+_TWIN = "generated with the size and skew of {}"
+GRAPHS: dict[str, GraphSpec] = {
+    "cora": _real(lambda: _planetoid("Cora"), 10_556, (1433, 7)),
+    "citeseer": _real(lambda: _planetoid("CiteSeer"), 9_104, (3703, 6)),
+    "pubmed": _real(lambda: _planetoid("PubMed"), 88_648, (500, 3)),
+    "tolokers": _real(_tolokers, 1_038_000, (10, 2)),
+    "physics": _real(_physics, 495_924, (64, 5)),
+    "cnr-2000": _real(_cnr2000, 5_477_938, (64, 8)),
+    "gowalla": _real(_gowalla, 1_027_370, (64, 8)),
+    "ohmnet": _real(_ohmnet, 987_810, (50, 121)),
+    "arxiv": _generated("arxiv", ARXIV[0], 2_484_941, _skewed(*ARXIV, loops=True),
+                        _TWIN.format("ogbn-arxiv, self loops included"), (128, 40)),
+    "reddit": _generated("reddit", 232_965, 114_615_892, _skewed(232_965, 114_615_892, 21_657),
+                         _TWIN.format("Reddit"), (602, 41)),
+    "products": _generated("products", 2_449_029, 123_718_280,
+                           _skewed(2_449_029, 123_718_280, 17_481),
+                           _TWIN.format("ogbn-products"), (100, 47)),
+    "proteins": _generated("proteins", 132_534, 79_122_504, _skewed(132_534, 79_122_504, 7_750),
+                           _TWIN.format("ogbn-proteins"), (8, 112)),
+    "ppi": _generated("ppi", 44_900, 1_226_360, _ppi,
+                      "generated, a batch of 20 graphs of PPI's size", (50, 121)),
+    "hub": _generated("hub", 250_000, 499_998, lambda count, scale: generate.one_hub(count),
+                      "one node linked with all others, both ways", (64, 8)),
+    "uniform": _generated("uniform", ARXIV[0], 2_484_941,
+                          lambda count, scale: generate.uniform(count, round(2_484_941 * scale)),
+                          "uniformly random, as large as arxiv", (128, 40)),
+    "communities": _generated("communities", ARXIV[0], 2_484_941, _arxiv_communities,
+                              "as large as arxiv, nine links in ten within 512 consecutive ids",
+                              (128, 40)),
+    "communities-shuffled": _generated(
+        "communities-shuffled", ARXIV[0], 2_484_941,
+        lambda count, scale: generate.shuffled(_arxiv_communities(count, scale), count),
+        "the same graph as communities, ids dealt at random", (128, 40)),
+}  # fmt: skip

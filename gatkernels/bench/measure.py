@@ -1,4 +1,4 @@
-"""Timing: interleaved rounds, so that a busy machine disturbs every contestant alike."""
+"""Timing: interleaved turns, so that a busy machine disturbs every contestant alike."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 PHASES = ("forward", "backward", "step")
-#: Seconds (one step at least) that a step runs untimed before each timed run: threads, caches and
+#: Seconds (one step at least) that a step runs untimed before each timed turn: threads, caches and
 #: above all memory, which an idle system may have handed back, are then as warm as in training.
-WARM = 0.2
-MIN_ROUNDS, MAX_ROUNDS = 5, 30
-#: Seconds that the rounds of one case may take, where the number of rounds is left open.
-BUDGET = 30.0
+WARM = 0.1
+TURNS = 5
+SAMPLES_PER_TURN = 20
+#: Last-level cache assumed where the system does not tell, in bytes.
+CACHE_BYTES = 32 * 2**20
+#: CUDA steps shorter than this are also timed as one replayed graph: launches would hide them.
+REPLAY_BELOW = 1e-3
 
 
 class Timed(Protocol):
-    """Anything with a forward and a backward."""
+    """Anything with a forward and a backward, on inputs that change from run to run."""
 
     def forward(self) -> Any: ...
 
@@ -44,6 +49,28 @@ class Timing:
             return cls(samples[0], samples[0], samples[0], 1)
         q1, _, q3 = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(statistics.median(samples), q1, q3, len(samples))
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range, as a part of the median."""
+        return (self.q3 - self.q1) / self.median if self.median else 0.0
+
+
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the last-level cache (L2 on a GPU)."""
+    if device.type == "cuda":
+        size = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+        return int(size) or CACHE_BYTES
+    try:
+        found = os.sysconf("SC_LEVEL3_CACHE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        found = 0
+    return found if found > 0 else CACHE_BYTES
+
+
+def copies_for_cold_caches(size: int, device: torch.device) -> int:
+    """How many inputs of `size` bytes, used in turn, exceed twice the last-level cache."""
+    return max(1, min(64, -(-2 * last_level_cache(device) // max(size, 1))))
 
 
 @contextmanager
@@ -70,7 +97,7 @@ def foreign_seconds() -> float | None:
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def sample(step: Timed) -> tuple[float, float, float]:
+def cpu_sample(step: Timed) -> tuple[float, float, float]:
     """Seconds of one forward, one backward, and both."""
     start = time.perf_counter()
     out = step.forward()
@@ -81,39 +108,102 @@ def sample(step: Timed) -> tuple[float, float, float]:
     return middle - start, stop - middle, stop - start
 
 
-def warm(step: Timed) -> None:
+def cuda_sample(step: Timed) -> tuple[float, float, float]:
+    """The same on the device's own clock, by events on the current stream."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+    torch.cuda.synchronize()
+    marks[0].record()
+    out = step.forward()
+    marks[1].record()
+    gradients = step.backward()
+    marks[2].record()
+    marks[2].synchronize()
+    del out, gradients
+    first, second = marks[0].elapsed_time(marks[1]), marks[1].elapsed_time(marks[2])
+    return first / 1e3, second / 1e3, (first + second) / 1e3
+
+
+def sampler(device: torch.device) -> Callable[[Timed], tuple[float, float, float]]:
+    return cuda_sample if device.type == "cuda" else cpu_sample
+
+
+def replayed(step: Timed, runs: int, rounds: int = 20) -> Timing:
+    """Seconds per step of `runs` steps captured as one CUDA graph, without launch overhead.
+
+    `runs` is the number of inputs in rotation, so that replays meet cold caches as well.
+    Raises: RuntimeError where the step cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step.forward()
+            step.backward()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(runs):
+            step.forward()
+            step.backward()
+    samples = []
+    for _ in range(rounds + 1):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        samples.append(start.elapsed_time(stop) / 1e3 / runs)
+    return Timing.of(samples[1:])
+
+
+def warm(step: Timed, sample: Callable[[Timed], Any]) -> float:
+    """Run untimed for WARM seconds; return the seconds of the last step."""
     start = time.perf_counter()
-    sample(step)
-    while time.perf_counter() - start < WARM:
+    while True:
+        before = time.perf_counter()
         sample(step)
+        now = time.perf_counter()
+        if now - start >= WARM:
+            return now - before
+
+
+def plan(spent: float, seconds: float) -> tuple[int, int]:
+    """Turns, and samples in each, of a step that takes `spent` where it may take `seconds`.
+
+    A step that would take four times that in five turns is timed three times in one turn.
+    """
+    if spent * TURNS > 4 * seconds:
+        return 1, 3
+    return TURNS, max(1, min(SAMPLES_PER_TURN, int(seconds / TURNS / spent)))
 
 
 def interleave(
     steps: Mapping[str, Timed],
-    rounds: int | None = None,
+    device: torch.device,
+    seconds: float,
     tick: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict[str, Timing]]:
-    """Time every step once per round, in an order that rotates; seconds by name and phase.
+    """Time every step in turns whose order rotates; seconds by name and phase.
 
-    A first round, not counted, sets the number of rounds where it is not given. `tick` is told the
-    name before each run.
+    Each step gets about `seconds` in all, and three samples at least. `tick` is told the name
+    before each turn.
     """
+    sample = sampler(device)
+    samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in steps}
     names = list(steps)
-    start = time.perf_counter()
+    plans = {}
     for name in names:
         tick(name)
-        warm(steps[name])
-    if rounds is None:
-        seconds = 2 * (time.perf_counter() - start)
-        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET / max(seconds, 1e-9))))
-
-    samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
-    for turn in range(rounds):
+        plans[name] = plan(warm(steps[name], sample), seconds)
+    for turn in range(TURNS):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            turns, count = plans[name]
+            if turn >= turns:
+                continue
             tick(name)
             with no_collection():
-                warm(steps[name])
-                samples[name].append(sample(steps[name]))
+                warm(steps[name], sample)
+                samples[name] += [sample(steps[name]) for _ in range(count)]
     return {
         name: {
             phase: Timing.of([run[column] for run in samples[name]])

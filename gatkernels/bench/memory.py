@@ -1,23 +1,19 @@
-"""Peak memory of one forward + backward, above the inputs, in a fresh process per peer.
-
-Run as `python -m gatkernels.bench.memory CASE PEER [THREADS]`, it prints one line of JSON.
-"""
+"""Peak memory of one forward + backward, above the inputs."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import json
 import re
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from gatkernels.bench.graphs import CASES, tiny
-from gatkernels.bench.peers import find
+from gatkernels.bench import cases
+from gatkernels.bench.cases import Spec
+from gatkernels.bench.peers import Peer, Step, find
+from gatkernels.bench.process import Tick
 
 STATUS = Path("/proc/self/status")
 
@@ -28,22 +24,6 @@ class Peak:
 
     bytes: int | None
     reason: str = ""
-
-
-def peak_memory(case: str, peer: str, threads: int, timeout: float = 900.0) -> Peak:
-    """Measure in a subprocess; `peer` is what `peers.address` gives."""
-    command = [sys.executable, "-m", "gatkernels.bench.memory", case, peer, str(threads)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return Peak(None, f"no result in {timeout:.0f} s")
-    if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr:
-        return Peak(None, "OOM")
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
-        errors = done.stderr.strip().splitlines()
-        return Peak(None, errors[-1] if errors else f"exit status {done.returncode}")
-    return Peak(**json.loads(lines[-1]))
 
 
 def resident() -> int:
@@ -70,20 +50,60 @@ def forget_peak() -> bool:
     return True
 
 
-def measure(case_name: str, peer_name: str) -> Peak:
-    """Warm up on a tiny graph, touch the inputs, then watch one step."""
+def trim() -> None:
+    """Give memory that was freed back to the system, so that taking it again shows."""
+    gc.collect()
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
+
+
+def run(step: Step) -> None:
+    out = step.forward()
+    gradients = step.backward()
+    del out, gradients
+
+
+def peak_memory(spec: Spec, address: str, tick: Tick) -> Peak:
+    """The peak of one step of a peer; meant for a fresh process.
+
+    Raises: NotImplementedError where the peer cannot run the case.
+    """
+    peer = find(address)
+    if reason := peer.unavailable(spec):
+        raise NotImplementedError(reason)
+    tick(f"{peer.name} weighed")
+    return _on_gpu(spec, peer) if spec.device != "cpu" else _on_cpu(spec, peer)
+
+
+def _on_gpu(spec: Spec, peer: Peer) -> Peak:
+    """By the allocator's own statistics."""
+    step = peer.prepare(cases.build(spec))
+    run(step)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(step)
+    torch.cuda.synchronize()
+    return Peak(torch.cuda.max_memory_allocated() - before)
+
+
+def _on_cpu(spec: Spec, peer: Peer) -> Peak:
+    """Warm up on a small graph, touch the inputs, then watch the high-water mark of one step."""
     if not STATUS.exists():
         return Peak(None, "peak memory is read from /proc, which this system lacks")
-    peer = find(peer_name)
-    if reason := peer.unavailable():
-        return Peak(None, reason)
-    warm = peer.prepare(tiny())
+    warm = peer.prepare(cases.build(replace(spec, graph="power-law:400")))
     for _ in range(2):
-        warm.forward()
-        warm.backward()
-    step = peer.prepare(CASES[case_name]())
-    step.grad_out.sum()
-    gc.collect()
+        run(warm)
+    step = peer.prepare(cases.build(spec))
+    if peer.compiles:
+        run(step)
+    for tensor in (*step.rotation[0], *step.layer.parameters):
+        for part in tensor if isinstance(tensor, tuple) else (tensor,):
+            part.detach().sum()
+    step.hold = True
+    trim()
     if not forget_peak():
         return Peak(None, "/proc/self/clear_refs cannot be written, so the peak cannot be reset")
     before = resident()
@@ -92,15 +112,3 @@ def measure(case_name: str, peer_name: str) -> Peak:
     peak = highest() - before
     del out, gradients
     return Peak(max(peak, 0))
-
-
-def main(arguments: list[str]) -> None:
-    case, peer, *threads = arguments
-    if threads:
-        torch.set_num_threads(int(threads[0]))
-    result = measure(case, peer)
-    print(json.dumps({"bytes": result.bytes, "reason": result.reason}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

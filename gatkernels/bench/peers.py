@@ -1,6 +1,6 @@
 """The layers compared: one small adapter class each.
 
-A new peer is a subclass of `Peer` with two methods, under `@register`; or, in a module of one's
+A new peer is a subclass of `Peer` with one method, under `@register`; or, in a module of one's
 own, without the decorator and named on the command line as `--peers package.module:Class`.
 """
 
@@ -10,56 +10,67 @@ import importlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.bench.graphs import Case, Weights
+from gatkernels import Graph, _dispatch
+from gatkernels.bench.cases import Case, Inputs, Spec, tiny_edges
 
-OURS = "gatkernels"
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer bound to its inputs; `parameters` in the order of `Weights`."""
+    """A layer with the case's weights; `parameters` in the order of `case.weights`."""
 
-    call: Callable[[], Tensor]  # -> [N, H * C]
-    parameters: tuple[Tensor, Tensor, Tensor, Tensor]
+    call: Callable[[Inputs], Tensor]  # -> [num_dst, H * C]
+    parameters: Sequence[Tensor]
 
 
 class Step:
-    """One training step of a layer: `forward()`, then `backward()`."""
+    """One training step of a layer: `forward()`, then `backward()`, on inputs in rotation.
 
-    def __init__(self, layer: Layer, grad_out: Tensor, graph_seconds: float) -> None:
+    With `hold`, every run gets the same inputs, as training on one small graph does.
+    """
+
+    def __init__(
+        self, layer: Layer, rotation: Sequence[tuple[Inputs, Tensor]], graph_seconds: float = 0.0
+    ) -> None:
         self.layer = layer
-        self.grad_out = grad_out
+        self.rotation = rotation
         self.graph_seconds = graph_seconds
-        self.out: Tensor | None = None
+        self.hold = False
+        self._turn = 0
+        self._out: Tensor | None = None
 
     def forward(self) -> Tensor:
-        self.out = self.layer.call()
-        return self.out
+        self._turn = 0 if self.hold else (self._turn + 1) % len(self.rotation)
+        self._out = self.layer.call(self.rotation[self._turn][0])
+        return self._out
 
-    def backward(self, grad_out: Tensor | None = None) -> Weights:
+    def backward(self, grad_out: Tensor | None = None) -> tuple[Tensor, ...]:
         """Gradients of the weights; frees what the last `forward` kept."""
-        if self.out is None:
+        if self._out is None:
             raise RuntimeError("backward() needs a forward() before it")
-        out, self.out = self.out, None
-        grad = self.grad_out if grad_out is None else grad_out
-        return Weights(*torch.autograd.grad(out, self.layer.parameters, grad))
+        out, self._out = self._out, None
+        grad = self.rotation[self._turn][1] if grad_out is None else grad_out
+        return torch.autograd.grad(out, self.layer.parameters, grad)
 
 
 class Peer:
-    """An implementation of the GAT layer. Subclasses give `name`, `graph` and `layer`."""
+    """An implementation of the layer. Subclasses give `name` and `layer`."""
 
     name: str
+    #: Whether the first call on new shapes compiles, so that memory is weighed from the second.
+    compiles = False
+    cuda_only = False
 
-    def unavailable(self) -> str | None:
-        """Why this peer cannot run here, or None."""
+    def unavailable(self, spec: Spec) -> str | None:
+        """Why this peer cannot run the case, or None."""
         return None
 
     def graph(self, case: Case) -> Any:
@@ -67,20 +78,23 @@ class Peer:
         return case.edge_index
 
     def layer(self, case: Case, graph: Any) -> Layer:
-        """The layer with `case.weights`, bound to `case.x` and `graph`."""
+        """The layer with `case.weights`, bound to `graph`."""
         raise NotImplementedError
 
     def prepare(self, case: Case) -> Step:
         start = time.perf_counter()
         graph = self.graph(case)
+        if case.spec.device != "cpu":
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        return Step(self.layer(case, graph), case.grad_out, seconds)
+        return Step(self.layer(case, graph), case.rotation, seconds)
 
 
 PEERS: dict[str, Peer] = {}
 
 
 def register(cls: type[Peer]) -> type[Peer]:
+    """Class decorator: an instance of `cls` becomes a peer under its name."""
     PEERS[cls.name] = cls()
     return cls
 
@@ -122,115 +136,62 @@ def import_failure(module: str) -> str | None:
     return None
 
 
-def pyg_parameters(conv: Any, weights: Weights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Load `weights` into a layer that names its parameters as PyG's GATConv does."""
-    return (
-        load(conv.lin.weight, weights.lin),
-        load(conv.att_src, weights.att_src),
-        load(conv.att_dst, weights.att_dst),
-        load(conv.bias, weights.bias),
-    )
+def pyg_layer(classes: dict[str, Any], case: Case, **options: Any) -> tuple[Any, list[Tensor]]:
+    """A layer with PyG's arguments and parameter names, and its parameters holding the weights.
+
+    `classes` has the class for "gat" and for "gatv2".
+    """
+    layer, weights = case.spec.layer, case.weights
+    conv = classes[layer](
+        case.in_channels,
+        case.channels,
+        case.heads,
+        add_self_loops=False,
+        bias=layer == "gat",
+        **options,
+    ).to(case.spec.device, case.dtype)
+    if layer == "gat":
+        # The fused subclass of PyG's layer, and PyG before 2.5, keep one projection as lin_src.
+        lin = conv.lin if getattr(conv, "lin", None) is not None else conv.lin_src
+        parameters = [lin.weight, conv.att_src, conv.att_dst, conv.bias]
+    else:
+        parameters = [conv.lin_l.weight, conv.lin_r.weight, conv.att]
+    return conv, [load(p, w) for p, w in zip(parameters, weights.values(), strict=True)]
 
 
-def backend_missing(backend: str) -> str | None:
-    """Why our own operator cannot run on `backend`, or None."""
-    from gatkernels import Graph, gat_attention
+class Ours(Peer):
+    """`gatkernels.nn` on one backend."""
 
-    graph = Graph.from_edge_index(torch.zeros(2, 1, dtype=torch.int64), 1)
-    one = torch.ones(1, 1)
-    try:
-        gat_attention(graph, one[None], one, one, backend=backend)
-    except Exception as error:
-        return str(error).splitlines()[0]
-    return None
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.name = backend if backend == REFERENCE else f"gatkernels-{backend}"
 
-
-@register
-class Gatkernels(Peer):
-    name = OURS
-
-    def unavailable(self) -> str | None:
-        return backend_missing("cpu")
-
-    def graph(self, case: Case) -> Any:
-        from gatkernels import Graph
-
-        return Graph.from_edge_index(case.edge_index, case.num_nodes)
-
-    def layer(self, case: Case, graph: Any) -> Layer:
-        from gatkernels.nn import GATConv
-
-        conv = GATConv(
-            case.in_channels, case.channels, case.heads, add_self_loops=False, backend="cpu"
-        )
-        return Layer(lambda: conv(case.x, graph), pyg_parameters(conv, case.weights))
-
-
-@register
-class Reference(Peer):
-    """The naive formulas, which materialise a message per edge."""
-
-    name = "reference"
+    def unavailable(self, spec: Spec) -> str | None:
+        """What the backend says about one edge with the case's layer, dtype and device."""
+        try:
+            case = Case(spec, tiny_edges(), 4, 8, 8)
+            self.prepare(case).forward()
+        except Exception as error:
+            return " ".join(str(error).split()) or repr(error)
+        return None
 
     def graph(self, case: Case) -> Any:
-        from gatkernels import Graph
-
-        return Graph.from_edge_index(case.edge_index, case.num_nodes)
+        return Graph.from_edge_index(case.edge_index, (case.edges.num_src, case.edges.num_dst))
 
     def layer(self, case: Case, graph: Any) -> Layer:
-        from gatkernels import gat_attention
+        from gatkernels.nn import GATConv, GATv2Conv
 
-        weights = case.weights
-        lin, att_src, att_dst, bias = (
-            nn.Parameter(value.clone())
-            for value in (weights.lin, weights.att_src, weights.att_dst, weights.bias)
+        conv, parameters = pyg_layer(
+            {"gat": GATConv, "gatv2": GATv2Conv}, case, backend=self.backend
         )
-
-        def call() -> Tensor:
-            x = F.linear(case.x, lin).view(-1, case.heads, case.channels)
-            scores = (x * att_src).sum(-1), (x * att_dst).sum(-1)
-            out: Tensor = gat_attention(graph, x, *scores, backend="reference")
-            return out.flatten(1) + bias
-
-        return Layer(call, (lin, att_src, att_dst, bias))
+        return Layer(lambda x: conv(x, graph), parameters)
 
 
-@register
-class PyG(Peer):
-    name = "pyg"
-
-    def unavailable(self) -> str | None:
-        return import_failure("torch_geometric.nn")
-
-    def layer(self, case: Case, graph: Any) -> Layer:
-        from torch_geometric.nn import GATConv
-
-        conv = GATConv(case.in_channels, case.channels, case.heads, add_self_loops=False)
-        return Layer(lambda: conv(case.x, graph), pyg_parameters(conv, case.weights))
+# The naive formulas are the backend "reference".
+PEERS.update((peer.name, peer) for peer in map(Ours, _dispatch.BACKENDS))
 
 
-@register
-class DGL(Peer):
-    name = "dgl"
-
-    def unavailable(self) -> str | None:
-        return import_failure("dgl.nn.pytorch")
-
-    def graph(self, case: Case) -> Any:
-        import dgl
-
-        graph = dgl.graph((case.edge_index[0], case.edge_index[1]), num_nodes=case.num_nodes)
-        graph.create_formats_()
-        return graph
-
-    def layer(self, case: Case, graph: Any) -> Layer:
-        from dgl.nn.pytorch import GATConv
-
-        conv = GATConv(case.in_channels, case.channels, case.heads, allow_zero_in_degree=True)
-        parameters = (
-            load(conv.fc.weight, case.weights.lin),
-            load(conv.attn_l, case.weights.att_src),
-            load(conv.attn_r, case.weights.att_dst),
-            load(conv.bias, case.weights.bias),
-        )
-        return Layer(lambda: conv(graph, case.x).flatten(1), parameters)
+def our_fastest(names: Sequence[str]) -> str | None:
+    """Of the peers in a result, our backend that "auto" would take."""
+    ours = [peer.name for peer in PEERS.values() if isinstance(peer, Ours)]
+    return next((name for name in ours if name in names), None)

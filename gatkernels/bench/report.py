@@ -1,51 +1,42 @@
-"""Results as a table, as Markdown and as JSON, and the targets they are held to."""
+"""Results as tables: on the terminal and as Markdown."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from gatkernels.bench.epoch import EpochResult
 from gatkernels.bench.measure import PHASES, Timing
-from gatkernels.bench.peers import OURS
-from gatkernels.bench.run import BuildResult, CaseResult, PeerResult
+from gatkernels.bench.memory import Peak
+from gatkernels.bench.peers import REFERENCE
+from gatkernels.bench.results import CaseResult, PeerResult, Report
 
-LAYER_COLUMNS = (
-    "graph",
-    "layer",
+COLUMNS = (
+    "case",
+    "peer",
     "forward ms",
     "backward ms",
     "step ms",
-    "quartiles",
-    "x fwd",
-    "x bwd",
-    "x step",
+    "± %",
+    "warm ms",
+    "ours is",
+    "naive is",
     "peak MiB",
-    "x mem",
+    "GB/s",
+    "gathered",
+    "of floor",
     "graph ms",
+    "first ms",
 )
-
-
-@dataclass
-class Report:
-    """Everything one run found out."""
-
-    environment: dict[str, Any]
-    settings: dict[str, Any]
-    cases: list[CaseResult] = field(default_factory=list)
-    epoch: EpochResult | None = None
-    builds: list[BuildResult] = field(default_factory=list)
+LEGEND = (
+    "step = forward + backward, on cold caches; ±: interquartile range; warm: the same inputs "
+    "again and again; ours is: step over our fastest backend's; naive is: the reference's step "
+    "over this one; GB/s: compulsory bytes, gathered: a row per edge; of floor: projection + "
+    "gather-sum over the step; first: graph and first step."
+)
+#: More cores than this in other hands while timing is remarked on.
+BUSY = 0.15
 
 
 @dataclass(frozen=True)
@@ -55,287 +46,184 @@ class Table:
     rows: list[list[str]]
 
 
-@dataclass(frozen=True)
-class Target:
-    """A figure and its bound: at least `bound`, or at most where `at_most`."""
-
-    text: str
-    value: float | None
-    bound: float
-    at_most: bool = False
-
-    @property
-    def state(self) -> str:
-        if self.value is None:
-            return "not measured"
-        met = self.value <= self.bound if self.at_most else self.value >= self.bound
-        return f"{'met' if met else 'MISSED'} ({self.value:.3g})"
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions and commit."""
-    versions = {"python": platform.python_version()}
-    for package in ("gatkernels", "torch", "numpy", "torch-geometric", "dgl"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "versions": versions,
-        "commit": _commit(),
-    }
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of the checkout this package lies in, marked where it has changes."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
 def ms(timing: Timing | None) -> str:
     if timing is None:
         return "-"
-    value = timing.median * 1e3
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return milliseconds(timing.median)
 
 
-def _quartiles(timing: Timing | None) -> str:
-    if timing is None:
+def milliseconds(seconds: float | None) -> str:
+    if seconds is None:
         return "-"
-    digits = 2 if timing.median < 0.1 else 0
-    return f"{timing.q1 * 1e3:.{digits}f}-{timing.q3 * 1e3:.{digits}f}"
+    value = seconds * 1e3
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
+def times(ratio: float | None) -> str:
+    """A ratio as a reader wants it: 0.83x, 9.1x, 27x."""
+    if ratio is None:
         return "-"
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    digits = 2 if ratio < 2 else 1 if ratio < 20 else 0
+    return f"{ratio:.{digits}f}x"
 
 
-def _times(timings: dict[str, Timing]) -> list[str]:
-    return [*(ms(timings.get(phase)) for phase in PHASES), _quartiles(timings.get("step"))]
+def mebibytes(peak: Peak | None) -> str:
+    if peak is None:
+        return "-"
+    return peak.reason if peak.bytes is None else f"{peak.bytes / 2**20:,.1f}"
 
 
-def layer_table(cases: Sequence[CaseResult]) -> Table:
+def case_table(found: Sequence[CaseResult]) -> Table:
     rows = []
-    for case in cases:
-        if case.status != "ok":
-            rows.append([case.name, case.status, case.reason] + [""] * (len(LAYER_COLUMNS) - 3))
+    for case in found:
+        label = case_label(case)
+        if not case.num_edges:
+            rows.append(_row(label, "", f"{case.status}: {case.reason}"))
             continue
-        for peer in case.peers:
-            rows.append([case.name, *_peer_cells(case, peer)])
+        rows += [_peer_row(label, case, peer) for peer in case.peers]
         for limit in case.limits:
-            shares = [_share(case, limit.timings, phase) for phase in PHASES]
-            name = f"({limit.name})"
-            rows.append([case.name, name, *_times(limit.timings), *shares, "", "", ""])
-    title = "GAT layer, float32; x: times ours takes (limits: share of ours)"
-    return Table(title, LAYER_COLUMNS, rows)
+            cells = [ms(limit.timings.get(phase)) for phase in PHASES]
+            step = limit.timings.get("step")
+            spread = f"{step.spread * 100:.0f}" if step else "-"
+            rows.append(_row(label, f"({limit.name})", *cells, spread))
+    return Table("One layer, times in ms", COLUMNS, rows)
 
 
-def _peer_cells(case: CaseResult, peer: PeerResult) -> list[str]:
-    if peer.status != "ok":
-        return [peer.name, peer.status, peer.reason] + [""] * (len(LAYER_COLUMNS) - 4)
-    peak = "-"
-    if peer.peak is not None:
-        peak = peer.peak.reason if peer.peak.bytes is None else f"{peer.peak.bytes / 2**20:.1f}"
-    return [
-        peer.name,
-        *_times(peer.timings),
-        *(_ratio(case.ratio(peer.name, phase)) for phase in PHASES),
-        peak,
-        _ratio(case.memory_ratio(peer.name)),
-        "-" if peer.graph_seconds is None else f"{peer.graph_seconds * 1e3:.1f}",
-    ]
+def case_label(case: CaseResult) -> str:
+    scaled = "" if case.scale == 1 else f" /{1 / case.scale:g}"
+    return case.name.replace(" ", f"{scaled} ", 1)
 
 
-def _share(case: CaseResult, timings: dict[str, Timing], phase: str) -> str:
-    ours = case.peer(OURS)
-    if ours is None or not ours.timings:
-        return "-"
-    return f"{timings[phase].median / ours.timings[phase].median:.0%}"
+def _row(*cells: str) -> list[str]:
+    return [*cells, *[""] * (len(COLUMNS) - len(cells))]
 
 
-def epoch_table(result: EpochResult) -> Table:
-    rows = [
-        [name, ms(timing), _quartiles(timing), _ratio(timing.median / _base(result))]
-        for name, timing in result.timings.items()
-    ]
-    if result.reason:
-        rows.append(["pyg", result.reason, "", ""])
-    return Table(
-        "Two-layer GAT, training step + validation", ("model", "epoch ms", "quartiles", "x"), rows
-    )
-
-
-def _base(result: EpochResult) -> float:
-    return result.timings[OURS].median
-
-
-def build_table(builds: Sequence[BuildResult]) -> Table:
-    rows = [
-        [
-            build.name,
-            f"{build.num_edges:,}",
-            build.order,
-            ms(build.timing),
-            _quartiles(build.timing),
+def _peer_row(label: str, case: CaseResult, peer: PeerResult) -> list[str]:
+    if not peer.timings:
+        reason = {"FAIL": f"FAIL: {peer.reason}", "OOM": "OOM"}.get(
+            peer.status, f"{peer.status}: {peer.reason}"
+        )
+        return _row(label, peer.name, reason)
+    step, floor = peer.timings.get("step"), case.floor("step")
+    measured = ["-"] * 4
+    if step is not None:
+        measured = [
+            f"{step.spread * 100:.0f}",
+            f"{case.compulsory['step'] / step.median / 1e9:.1f}",
+            f"{case.gathered['step'] / step.median / 1e9:.1f}",
+            "-" if floor is None else f"{floor / step.median:.0%}",
         ]
-        for build in builds
+    return [
+        label,
+        peer.name,
+        *(ms(peer.timings.get(phase)) for phase in PHASES),
+        measured[0],
+        ms(peer.warm),
+        times(case.ratio(peer.name)),
+        times(case.ratio(REFERENCE, base=peer.name)),
+        mebibytes(peer.peak),
+        *measured[1:],
+        milliseconds(peer.graph_seconds),
+        milliseconds(peer.first_call_seconds),
     ]
-    title = "Graph.from_edge_index"
-    return Table(title, ("graph", "edges", "edges sorted", "ms", "quartiles"), rows)
 
 
 def tables(report: Report) -> list[Table]:
     found = []
     if report.cases:
-        found.append(layer_table(report.cases))
+        found.append(case_table(report.cases))
     if report.epoch:
         found.append(epoch_table(report.epoch))
-    if report.builds:
-        found.append(build_table(report.builds))
     return found
 
 
-#: More cores than this in other hands while timing is remarked on.
-BUSY = 0.15
-#: Case, peer and how many times our step's time (or peak memory) it must take at least.
-STEP_TARGETS = (
-    ("cora", "dgl", 1.0),
-    ("cora", "pyg", 1.0),
-    ("arxiv", "dgl", 4.0),
-    ("arxiv", "pyg", 8.0),
-    ("products", "dgl", 10.0),
-    ("products", "pyg", 25.0),
-)
-MEMORY_TARGETS = (("products", "pyg", 10.0),)
-EPOCH_TARGET = 4.0
-BUILD_TARGETS = {"arxiv": 0.050, "products": 0.400}
-
-
-def targets(report: Report) -> list[Target]:
-    by_name = {case.name: case for case in report.cases}
-    found = []
-    for name, peer, bound in STEP_TARGETS:
-        if name in by_name:
-            value = by_name[name].ratio(peer, "step")
-            found.append(Target(f"{name}: step >= {bound:g}x faster than {peer}", value, bound))
-    for name, peer, bound in MEMORY_TARGETS:
-        if name in by_name:
-            value = by_name[name].memory_ratio(peer)
-            found.append(Target(f"{name}: {peer} takes >= {bound:g}x our memory", value, bound))
-    if report.epoch:
-        text = f"cora: epoch >= {EPOCH_TARGET:g}x faster than pyg"
-        found.append(Target(text, report.epoch.ratio, EPOCH_TARGET))
-    for build in report.builds:
-        if build.name in BUILD_TARGETS:
-            bound = BUILD_TARGETS[build.name] * 1e3
-            text = (
-                f"{build.name}: graph of {build.num_edges:,} edges ({build.order}) <= {bound:g} ms"
-            )
-            found.append(Target(text, build.timing.median * 1e3, bound, at_most=True))
-    return found
+def epoch_table(epoch: dict[str, Any]) -> Table:
+    timings = {name: Timing(**timing) for name, timing in epoch["timings"].items()}
+    base = next(iter(timings.values())).median if timings else 0.0
+    rows = [
+        [name, ms(timing), f"{timing.spread * 100:.0f}", times(timing.median / base)]
+        for name, timing in timings.items()
+    ]
+    if epoch["reason"]:
+        rows.append(["pyg", epoch["reason"], "", ""])
+    title = "The paper's two-layer GAT on Cora: training step + validation"
+    return Table(title, ("model", "epoch ms", "± %", "ours is"), rows)
 
 
 def notes(report: Report) -> list[str]:
     """Where each graph came from, the floors' routines and how far each layer was off."""
-    lines = []
+    lines = [LEGEND] if report.cases else []
     for case in report.cases:
-        if case.status != "ok":
+        if not case.num_edges:
             continue
         floors = ", ".join(f"{limit.name} by {limit.note}" for limit in case.limits)
         errors = ", ".join(
             f"{peer.name} {peer.error:.0e}" for peer in case.peers if peer.error is not None
         )
+        source, target = case.num_nodes
+        nodes = f"{source:,}" if source == target else f"{source:,} + {target:,}"
+        bandwidth = f"copy {case.copy_bandwidth / 1e9:.1f} GB/s" if case.copy_bandwidth else ""
         lines.append(
-            f"{case.name}: {case.note}; {case.num_nodes:,} nodes, {case.num_edges:,} edges, "
-            f"at most {case.max_in_degree:,} into one; {case.shape}; {floors}; "
+            f"{case_label(case)}: {case.note}; {nodes} nodes, {case.num_edges:,} edges, at most "
+            f"{case.max_in_degree:,} into one; {case.shape}; {bandwidth}; {floors}; "
             f"error against float64: {errors}"
         )
         if case.foreign_cores is not None and case.foreign_cores > BUSY:
             lines.append(
-                f"{case.name}: other processes kept {case.foreign_cores} cores busy; "
+                f"{case_label(case)}: other processes kept {case.foreign_cores} cores busy; "
                 "these times are high"
             )
-    if report.epoch and report.epoch.logit_difference is not None:
-        lines.append(
-            f"epoch: {report.epoch.note}; "
-            f"logits of the two models differ by {report.epoch.logit_difference:.0e}"
-        )
     return lines
 
 
-def markdown(report: Report) -> str:
-    env = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
-    parts = [
-        f"{env['cpu']}, {env['threads']} of {env['cores']} cores, {env['memory_gib']} GiB, "
-        f"{env['system']}; {versions}; commit {env['commit'] or 'unknown'}.",
+def header(environment: dict[str, Any]) -> str:
+    """The machine and the versions in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    commit = environment["commit"] or "unknown"
+    changed = ", changed files" if environment["dirty"] else ""
+    load = "/".join(f"{load:g}" for load in environment["load"]) or "unknown"
+    return (
+        f"{environment['device']}, {environment['threads']} threads of {environment['cores']} "
+        f"cores, {environment['memory_gib']} GiB, {environment['system']}; {versions}; "
+        f"commit {commit}{changed}; {environment['date']}, load {load}."
+    )
+
+
+def markdown_table(table: Table) -> str:
+    lines = [
+        f"| {' | '.join(table.columns)} |",
+        f"|{'|'.join('---' if i < 2 else '---:' for i in range(len(table.columns)))}|",
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table.rows),
     ]
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    parts = [header(report.environment)]
     for table in tables(report):
-        lines = [
-            f"| {' | '.join(table.columns)} |",
-            f"|{'|'.join('---' if i < 2 else '---:' for i in range(len(table.columns)))}|",
-            *(f"| {' | '.join(row)} |" for row in table.rows),
-        ]
-        parts += [f"**{table.title}**", "\n".join(lines)]
+        parts += [f"**{table.title}**", markdown_table(table)]
     parts.append("\n".join(f"- {line}" for line in notes(report)))
-    parts.append("\n".join(f"- {target.text}: {target.state}" for target in targets(report)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write(report: Report, path: Path) -> None:
-    """`path` as JSON and, beside it, the tables as Markdown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(report))
-
-
 def show(report: Report) -> None:
-    """Print the tables (with rich where it is installed), the notes and the targets."""
+    """Print the machine, the tables and the notes."""
+    print(header(report.environment))
+    show_tables(tables(report))
+    print("\n".join(notes(report)))
+
+
+def show_tables(found: Sequence[Table]) -> None:
+    """Print tables, with rich where it is installed; a repeated first cell is left blank."""
     try:
         from rich.console import Console
         from rich.table import Table as RichTable
     except ImportError:
-        print(markdown(report))
+        for table in found:
+            print(f"{table.title}\n\n{markdown_table(table)}\n")
         return
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    for table in tables(report):
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in found:
         rich = RichTable(title=table.title, title_justify="left")
         for place, column in enumerate(table.columns):
             rich.add_column(column, justify="left" if place < 2 else "right")
@@ -343,11 +231,6 @@ def show(report: Report) -> None:
         for row in table.rows:
             if before is not None and row[0] != before:
                 rich.add_section()
-            rich.add_row(*row)
-            before = row[0] if table.columns is LAYER_COLUMNS else before
+            rich.add_row("" if row[0] == before else row[0], *row[1:])
+            before = row[0]
         console.print(rich)
-    for line in notes(report):
-        console.print(line, style="dim", highlight=False)
-    for target in targets(report):
-        style = {"m": "green", "M": "bold red", "n": "yellow"}[target.state[0]]
-        console.print(f"{target.text}: {target.state}", style=style, highlight=False)

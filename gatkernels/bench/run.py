@@ -1,175 +1,178 @@
-"""Run cases: check, time, weigh."""
+"""Run cases: weigh, check, time. Each case and each weighing has a process of its own."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from gatkernels.bench import check
-from gatkernels.bench.graphs import CASES, Case, Unavailable
-from gatkernels.bench.limits import limits
-from gatkernels.bench.measure import Timed, Timing, foreign_seconds, interleave, no_collection
-from gatkernels.bench.memory import Peak, peak_memory
-from gatkernels.bench.peers import OURS, Peer, address
-
-Tick = Callable[[str], None]
-
-
-@dataclass
-class PeerResult:
-    """What one peer did on one case; `status` is ok, FAIL or skipped."""
-
-    name: str
-    status: str = "ok"
-    reason: str = ""
-    error: float | None = None
-    graph_seconds: float | None = None
-    timings: dict[str, Timing] = field(default_factory=dict)
-    peak: Peak | None = None
-
-
-@dataclass
-class LimitResult:
-    name: str
-    note: str
-    timings: dict[str, Timing]
-
-
-@dataclass
-class CaseResult:
-    name: str
-    status: str = "ok"
-    reason: str = ""
-    note: str = ""
-    shape: str = ""
-    num_nodes: int = 0
-    num_edges: int = 0
-    max_in_degree: int = 0
-    foreign_cores: float | None = None  # cores that other processes kept busy while timing
-    peers: list[PeerResult] = field(default_factory=list)
-    limits: list[LimitResult] = field(default_factory=list)
-
-    def peer(self, name: str) -> PeerResult | None:
-        return next((peer for peer in self.peers if peer.name == name), None)
-
-    def ratio(self, name: str, phase: str) -> float | None:
-        """How many times longer a peer takes than ours."""
-        ours, other = self.peer(OURS), self.peer(name)
-        if ours is None or other is None or not ours.timings or not other.timings:
-            return None
-        return other.timings[phase].median / ours.timings[phase].median
-
-    def memory_ratio(self, name: str) -> float | None:
-        """How many times more memory a peer takes than ours."""
-        ours, other = self.peer(OURS), self.peer(name)
-        peaks = [side.peak.bytes if side and side.peak else None for side in (ours, other)]
-        if not peaks[0] or not peaks[1]:
-            return None
-        return peaks[1] / peaks[0]
-
-
-def describe(name: str, case: Case) -> CaseResult:
-    degree = torch.bincount(case.edge_index[1], minlength=1)
-    return CaseResult(
-        name,
-        note=case.note,
-        shape=case.shape,
-        num_nodes=case.num_nodes,
-        num_edges=case.num_edges,
-        max_in_degree=int(degree.max()),
-    )
-
-
-def run_case(
-    name: str,
-    peers: Sequence[Peer],
-    *,
-    rounds: int | None = None,
-    memory: bool = True,
-    tick: Tick = lambda text: None,
-) -> CaseResult:
-    """Check every peer against the reference, then time those that passed in turns."""
-    tick(f"{name}: graph")
-    try:
-        case = CASES[name]()
-    except Unavailable as missing:
-        return CaseResult(name, status="skipped", reason=str(missing))
-    result = describe(name, case)
-    tick(f"{name}: float64 reference")
-    expected = check.expect(case)
-    steps: dict[str, Timed] = {}
-    for peer in peers:
-        tick(f"{name}: {peer.name} checked")
-        outcome = PeerResult(peer.name)
-        result.peers.append(outcome)
-        if reason := peer.unavailable():
-            outcome.status, outcome.reason = "skipped", reason
-            continue
-        try:
-            step = peer.prepare(case)
-            outcome.error = check.error(step, expected)
-        except Exception as error:
-            outcome.status, outcome.reason = "FAIL", f"{type(error).__name__}: {error}"
-            continue
-        outcome.graph_seconds = step.graph_seconds
-        if outcome.error > check.TOLERANCE:
-            outcome.status = "FAIL"
-            outcome.reason = f"off by {outcome.error:.1e}, allowed {check.TOLERANCE:.0e}"
-            continue
-        steps[peer.name] = step
-    del expected
-
-    tick(f"{name}: limits")
-    floors = limits(case)
-    start, foreign = time.perf_counter(), foreign_seconds()
-    times = interleave({**steps, **floors}, rounds, lambda who: tick(f"{name}: {who} timed"))
-    if foreign is not None:
-        spent = (foreign_seconds() or foreign) - foreign
-        result.foreign_cores = max(0.0, round(spent / (time.perf_counter() - start), 2))
-    for outcome in result.peers:
-        outcome.timings = times.get(outcome.name, {})
-    result.limits = [LimitResult(key, floor.note, times[key]) for key, floor in floors.items()]
-    steps.clear()
-    if memory:
-        for peer, outcome in zip(peers, result.peers, strict=True):
-            if outcome.status == "ok":
-                tick(f"{name}: {peer.name} weighed")
-                outcome.peak = peak_memory(name, address(peer), torch.get_num_threads())
-    return result
+from gatkernels.bench import cases, check, measure, memory, process, traffic
+from gatkernels.bench.cases import Case, Spec
+from gatkernels.bench.epoch import epoch_ratio
+from gatkernels.bench.limits import copy_bandwidth, limits
+from gatkernels.bench.measure import foreign_seconds, interleave
+from gatkernels.bench.peers import Peer, Step, address, find
+from gatkernels.bench.process import ChildError, Tick
+from gatkernels.bench.results import CaseResult, LimitResult, PeerResult
 
 
 @dataclass(frozen=True)
-class BuildResult:
-    """Time of `Graph.from_edge_index`."""
+class Settings:
+    """How a run measures; `memory_limit` in bytes, None for most of what is free."""
 
-    name: str
-    num_edges: int
-    order: str
-    timing: Timing
+    threads: int
+    seconds: float = 3.0  # of timed runs per peer and case
+    memory: bool = True
+    memory_limit: int | None = None
+    timeout: float = process.TIMEOUT
 
 
-def graph_build(
-    names: Sequence[str] = ("arxiv", "products"), rounds: int = 9, tick: Tick = lambda text: None
-) -> list[BuildResult]:
-    """Time building a Graph, from edges sorted by source and from shuffled ones."""
-    from gatkernels import Graph
+def run_case(
+    spec: Spec, peers: Sequence[Peer], settings: Settings, tick: Tick = lambda text: None
+) -> CaseResult:
+    """One case in fresh processes: peers that run out of memory alone are not timed."""
+    start = time.perf_counter()
 
-    results = []
-    for name in names:
-        tick(f"{name}: graph build")
-        case = CASES[name]()
-        generator = torch.Generator().manual_seed(0)
-        shuffled = case.edge_index[:, torch.randperm(case.num_edges, generator=generator)]
-        for order, edges in (("by source", case.edge_index), ("shuffled", shuffled.contiguous())):
-            seconds = []
-            for _ in range(rounds + 1):
-                with no_collection():
-                    start = time.perf_counter()
-                    graph = Graph.from_edge_index(edges, case.num_nodes)
-                    seconds.append(time.perf_counter() - start)
-                    del graph
-            results.append(BuildResult(name, case.num_edges, order, Timing.of(seconds[1:])))
-    return results
+    def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
+        return process.call(
+            work,
+            *arguments,
+            threads=settings.threads,
+            memory_limit=settings.memory_limit,
+            timeout=settings.timeout,
+            tick=lambda text: tick(f"{spec.name}: {text}"),
+        )
+
+    outcomes = [PeerResult(peer.name) for peer in peers]
+    for outcome, peer in zip(outcomes, peers, strict=True):
+        if settings.memory:
+            try:
+                outcome.peak = fresh(memory.peak_memory, spec, address(peer))
+            except ChildError as error:
+                outcome.status, outcome.reason = error.status, error.reason
+    try:
+        addresses = [address(peer) for peer in peers]
+        result: CaseResult = fresh(time_case, spec, addresses, outcomes, settings.seconds)
+    except ChildError as error:
+        result = CaseResult(
+            spec.name, dataclasses.asdict(spec), error.status, error.reason, peers=outcomes
+        )
+    result.seconds = round(time.perf_counter() - start, 1)
+    return result
+
+
+def time_case(
+    spec: Spec, addresses: Sequence[str], outcomes: list[PeerResult], seconds: float, tick: Tick
+) -> CaseResult:
+    """Check every peer against the reference, then time those that passed, in turns."""
+    tick("graph")
+    case = cases.build(spec)
+    result = describe(case)
+    result.peers = outcomes
+    tick("float64 reference")
+    expected = check.expect(case)
+    steps: dict[str, Step] = {}
+    for peer, outcome in zip(map(find, addresses), outcomes, strict=True):
+        if outcome.status == "ok":
+            tick(f"{peer.name} checked")
+            step = prepare(peer, case, expected, outcome)
+            if step is not None:
+                steps[peer.name] = step
+    del expected
+
+    device = torch.device(spec.device)
+    tick("limits")
+    result.copy_bandwidth = copy_bandwidth(device)
+    floors = limits(case)
+    begun, foreign = time.perf_counter(), foreign_seconds()
+    times = interleave({**steps, **floors}, device, seconds, lambda name: tick(f"{name} timed"))
+    if foreign is not None:
+        spent = (foreign_seconds() or foreign) - foreign
+        result.foreign_cores = max(0.0, round(spent / (time.perf_counter() - begun), 2))
+    for outcome in outcomes:
+        outcome.timings = times.get(outcome.name, {})
+    result.limits = [LimitResult(key, floor.note, times[key]) for key, floor in floors.items()]
+    if steps and len(case.rotation) > 1:
+        tick("timed on warm caches")
+        warm(steps, outcomes, device, seconds)
+    if device.type == "cuda":
+        replay(steps, outcomes)
+    return result
+
+
+def describe(case: Case) -> CaseResult:
+    """The case's own part of its result."""
+    degree = torch.bincount(case.edges.edge_index[1], minlength=1)
+    return CaseResult(
+        case.spec.name,
+        dataclasses.asdict(case.spec),
+        note=case.edges.note,
+        shape=case.describe(),
+        scale=case.spec.graph_scale,
+        num_nodes=[case.edges.num_src, case.edges.num_dst],
+        num_edges=case.num_edges,
+        max_in_degree=int(degree.max()),
+        compulsory=traffic.compulsory(case),
+        gathered=traffic.gathered(case),
+    )
+
+
+def prepare(peer: Peer, case: Case, expected: check.Expected, outcome: PeerResult) -> Step | None:
+    """The peer's step if its results are right; else None, and `outcome` says why."""
+    try:
+        if reason := peer.unavailable(case.spec):
+            raise NotImplementedError(reason)
+        step = peer.prepare(case)
+        verdict = check.first_call(step, expected)
+    except Exception as error:
+        failed = process.failure(error)
+        outcome.status, outcome.reason = failed.status, failed.reason
+        return None
+    outcome.error, outcome.first_call_seconds = verdict.error, verdict.seconds
+    outcome.graph_seconds = step.graph_seconds
+    if not verdict.excess <= 1.0:
+        outcome.status = "FAIL"
+        outcome.reason = f"off by {verdict.error:.1e}, {verdict.excess:.1f} times what is allowed"
+        return None
+    return step
+
+
+def warm(
+    steps: dict[str, Step], outcomes: Sequence[PeerResult], device: torch.device, seconds: float
+) -> None:
+    """Time the steps on unchanging inputs, as in training on a graph that fits the caches."""
+    for step in steps.values():
+        step.hold = True
+    times = interleave(steps, device, seconds / 3)
+    for step in steps.values():
+        step.hold = False
+    for outcome in outcomes:
+        if outcome.name in times:
+            outcome.warm = times[outcome.name]["step"]
+
+
+def replay(steps: dict[str, Step], outcomes: Sequence[PeerResult]) -> None:
+    """Time short steps inside a CUDA graph; a step that cannot be captured has no such figure."""
+    for outcome in outcomes:
+        step = steps.get(outcome.name)
+        if step is None or outcome.timings["step"].median > measure.REPLAY_BELOW:
+            continue
+        try:
+            outcome.replay = measure.replayed(step, len(step.rotation))
+        except RuntimeError as error:
+            outcome.reason = f"no graph replay: {process.failure(error).reason}"
+
+
+def run_epoch(settings: Settings, tick: Tick) -> dict[str, Any]:
+    """The epoch's figures in a fresh process; with only a reason where there are none."""
+    try:
+        found: dict[str, Any] = dataclasses.asdict(
+            process.call(epoch_ratio, threads=settings.threads, tick=tick)
+        )
+    except ChildError as error:
+        return {"timings": {}, "reason": error.reason}
+    return found

@@ -1,0 +1,134 @@
+"""Write the README's speed section from the committed results: `python bench/readme.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from gatkernels.bench.report import Table, case_label, markdown_table, ms, times
+from gatkernels.bench.results import CaseResult, PeerResult, Report, load
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- speed: begin (python bench/readme.py) -->\n", "<!-- speed: end -->\n"
+#: The cases of the README's table, in its order; whichever a result holds.
+CASES = (
+    "cora gat 8x8",
+    "arxiv gat 8x8",
+    "arxiv gat 8x16",
+    "arxiv gatv2 8x16",
+    "arxiv gatv2 4x64",
+    "cnr-2000 gat 8x8",
+    "gowalla gat 8x8",
+    "tolokers gat 8x8",
+    "ppi gat 4x256",
+    "products gat 8x8",
+    "reddit gat 8x8",
+    "hub gat 8x8",
+)
+PEERS = {"dgl": "DGL", "pyg": "PyG", "pyg-compiled": "PyG compiled", "reference": "naive"}
+
+
+def reports() -> dict[str, Report]:
+    """Every committed result by the name of its folder."""
+    return {path.parent.name: load(path) for path in sorted(RESULTS.glob("*/results.json"))}
+
+
+def section(found: dict[str, Report]) -> str:
+    """Table, chart and where they come from, as Markdown."""
+    rows = []
+    for name in CASES:
+        rows += [_row(folder, case) for folder, case in _cases(found, name)]
+    if not rows:
+        return "No results yet.\n"
+    columns = ("graph, layer", "edges", "ours, ms", *PEERS.values())
+    columns += ("peak MiB: ours", "DGL", "PyG", "file")
+    parts = [
+        "One layer (projection and attention), forward + backward, float32 unless named; every "
+        "result was compared with the float64 reference before it was timed. Peers: how many "
+        "times as long as ours, within one run.",
+        markdown_table(Table("", columns, rows)),
+        "\n".join(f"- {line}" for line in _machines(found)),
+    ]
+    if epoch := next((report.epoch for report in found.values() if report.epoch), None):
+        seconds = {name: timing["median"] for name, timing in epoch["timings"].items()}
+        if {"gatkernels", "pyg"} <= set(seconds):
+            ours, pyg = seconds["gatkernels"], seconds["pyg"]
+            parts.append(
+                f"A training epoch of the paper's GAT on Cora (with validation) takes "
+                f"{ours * 1e3:.2f} ms; built from PyG's layers, {pyg * 1e3:.2f} ms "
+                f"({times(pyg / ours)})."
+            )
+    for chart, text in (("layers", "Step times of all peers, relative to ours"),
+                        ("edges", "Time against the number of edges")):  # fmt: skip
+        for path in sorted(RESULTS.glob(f"*/{chart}.png")):
+            if path.parent.name == "cpu-2-threads":
+                parts.append(f"![{text}]({path.relative_to(ROOT).as_posix()})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _cases(found: dict[str, Report], name: str) -> Iterable[tuple[str, CaseResult]]:
+    for folder, report in found.items():
+        case = report.case(name)
+        if case is not None and case.ours is not None:
+            yield folder, case
+
+
+def _row(folder: str, case: CaseResult) -> list[str]:
+    ours = case.ours
+    assert ours is not None
+    cells = [case_label(case), f"{case.num_edges:,}", ms(ours.timings["step"])]
+    cells += [_ratio(case, case.peer(name)) for name in PEERS]
+    cells += [_peak(case.peer(name)) for name in (ours.name, "dgl", "pyg")]
+    busy = " (a)" if (case.foreign_cores or 0) > 0.15 else ""
+    return [*cells, f"`{folder}`{busy}"]
+
+
+def _ratio(case: CaseResult, peer: PeerResult | None) -> str:
+    if peer is None or peer.status == "skipped":
+        return ""
+    return times(case.ratio(peer.name)) if peer.timings else peer.status
+
+
+def _peak(peer: PeerResult | None) -> str:
+    if peer is None:
+        return ""
+    if peer.status == "OOM":
+        return "OOM"
+    if peer.peak is None or peer.peak.bytes is None:
+        return ""
+    return f"{peer.peak.bytes / 2**20:,.1f}"
+
+
+def _machines(found: dict[str, Report]) -> Iterable[str]:
+    for folder, report in found.items():
+        env = report.environment
+        changed = " with changes" if env["dirty"] else ""
+        versions = env["versions"]
+        yield (
+            f"`{folder}`: {env['threads']} threads of {env['device']}, {env['memory_gib']} GiB; "
+            f"torch {versions['torch']}, PyG {versions['torch-geometric']}, DGL "
+            f"{versions['dgl']}; {env['date'][:10]}, commit {env['commit']}{changed}."
+        )
+    if any((case.foreign_cores or 0) > 0.15 for report in found.values() for case in report.cases):
+        yield "(a) Other processes kept part of a core busy while this was timed."
+
+
+def replaced(readme: str, text: str) -> str:
+    """The README with `text` between the markers. Raises: ValueError where they are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md needs the lines {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    path.write_text(replaced(path.read_text(), section(reports())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

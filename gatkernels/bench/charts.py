@@ -1,0 +1,132 @@
+"""PNG charts of a result, at the width of a README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gatkernels.bench.peers import PEERS, REFERENCE, Ours
+from gatkernels.bench.report import case_label
+from gatkernels.bench.results import CaseResult, Curve, Report
+from gatkernels.experiments import require
+
+#: Okabe and Ito's palette, which colour-blind readers can tell apart; markers differ as well.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SIZE = (8.0, 4.6)  # inches
+DPI = 130
+
+AXES = {
+    "edges": ("edges", "forward + backward, ms", "Time against edges (8 heads of 8)"),
+    "memory": ("edges", "peak memory, MiB", "Memory of forward + backward against edges"),
+    "width": ("heads x channels", "forward + backward, ms", "Time against width (1 M edges)"),
+    "threads": ("threads", "forward + backward, ms", "Time against threads (1 M edges, 8x8)"),
+}
+UNITS = {"memory": 2.0**-20}
+
+
+def draw(report: Report, folder: Path) -> list[Path]:
+    """Draw what the result holds into `folder`; return the files written.
+
+    Raises: MissingExtraError without matplotlib.
+    """
+    require("matplotlib", "matplotlib", "bench").use("Agg")
+    plots = require("matplotlib.pyplot", "matplotlib", "bench")
+    written = []
+    timed = [case for case in report.cases if case.ours is not None]
+    if timed:
+        written.append(_save(plots, _ratios(plots, timed), folder / "layers.png"))
+    for figure in AXES:
+        lines = [line for line in report.curves if line.figure == figure]
+        if lines:
+            written.append(_save(plots, _curves(plots, figure, lines), folder / f"{figure}.png"))
+    return written
+
+
+def _save(plots: Any, figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    plots.close(figure)
+    return path
+
+
+def _style(name: str) -> dict[str, Any]:
+    """One look per peer in every chart: ours first and bold, limits grey."""
+    if name.startswith("("):
+        return {"color": "0.55", "linestyle": ":", "marker": "", "zorder": 1}
+    ours = isinstance(PEERS.get(name), Ours) and name != REFERENCE
+    known = [*[name for name in PEERS if name != REFERENCE], REFERENCE]
+    place = known.index(name) if name in known else len(known)
+    look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
+    return {**look, "linewidth": 2.6 if ours else 1.6, "zorder": 4 if ours else 3}
+
+
+def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
+    """A row per case; how many times our step every peer's takes, on a log axis."""
+    height = 1.5 + 0.27 * len(cases)
+    figure, axes = plots.subplots(figsize=(SIZE[0], height))
+    names = list(dict.fromkeys(peer.name for case in cases for peer in case.peers))
+    largest = max(case.ratio(peer.name) or 1.0 for case in cases for peer in case.peers)
+    edge = largest * 1.6
+    for name in names:
+        look = {key: value for key, value in _style(name).items() if key in ("color", "marker")}
+        found = [(case.ratio(name), row) for row, case in enumerate(cases)]
+        x = [ratio for ratio, _ in found if ratio is not None]
+        y = [row for ratio, row in found if ratio is not None]
+        if x:
+            axes.plot(x, y, linestyle="", markersize=7, label=name, **look, clip_on=False)
+        for row, case in enumerate(cases):
+            peer = case.peer(name)
+            if peer is not None and peer.status == "OOM":
+                place = edge * 1.25 ** sum(
+                    other.status == "OOM" for other in case.peers[: case.peers.index(peer)]
+                )
+                axes.plot([place], [row], linestyle="", markersize=7, fillstyle="none", **look)
+    if any(peer.status == "OOM" for case in cases for peer in case.peers):
+        axes.text(edge, -1.1, "out of memory", ha="left", va="center", fontsize=9)
+    axes.axvline(1.0, color="0.6", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.set_yticks(range(len(cases)), [case_label(case) for case in cases], fontsize=9)
+    axes.set_ylim(len(cases) - 0.5, -0.7)
+    axes.set_xlabel("forward + backward, times as long as ours (hollow: out of memory)")
+    axes.grid(axis="both", color="0.9")
+    axes.set_axisbelow(True)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="upper center", ncols=len(names), frameon=False,
+        bbox_to_anchor=(0.5, 1.0), fontsize=9, columnspacing=1.2, handletextpad=0.2,
+    )  # fmt: skip
+    return figure
+
+
+def _curves(plots: Any, figure_name: str, lines: Sequence[Curve]) -> Any:
+    """One line per peer; where it ran out of memory, a cross above its last point."""
+    figure, axes = plots.subplots(figsize=SIZE)
+    unit = UNITS.get(figure_name, 1e3)
+    for line in lines:
+        points = [(x, y * unit) for x, y in zip(line.x, line.y, strict=True) if y is not None]
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), label=line.peer, **_style(line.peer))
+        for x, note in zip(line.x, line.notes, strict=True):
+            if note == "OOM":
+                axes.annotate(f"{line.peer}: out of memory at {x:,.0f}", points[-1], fontsize=8,
+                              xytext=(6, 6), textcoords="offset points")  # fmt: skip
+    across, up, title = AXES[figure_name]
+    if figure_name == "threads":
+        ticks = sorted({x for line in lines for x in line.x})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_xscale("log", base=2 if figure_name == "width" else 10)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    if figure_name == "width":
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel=across, ylabel=up)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9)
+    return figure

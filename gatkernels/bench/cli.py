@@ -1,0 +1,201 @@
+"""`gatkernels bench`: time the layers against their peers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
+from gatkernels.bench import cases, charts, compare, curves, report, results, run
+from gatkernels.bench.graphs import GRAPHS
+from gatkernels.bench.peers import PEERS, Peer, find
+from gatkernels.experiments import MissingExtraError
+
+DEFAULT_OUT = Path("runs/bench")
+QUICK_SECONDS = 1.0
+FULL_SECONDS = 3.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `gatkernels bench`."""
+    parser.add_argument("--quick", action="store_true", help="a few cases, within two minutes")
+    choice = parser.add_argument_group("cases (every combination of what is named)")
+    choice.add_argument("--graphs", nargs="+", metavar="GRAPH", help=", ".join(GRAPHS))
+    choice.add_argument("--shapes", nargs="+", metavar="HxC", help=", ".join(cases.SHAPES))
+    choice.add_argument("--layers", nargs="+", choices=cases.LAYERS)
+    choice.add_argument("--dtypes", nargs="+", choices=list(cases.DTYPES))
+    choice.add_argument(
+        "--scale", type=float, default=0.0, help="cut generated graphs to this part (what fits)"
+    )
+    choice.add_argument(
+        "--peers", nargs="+", metavar="PEER", help=f"{', '.join(PEERS)}, or package.module:Class"
+    )
+    how = parser.add_argument_group("measuring")
+    how.add_argument("--device", default="cpu", help="torch device (cpu)")
+    how.add_argument("--threads", type=int, help="torch's threads (as torch chooses)")
+    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (3; quick 1)")
+    how.add_argument(
+        "--memory-limit", type=float, metavar="GIB", help="per process (most of what is free)"
+    )
+    how.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument(
+        "--curves",
+        action=argparse.BooleanOptionalAction,
+        help="time and memory against edges, width and threads (with the full set of cases)",
+    )
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="no run: two results"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="output folder (%(default)s)"
+    )
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar over the cases on stderr; plain lines where that is no terminal."""
+    try:
+        from rich import progress as bars
+        from rich.console import Console
+    except ImportError:
+        bars = None  # type: ignore[assignment]
+    if bars is None or not sys.stderr.isatty():
+        shown: list[str] = []
+
+        def line(done: int, text: str) -> None:
+            if shown[-1:] != [text]:
+                print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
+            shown.append(text)
+
+        yield line
+        return
+    columns = (
+        bars.BarColumn(bar_width=24),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.description}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done, text: bar.update(task, description=text, completed=done)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one command asks for."""
+
+    specs: list[cases.Spec]
+    peers: list[Peer]
+    settings: run.Settings
+    device: str
+    out: Path
+    curves: bool = False
+    epoch: bool = False
+
+
+def prepare(args: argparse.Namespace) -> Job:
+    """What the options ask for. Raises: ValueError naming the option."""
+    for name in ("threads", "seconds", "memory_limit"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    if not 0 <= args.scale <= 1:
+        raise ValueError(f"--scale must be between 0 and 1, got {args.scale}")
+    for graph in args.graphs or []:
+        if graph not in GRAPHS:
+            raise ValueError(f"--graphs: no graph '{graph}'; known: {', '.join(GRAPHS)}")
+    for shape in args.shapes or []:
+        cases.parse_shape(shape, 1)
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device}: {error}") from error
+    try:
+        peers = [find(name) for name in args.peers or default_peers(args)]
+    except (KeyError, ImportError, AttributeError) as error:
+        raise ValueError(f"--peers: {error.args[0]}") from error
+    specs = cases.choose(
+        cases.QUICK if args.quick else cases.FULL,
+        args.graphs,
+        args.shapes,
+        args.layers,
+        args.dtypes,
+        device=args.device,
+        scale=args.scale,
+    )
+    threads = args.threads or torch.get_num_threads()
+    limit = None if args.memory_limit is None else int(args.memory_limit * 2**30)
+    seconds = args.seconds or (QUICK_SECONDS if args.quick else FULL_SECONDS)
+    settings = run.Settings(threads, seconds, not args.no_memory, limit)
+    chosen = any((args.graphs, args.shapes, args.layers, args.dtypes))
+    everything = not (chosen or args.quick)
+    curves = everything if args.curves is None else args.curves
+    return Job(specs, peers, settings, args.device, args.out, curves, epoch=everything)
+
+
+def default_peers(args: argparse.Namespace) -> list[str]:
+    """Everybody who can run on the device; compiling costs more than `--quick` has."""
+    on_cuda = args.device != "cpu"
+    return [
+        name
+        for name, peer in PEERS.items()
+        if not (args.quick and peer.compiles) and (on_cuda or not peer.cuda_only)
+    ]
+
+
+def execute(job: Job) -> int:
+    """Run and write; 1 where a result was wrong. What is done is saved after every case."""
+    os.environ["OMP_NUM_THREADS"] = str(job.settings.threads)
+    torch.set_num_threads(job.settings.threads)
+    settings = {**asdict(job.settings), "argv": sys.argv[1:]}
+    found = results.Report(results.environment(job.device), settings)
+    path = job.out / "results.json"
+    lines = curves.Curves([peer for peer in job.peers if not peer.compiles])
+    cores = os.cpu_count() or 1
+    points = curves.points(job.settings, job.device, cores) if job.curves else []
+    start = time.perf_counter()
+    with progress(len(job.specs) + len(points) + job.epoch) as tell:
+        for done, spec in enumerate(job.specs):
+            found.cases.append(run.run_case(spec, job.peers, job.settings, partial(tell, done)))
+            results.save(found, path)
+        if job.epoch:
+            found.epoch = run.run_epoch(job.settings, partial(tell, len(job.specs)))
+        for done, point in enumerate(points, len(job.specs) + job.epoch):
+            lines.run(point, partial(tell, done))
+            found.curves = list(lines)
+            results.save(found, path)
+    found.settings["wall_seconds"] = round(time.perf_counter() - start)
+    results.save(found, path)
+    report.show(found)
+    print(f"written to {', '.join(str(name) for name in write_readable(found, path))}")
+    return int(any(peer.status == "FAIL" for case in found.cases for peer in case.peers))
+
+
+def write_readable(found: results.Report, path: Path) -> list[Path]:
+    """Markdown and charts beside the result's file; all three are returned."""
+    text = path.with_suffix(".md")
+    text.write_text(report.markdown(found))
+    try:
+        drawn = charts.draw(found, path.parent)
+    except MissingExtraError as missing:
+        print(f"no charts: {missing}", file=sys.stderr)
+        drawn = []
+    return [path, text, *drawn]
+
+
+def show_comparison(before: Path, after: Path) -> int:
+    """Print what changed between two results. Raises: ValueError, OSError for unusable files."""
+    first, second = results.load(before), results.load(after)
+    report.show_tables([compare.compare(first, second)])
+    for line in compare.differences(first, second):
+        print(line)
+    return 0

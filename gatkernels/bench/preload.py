@@ -1,0 +1,11 @@
+"""Imports every library a child may need; imported once, by the server that forks the children."""
+
+from __future__ import annotations
+
+from gatkernels.bench import adapters, run
+from gatkernels.bench.peers import import_failure
+
+for _library in ("torch_geometric.nn", "dgl.nn.pytorch"):
+    import_failure(_library)
+
+__all__ = ["adapters", "run"]
