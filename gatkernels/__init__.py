@@ -3,6 +3,7 @@
 from gatkernels import models, nn
 from gatkernels._dispatch import BackendUnavailable
 from gatkernels.accelerate import accelerate, restore
+from gatkernels.checkpoints import Loaded, load_state_dict
 from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
 from gatkernels.graph import Graph
 
@@ -10,11 +11,13 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailable",
     "Graph",
+    "Loaded",
     "__version__",
     "accelerate",
     "attention_weights",
     "gat_attention",
     "gatv2_attention",
+    "load_state_dict",
     "models",
     "nn",
     "restore",

@@ -35,8 +35,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-#: The module that holds a framework's layers, and ours that holds ``DROP_INS`` for them.
-FRAMEWORKS = {"torch_geometric.nn": "gatkernels.pyg"}
+#: A module of a framework that its users import, and ours that holds ``DROP_INS`` for its layers.
+FRAMEWORKS = {"torch_geometric.nn": "gatkernels.pyg", "dgl": "gatkernels.dgl"}
 
 
 class DropIn:
