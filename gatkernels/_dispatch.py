@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,6 +30,19 @@ def _cpu(case: Case) -> str | None:
     return _native.cpu_missing
 
 
+#: Triton's interpreter runs the kernels on CPU tensors, slowly: for tests.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_TRITON_MISSING = importlib.util.find_spec("triton") is None
+
+
+def _triton(case: Case) -> str | None:
+    if _TRITON_MISSING:
+        return "the package triton is missing: pip install triton"
+    if case.device.type != ("cpu" if _INTERPRETED else "cuda"):
+        return f"runs on CUDA and HIP devices, got device {case.device}"
+    return None
+
+
 def _reference(case: Case) -> str | None:
     return None
 
@@ -41,6 +57,7 @@ class Backend(NamedTuple):
 #: In the order in which "auto" tries them.
 _BACKENDS: dict[str, Backend] = {
     "cpu": Backend(_cpu, lambda: _native),
+    "triton": Backend(_triton, lambda: importlib.import_module("gatkernels.kernels")),
     "reference": Backend(_reference, None),
 }
 BACKENDS = tuple(_BACKENDS)

@@ -99,7 +99,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", default="auto", help="auto, cpu or reference (auto)")
+    parser.add_argument("--backend", default="auto", help="auto, or one of gatkernels info (auto)")
     parser.add_argument("--device", default="cpu", help="torch device (cpu)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
     parser.add_argument(

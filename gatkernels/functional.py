@@ -69,7 +69,7 @@ def gat_attention(
         negative_slope: Slope of the LeakyReLU for ``s_e <= 0``.
         dropout: Probability of dropping an attention weight, drawn from torch's generator.
         return_attention: Also return ``alpha``.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or the name of one, see ``gatkernels info``.
 
         Several feature sets on one graph (a static batch) come with one more dimension in front:
         ``x [batch, num_src, heads, channels]``, scores and results alike.

@@ -47,7 +47,7 @@ class GAT(nn.Module):
             sizes differ: the skip connections of the paper's network for PPI.
         negative_slope: Slope of the LeakyReLU.
         add_self_loops: Remove given self loops and add one per node.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or the name of one, see ``gatkernels info``.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class GATConv(nn.Module):
         add_self_loops: Remove given self loops and add one per node.
         bias: Learn an additive bias.
         residual: Add a learned projection of the destination's input.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or the name of one, see ``gatkernels info``.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class GATv2Conv(nn.Module):
         bias: Learn additive biases, of both projections and of the output.
         share_weights: One projection for sources and destinations.
         residual: Add a learned projection of the destination's input.
-        backend: "auto", "cpu" or "reference".
+        backend: "auto" or the name of one, see ``gatkernels info``.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,8 +11,13 @@ from torch import Tensor
 
 from gatkernels import Graph
 
+#: Triton's interpreter is a thousand times slower than a kernel; it splits rows sooner, too.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 #: Degrees around the sizes at which the kernels change course: vectors, blocks, segments.
 DEGREES = (0, 1, 2, 15, 16, 17, 127, 128, 129, 257, 2047, 2048, 2049, 6200)
+if INTERPRETED:
+    DEGREES = (0, 1, 2, 15, 16, 17, 64, 65, 129, 256, 257, 700)
+BLOCK, SEGMENTS = (300, 600) if INTERPRETED else (700, 7000)  # edges of hubs
 
 
 def _random(num_src: int, num_dst: int, edges: int, loops: bool = False) -> Graph:
@@ -70,9 +76,9 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "one_destination": lambda: _random(9, 1, 40),
     "one_source": lambda: _random(1, 9, 40),
     "random": lambda: _random(40, 40, 300),
-    "hub_block": lambda: _hub(37, 700),
-    "hub_segments": lambda: _hub(37, 7000),
-    "hub_out": lambda: _hub(37, 7000).reverse(),
+    "hub_block": lambda: _hub(37, BLOCK),
+    "hub_segments": lambda: _hub(37, SEGMENTS),
+    "hub_out": lambda: _hub(37, SEGMENTS).reverse(),
     "degrees": _degrees,
     "degrees_out": lambda: _degrees().reverse(),
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from graphs import random_inputs
+from graphs import INTERPRETED, SEGMENTS, random_inputs
 from tolerance import BACKEND, DTYPES, Options, Results, by_kernel
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from gatkernels import Graph
 from gatkernels.models import GAT
 
 SEED = torch.tensor([31337])
+NODES = 300 if INTERPRETED else 3000
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +27,13 @@ def restored_threads() -> Iterator[None]:
 def _graph() -> Graph:
     """Enough rows for many tasks, with a hub among the destinations and one among the sources."""
     generator = torch.Generator().manual_seed(1)
-    src = torch.randint(0, 3000, (20_000,), generator=generator)
-    dst = torch.randint(0, 3000, (20_000,), generator=generator)
-    dst[:7000] = 17
-    src[7000:14_000] = 1999
-    order = torch.randperm(20_000, generator=generator)
-    return Graph.from_edge_index(torch.stack([src, dst])[:, order], 3000, self_loops=True)
+    edges = 3 * SEGMENTS
+    src = torch.randint(0, NODES, (edges,), generator=generator)
+    dst = torch.randint(0, NODES, (edges,), generator=generator)
+    dst[:SEGMENTS] = 17
+    src[SEGMENTS : 2 * SEGMENTS] = NODES - 1
+    order = torch.randperm(edges, generator=generator)
+    return Graph.from_edge_index(torch.stack([src, dst])[:, order], NODES, self_loops=True)
 
 
 GRAPH = _graph()
@@ -69,7 +71,7 @@ def test_graph_build(self_loops: bool) -> None:
 
 def test_training() -> None:
     """Whole training steps repeat, dropout included."""
-    x = torch.randn(3000, 12)
+    x = torch.randn(NODES, 12)
 
     def train() -> list[Tensor]:
         torch.manual_seed(3)

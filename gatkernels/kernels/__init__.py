@@ -1,0 +1,246 @@
+"""The Triton backend: the functions of :mod:`gatkernels._native` for tensors on a GPU.
+
+Nothing here waits for the device or copies from it: grids follow from the shapes alone, so that a
+CUDA graph can capture a call (after a first one, which compiles).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gatkernels import _schedule
+from gatkernels._native import Csr, Gatv2Scores, Scores, _rows
+from gatkernels.kernels import gat, gatv2, tiling
+from gatkernels.kernels import gat_backward as gatb
+from gatkernels.kernels import gatv2_backward as gatv2b
+from gatkernels.kernels.common import Rows, Work
+from gatkernels.kernels.tiling import Tile, tile
+
+
+def constants(kernel: Any, cut: Tile) -> dict[str, Any]:
+    """Those of ``cut`` that ``kernel`` names, and how it is compiled."""
+    named = {name: value for name, value in cut._asdict().items() if name in kernel.arg_names}
+    return {**named, "num_warps": cut.warps, "enable_fp_fusion": True}
+
+
+def launch(kernel: Any, programs: int, cut: Tile, *args: Any) -> None:
+    """Run ``kernel`` on the current device, ``programs`` for each group of heads."""
+    if programs > 0:
+        kernel[(programs, cut.groups)](*args, **constants(kernel, cut))
+
+
+def _guard(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device; make that the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _unit(*matrices: Tensor) -> int:
+    """Elements, up to 16 bytes of them, of which every row stride is a multiple."""
+    unit = max(16 // matrices[0].element_size(), 1)
+    return math.gcd(unit, *(matrix.stride(0) for matrix in matrices))
+
+
+def _matrix(tensor: Tensor, unit: int) -> Rows:
+    return Rows(tensor, tensor.stride(0) // unit)
+
+
+def _prologue(kernel: Any, job: _Job, cut: Tile, saved: gatb.Saved, *args: Any) -> None:
+    """R destinations to a program; one, where it walks their edges."""
+    if saved.grad_alpha is not None:
+        cut = cut._replace(R=1)
+    launch(kernel, -(-job.rows // cut.R), cut, *job.args()[:2], *args)
+
+
+class _Job:
+    """The work on the rows of a CSR graph, as kernels take it."""
+
+    def __init__(self, csr: Csr) -> None:
+        self.plan = plan = _schedule.cached(csr[0], csr[1].shape[0], tiling.TINY, tiling.CHUNK)
+        arrays = (plan.order, plan.counts, plan.segment_row, plan.segment_begin, plan.segment_end)
+        self.work = Work(*csr, *arrays)
+        self.rows = csr[0].shape[0] - 1
+        self.segments = plan.chunks + plan.bigs
+
+    def programs(self, cut: Tile) -> int:
+        return self.segments + -(-self.rows // cut.R)
+
+    def args(self) -> tuple[Any, ...]:
+        return self.work, self.rows, self.segments, self.plan.chunks
+
+
+def _options(scores: Scores | Gatv2Scores) -> tuple[Tensor | None, float, float, int]:
+    """Seed, slope, and what dropout does: times ``scale`` where a word reaches ``threshold``."""
+    *_, slope, p, seed = scores
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    return seed if p > 0.0 else None, slope, scale, math.ceil(p * 2.0**32)
+
+
+def _gat_scores(scores: Scores) -> gat.Scores:
+    src, dst = _rows(scores[0]), _rows(scores[1])
+    edge = None if scores[2] is None else scores[2].contiguous()
+    return gat.Scores(src, dst, edge, src.stride(0), dst.stride(0))
+
+
+def gat_forward(
+    csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    job, x, sums = _Job(csr), _rows(x), scores[0]
+    heads, channels = x.shape[1:]
+    out = x.new_empty(job.rows, heads, channels)
+    out_pos = sums.new_empty(job.rows, heads, channels) if training else None
+    stats = sums.new_empty(job.rows, 3, heads) if statistics else None
+    unit = _unit(x)
+    cut = tile(heads, channels, sums.dtype, unit)
+    chunks = job.plan.chunks
+    partial = gat.Partial(
+        sums.new_empty(chunks, 3, heads),
+        sums.new_empty(chunks, heads, channels),
+        sums.new_empty(chunks, heads, channels) if training else None,
+    )
+    to = gat.Forward(out, stats, out_pos)
+    with _guard(x):
+        args = (_matrix(x, unit), _gat_scores(scores), to, partial, *_options(scores))
+        launch(gat.forward, job.programs(cut), cut, *job.args(), *args)
+        launch(gat.merge, job.plan.hubs, cut, job.plan.order, job.plan.hub_ptr, to, partial)
+    nothing = sums.new_empty(0)
+    return out, nothing if out_pos is None else out_pos, nothing if stats is None else stats
+
+
+def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
+    job, heads = _Job(csr), stats.shape[2]
+    alpha = stats.new_zeros(csr[1].shape[0], heads)
+    cut = tile(heads, 1, stats.dtype)
+    with _guard(stats):
+        args = (_gat_scores(scores), stats, alpha, *_options(scores))
+        launch(gat.alpha, job.programs(cut), cut, *job.args()[:3], *args)
+    return alpha
+
+
+def gat_backward(
+    csr: Csr,
+    csc: Csr,
+    x: Tensor,
+    scores: Scores,
+    saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    grads: tuple[Tensor, Tensor | None],
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    rows, columns, (x, grad) = _Job(csr), _Job(csc), map(_rows, (x, grads[0]))
+    heads, channels = x.shape[1:]
+    stats = saved[2]
+    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    grad_x, grad_src, grad_dst, grad_edge = results
+    unit = _unit(x, grad, grad_x)
+    cut = tile(heads, channels, stats.dtype, unit)
+    terms = stats.new_empty(rows.rows, 4, heads)
+    chunks = columns.plan.chunks
+    partial = gatb.Partial(
+        stats.new_empty(chunks, heads),
+        stats.new_empty(chunks, heads, channels),
+        stats.new_empty(chunks, heads, channels),
+    )
+    given = _gat_scores(scores)
+    kept = gatb.Saved(*saved[:3], None if grad_alpha is None else saved[3], grad_alpha)
+    edge = None if scores[2] is None else grad_edge
+    to = gatb.Grads(grad_x, grad_src, edge, _matrix(grad_x, unit).stride, grad_src.stride(0))
+    seed, slope, *dropout = _options(scores)
+    x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
+    with _guard(x):
+        args: tuple[Any, ...] = (grad_rows, given, kept, terms, grad_dst, grad_dst.stride(0), slope)
+        _prologue(gatb.prologue, rows, cut, kept, *args)
+        args = (x_rows, grad_rows, given, terms, grad_alpha, to, partial, seed, slope, *dropout)
+        launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
+        plan = columns.plan
+        launch(gatb.merge, plan.hubs, cut, plan.order, plan.hub_ptr, x_rows, to, partial, slope)
+
+
+def _gatv2_scores(scores: Gatv2Scores, unit: int) -> gatv2.Scores:
+    x_dst, att, edge = scores[:3]
+    edge = None if edge is None else edge.contiguous()
+    return gatv2.Scores(x_dst, att.contiguous(), edge, x_dst.stride(0) // unit)
+
+
+def gatv2_forward(
+    csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
+) -> tuple[Tensor, Tensor]:
+    job, x, x_dst, sums = _Job(csr), _rows(x), _rows(scores[0]), scores[1]
+    heads, channels = x.shape[1:]
+    out = x.new_empty(job.rows, heads, channels)
+    stats = sums.new_empty(job.rows, 3, heads) if statistics else None
+    unit, chunks = _unit(x, x_dst), job.plan.chunks
+    cut = tile(heads, channels, sums.dtype, unit)
+    partial = gat.Partial(
+        sums.new_empty(chunks, 3, heads), sums.new_empty(chunks, heads, channels), None
+    )
+    to, given = gat.Forward(out, stats, None), _gatv2_scores((x_dst, *scores[1:]), unit)
+    with _guard(x):
+        args = (_matrix(x, unit), given, to, partial, *_options(scores))
+        launch(gatv2.forward, job.programs(cut), cut, *job.args(), *args)
+        launch(gat.merge, job.plan.hubs, cut, job.plan.order, job.plan.hub_ptr, to, partial)
+    return out, sums.new_empty(0) if stats is None else stats
+
+
+def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
+    job, x, x_dst = _Job(csr), _rows(x), _rows(scores[0])
+    heads, channels = x.shape[1:]
+    alpha = stats.new_zeros(csr[1].shape[0], heads)
+    unit = _unit(x, x_dst)
+    cut = tile(heads, channels, stats.dtype, unit)
+    given = _gatv2_scores((x_dst, *scores[1:]), unit)
+    with _guard(x):
+        args = (_matrix(x, unit), given, stats, alpha, *_options(scores))
+        launch(gatv2.alpha, job.programs(cut), cut, *job.args()[:3], *args)
+    return alpha
+
+
+def gatv2_backward(
+    csr: Csr,
+    csc: Csr,
+    x: Tensor,
+    scores: Gatv2Scores,
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    grads: tuple[Tensor, Tensor | None],
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    rows, columns = _Job(csr), _Job(csc)
+    x, x_dst, grad = map(_rows, (x, scores[0], grads[0]))
+    heads, channels = x.shape[1:]
+    out, stats, alpha = saved
+    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    grad_src, grad_dst, grad_att, grad_edge = results
+    unit = _unit(x, x_dst, grad)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=2)
+    terms = stats.new_empty(rows.rows, 3, heads)
+    kept = gatb.Saved(out, None, stats, None if grad_alpha is None else alpha, grad_alpha)
+    x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
+    given = gatv2b.Given(grad, terms, grad_alpha, grad_rows.stride)
+    from_scores = _gatv2_scores((x_dst, *scores[1:]), unit)
+    edge = None if scores[2] is None else grad_edge
+    dropout = _options(scores)
+    packs = -(-rows.rows // cut.R)
+    programs = min(tiling.PERSISTENT, rows.segments + packs)
+    att_parts = stats.new_empty(programs, heads, channels)
+
+    def partial(chunks: int, rest: bool) -> gatv2b.Partial:
+        parts = stats.new_empty(2 if rest else 1, chunks, heads, channels)
+        return gatv2b.Partial(parts[0], parts[1] if rest else None)
+
+    with _guard(x):
+        _prologue(gatv2b.prologue, rows, cut, kept, grad_rows, kept, terms)
+        plan, part = rows.plan, partial(rows.plan.chunks, False)
+        args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, edge)
+        args = (*rows.args(), packs, *args, att_parts, part, *dropout)
+        launch(gatv2b.by_destination, programs, cut, *args)
+        order = (plan.order, plan.hub_ptr)
+        launch(gatv2b.merge, plan.hubs, cut, *order, grad_dst, from_scores, part)
+        torch.sum(att_parts, 0, out=grad_att)
+        plan, part = columns.plan, partial(columns.plan.chunks, True)
+        args = (x_rows, given, from_scores, grad_src, part, *dropout)
+        launch(gatv2b.by_source, columns.programs(cut), cut, *columns.args(), *args)
+        order = (plan.order, plan.hub_ptr)
+        launch(gatv2b.merge, plan.hubs, cut, *order, grad_src, from_scores, part)

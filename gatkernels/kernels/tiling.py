@@ -1,0 +1,89 @@
+"""How the work is cut for the GPU: every tuning constant of the Triton kernels is here.
+
+No GPU has measured them yet. The reasoning: attention over a graph is bound by memory, so a kernel
+wants as many 16-byte loads in flight as registers allow. By Little's law an H200 (4.8 TB/s, about
+0.8 microseconds) needs some 30 KB in flight on each of its 132 multiprocessors. A warp that holds
+TILE = 1024 elements has 4 KB of float32 (2 KB of a 16-bit dtype) on its way, in 32 registers per
+thread, and as many for each sum it keeps; at about 128 registers 16 such warps fit, 64 KB.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+#: Elements of gathered rows that a warp holds at a time; half as many in float64, and where rows
+#: are so short that threads share one: they keep sums of their own for each edge side by side.
+TILE = 1024
+#: Features from which each thread of a warp has its own, and sums over edges at once.
+ALONE = 128
+#: Features for which a program takes one more warp, up to WARPS: 32 threads, 16 bytes each, twice.
+WARP_FEATURES, WARPS = 256, 8
+#: Features of one program; more heads than fit go to further programs.
+PROGRAM_FEATURES = 2048
+#: Edges and tiny rows side by side, at most; edges of a tiny row side by side.
+EDGES, ROWS, TINY_EDGES = 32, 16, 2
+#: Values a warp holds of what has no features, and edges side by side there.
+SCALARS, SCALAR_EDGES = 256, 128
+#: A row of at most TINY edges shares a program; one of more than CHUNK edges is split. A tiny row
+#: takes a few steps; a chunk of 512 rows keeps a program busy for microseconds, and its partial
+#: result is a thousandth of what it gathered.
+TINY, CHUNK = 16, 512
+#: Programs that add up the gradient of GATv2's ``att``: enough to fill any GPU of today.
+PERSISTENT = 1024
+if triton.knobs.runtime.interpret:  # works on whole arrays: wide tiles and few programs are faster
+    TILE, EDGES, ROWS, TINY_EDGES, SCALARS, SCALAR_EDGES = 1 << 15, 128, 256, 16, 1 << 12, 128
+    TINY, CHUNK, PERSISTENT = 64, 256, 4
+
+
+class Tile(NamedTuple):
+    """Compile-time constants of a launch, named as the kernels name them."""
+
+    H: int  # heads
+    C: int  # channels
+    BH: int  # heads of a program
+    BC: int  # channels, rounded up to a power of two
+    UNIT: int  # row strides are multiples of this
+    D: int  # edges side by side, of a segment
+    S: int  # the same where there are no features
+    R: int  # tiny rows of a program
+    T: int  # edges side by side, of a tiny row
+    A: int  # sums over edges kept side by side: D, or 1 where a thread holds all D
+    AT: int  # the same for tiny rows
+    groups: int  # programs that share the heads of a row
+    warps: int
+
+
+def power_of_two(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def tile(heads: int, channels: int, dtype: torch.dtype, unit: int = 1, tiles: int = 1) -> Tile:
+    """The tile for rows of ``heads * channels``; ``tiles`` gathered rows per edge share it."""
+    block_c = power_of_two(channels)
+    block_h = min(power_of_two(heads), max(1, PROGRAM_FEATURES // block_c))
+    width = block_h * block_c
+    warps = min(max(width // WARP_FEATURES, 1), WARPS)
+    alone = width >= ALONE
+    budget = TILE * warps // tiles
+    budget //= (2 if dtype == torch.float64 else 1) * (1 if alone else 2)
+    edges = min(max(budget // width, 1), EDGES)
+    tiny_edges = min(edges, TINY_EDGES)
+    scalars = min(max(SCALARS * warps // block_h, 1), SCALAR_EDGES)
+    return Tile(
+        heads,
+        channels,
+        block_h,
+        block_c,
+        unit,
+        edges,
+        scalars,
+        min(max(edges // tiny_edges, 1), ROWS),
+        tiny_edges,
+        1 if alone else edges,
+        1 if alone else tiny_edges,
+        -(-heads // block_h),
+        warps,
+    )
