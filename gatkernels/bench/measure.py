@@ -86,6 +86,17 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Leave what exists now out of collections, which would walk through every library else."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def foreign_seconds() -> float | None:
     """Processor seconds that all other processes have used since some fixed time."""
     try:
@@ -195,15 +206,16 @@ def interleave(
     for name in names:
         tick(name)
         plans[name] = plan(warm(steps[name], sample), seconds)
-    for turn in range(TURNS):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            turns, count = plans[name]
-            if turn >= turns:
-                continue
-            tick(name)
-            with no_collection():
-                warm(steps[name], sample)
-                samples[name] += [sample(steps[name]) for _ in range(count)]
+    with frozen_heap():
+        for turn in range(TURNS):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                turns, count = plans[name]
+                if turn >= turns:
+                    continue
+                tick(name)
+                with no_collection():
+                    warm(steps[name], sample)
+                    samples[name] += [sample(steps[name]) for _ in range(count)]
     return {
         name: {
             phase: Timing.of([run[column] for run in samples[name]])
