@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pickle
@@ -290,6 +289,7 @@ def test_choose_combines_what_is_named() -> None:
 
 def test_scale_is_automatic_on_a_cpu() -> None:
     assert Spec("reddit").graph_scale == 1 / 16
+    assert Spec("ppi", "4x256").graph_scale == 1 / 4
     assert Spec("arxiv").graph_scale == 1.0
     assert Spec("reddit", scale=0.5).graph_scale == 0.5
     assert Spec("reddit", device="cuda").graph_scale == 1.0
@@ -465,11 +465,15 @@ def test_turns_rotate(monkeypatch: pytest.MonkeyPatch) -> None:
     times = measure.interleave({name: Sleeper(log, name) for name in "abc"}, CPU, 10.0)
     assert "".join(log) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert times["a"]["step"].rounds == 3
+    log.clear()
+    times = measure.interleave({name: Sleeper(log, name) for name in "ab"}, CPU, 0.0)
+    assert "".join(log) == "aaabbb"
+    assert times["a"]["step"].rounds == 2
 
 
-def test_slow_steps_are_timed_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_steps_are_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "TURNS", 5)
-    assert measure.plan(3.0, seconds=2.0) == (1, 3)
+    assert measure.plan(3.0, seconds=2.0) == (0, 2)
     assert measure.plan(0.25, seconds=3.0) == (5, 2)
     assert measure.plan(1e-4, seconds=3.0) == (5, measure.SAMPLES_PER_TURN)
 
@@ -826,15 +830,18 @@ def test_command_rejects_in_one_line(
     assert message in lines[0]
 
 
-def test_default_peers_leave_out_what_cannot_run() -> None:
-    parser = argparse.ArgumentParser()
-    bench_cli.add_arguments(parser)
-    full, quick = parser.parse_args([]), parser.parse_args(["--quick"])
-    gpu = parser.parse_args(["--device", "cuda"])
-    assert "pyg-compiled" in bench_cli.default_peers(full)
-    assert "pyg-compiled" not in bench_cli.default_peers(quick)
-    assert "dgnn" not in bench_cli.default_peers(full)
-    assert "dgnn" in bench_cli.default_peers(gpu)
+def test_default_peers_suit_the_case() -> None:
+    def names(spec: Spec, quick: bool = False) -> set[str]:
+        return {peer.name for peer in bench_cli.peers_for(spec, quick)}
+
+    assert "pyg-compiled" in names(Spec("cora"))
+    assert "pyg-compiled" not in names(Spec("cora"), quick=True)
+    assert "pyg-compiled" not in names(Spec("tolokers"))
+    assert "reference" in names(Spec("tolokers")) & names(Spec("arxiv", "8x16", "gatv2"))
+    assert "reference" not in names(Spec("reddit"))
+    assert {"gatkernels-cpu", "pyg", "dgl"} <= names(Spec("reddit"))
+    assert "dgnn" not in names(Spec("cora"))
+    assert "dgnn" in names(Spec("cora", device="cuda"))
 
 
 def test_epoch_of_both_models() -> None:

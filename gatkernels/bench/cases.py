@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ DTYPES = {
 SHAPES = ("8x8", "1xC", "8x16", "1x128", "4x64", "4x256", "6x121")
 #: Input width of layers that come second in their network.
 HIDDEN = {"1xC": 64, "6x121": 1024}
-#: With scale "auto", generated graphs are cut to this many edges on a CPU.
-AUTO_EDGES = 8_000_000
+#: With scale "auto", generated graphs are cut to so many edges and elements [E, H, C] on a CPU.
+AUTO_EDGES, AUTO_ELEMENTS = 8_000_000, 520_000_000
 
 Inputs = Tensor | tuple[Tensor, Tensor]
 
@@ -59,10 +60,20 @@ class Spec:
         known = GRAPHS.get(self.graph)
         if self.scale or known is None or not known.generated or self.device != "cpu":
             return self.scale or 1.0
+        width = math.prod(parse_shape(self.shape, known.classes))
         scale = 1.0
-        while known.num_edges * scale > AUTO_EDGES:
+        while known.num_edges * scale > min(AUTO_EDGES, AUTO_ELEMENTS / width):
             scale /= 2
         return scale
+
+    @property
+    def elements(self) -> float:
+        """About how many elements a message per edge, head and channel has."""
+        known = GRAPHS.get(self.graph)
+        if known is None:
+            return 0.0
+        width = math.prod(parse_shape(self.shape, known.classes))
+        return known.num_edges * self.graph_scale * width
 
 
 @dataclass(frozen=True)
@@ -194,19 +205,16 @@ def parse_shape(shape: str, classes: int) -> tuple[int, int]:
     return int(found[1]), classes if found[2] == "C" else int(found[2])
 
 
-_HEADLINE = [
-    Spec("cora"), Spec("cora", "1xC"), Spec("citeseer"), Spec("pubmed"), Spec("tolokers"),
-    Spec("physics"), Spec("cnr-2000"), Spec("gowalla"), Spec("ohmnet", "4x256"),
-    Spec("arxiv"), Spec("arxiv", "8x16"), Spec("arxiv", "1x128"), Spec("arxiv", "4x64"),
-    Spec("arxiv", "1xC"), Spec("reddit"), Spec("products"), Spec("proteins"),
-    Spec("ppi", "4x256"), Spec("ppi", "6x121"), Spec("hub"), Spec("uniform", "8x16"),
-    Spec("communities", "8x16"), Spec("communities-shuffled", "8x16"),
-]  # fmt: skip
-_V2 = [Spec("cora", layer="gatv2"), Spec("cnr-2000", layer="gatv2")]
-_V2 += [Spec("arxiv", shape, "gatv2") for shape in ("8x16", "4x64")]
-_DTYPES = [Spec("arxiv", "8x16", dtype=dtype) for dtype in DTYPES if dtype != "float32"]
-FULL = [*_HEADLINE, *_V2, *_DTYPES]
 QUICK = [Spec("cora"), Spec("pubmed"), Spec("arxiv", "8x16"), Spec("arxiv", "8x16", "gatv2")]
+FULL = [
+    *QUICK,
+    *(Spec(graph) for graph in GRAPHS if graph not in ("cora", "pubmed", "ppi")),
+    *(Spec("ppi", shape) for shape in ("4x256", "6x121")),
+    *(Spec("arxiv", shape) for shape in ("1x128", "1xC")),
+    *(Spec("cora", shape, layer) for shape, layer in (("1xC", "gat"), ("8x8", "gatv2"))),
+    Spec("physics", "4x64"),
+    *(Spec("arxiv", dtype=dtype) for dtype in DTYPES if dtype != "float32"),
+]
 
 
 def choose(

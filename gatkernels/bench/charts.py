@@ -6,14 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gatkernels.bench.peers import PEERS, REFERENCE, Ours
 from gatkernels.bench.report import case_label
 from gatkernels.bench.results import CaseResult, Curve, Report
 from gatkernels.experiments import require
 
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; markers differ as well.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LOOKS = {
+    "reference": ("#000000", "X"),
+    "pyg": ("#D55E00", "s"),
+    "pyg-compiled": ("#E69F00", "D"),
+    "dgl": ("#009E73", "^"),
+    "torch-sparse": ("#CC79A7", "v"),
+    "dgnn": ("#CC79A7", "P"),
+    "turbo-gnn": ("#F0E442", "h"),
+}
+OUR_LOOKS = {
+    "gatkernels-cpu": ("#0072B2", "o"),
+    "gatkernels-cuda": ("#0072B2", "o"),
+    "gatkernels-triton": ("#56B4E9", "*"),
+}
+OTHER_LOOK = ("#999999", "<")
+LIMIT_LINES = {"(projection)": "-.", "(gather-sum)": ":"}
 SIZE = (8.0, 4.6)  # inches
 DPI = 130
 
@@ -52,14 +65,13 @@ def _save(plots: Any, figure: Any, path: Path) -> Path:
 
 
 def _style(name: str) -> dict[str, Any]:
-    """One look per peer in every chart: ours first and bold, limits grey."""
-    if name.startswith("("):
-        return {"color": "0.55", "linestyle": ":", "marker": "", "zorder": 1}
-    ours = isinstance(PEERS.get(name), Ours) and name != REFERENCE
-    known = [*[name for name in PEERS if name != REFERENCE], REFERENCE]
-    place = known.index(name) if name in known else len(known)
-    look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
-    return {**look, "linewidth": 2.6 if ours else 1.6, "zorder": 4 if ours else 3}
+    """One look per peer in every chart: ours bold, limits grey."""
+    if name in LIMIT_LINES:
+        return {"color": "0.5", "linestyle": LIMIT_LINES[name], "marker": "", "zorder": 1}
+    ours = name in OUR_LOOKS
+    color, marker = {**LOOKS, **OUR_LOOKS}.get(name, OTHER_LOOK)
+    width, order = (2.6, 4) if ours else (1.6, 3)
+    return {"color": color, "marker": marker, "linewidth": width, "zorder": order}
 
 
 def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
@@ -83,8 +95,6 @@ def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
                     other.status == "OOM" for other in case.peers[: case.peers.index(peer)]
                 )
                 axes.plot([place], [row], linestyle="", markersize=7, fillstyle="none", **look)
-    if any(peer.status == "OOM" for case in cases for peer in case.peers):
-        axes.text(edge, -1.1, "out of memory", ha="left", va="center", fontsize=9)
     axes.axvline(1.0, color="0.6", linewidth=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
@@ -108,11 +118,9 @@ def _curves(plots: Any, figure_name: str, lines: Sequence[Curve]) -> Any:
         points = [(x, y * unit) for x, y in zip(line.x, line.y, strict=True) if y is not None]
         if not points:
             continue
-        axes.plot(*zip(*points, strict=True), label=line.peer, **_style(line.peer))
-        for x, note in zip(line.x, line.notes, strict=True):
-            if note == "OOM":
-                axes.annotate(f"{line.peer}: out of memory at {x:,.0f}", points[-1], fontsize=8,
-                              xytext=(6, 6), textcoords="offset points")  # fmt: skip
+        full = [x for x, note in zip(line.x, line.notes, strict=True) if note == "OOM"]
+        label = f"{line.peer} (out of memory at {full[0]:.2g})" if full else line.peer
+        axes.plot(*zip(*points, strict=True), label=label, **_style(line.peer))
     across, up, title = AXES[figure_name]
     if figure_name == "threads":
         ticks = sorted({x for line in lines for x in line.x})

@@ -17,7 +17,7 @@ import torch
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
 from gatkernels.bench import cases, charts, compare, curves, report, results, run
 from gatkernels.bench.graphs import GRAPHS
-from gatkernels.bench.peers import PEERS, Peer, find
+from gatkernels.bench.peers import PEERS, REFERENCE, Peer, find
 from gatkernels.experiments import MissingExtraError
 
 DEFAULT_OUT = Path("runs/bench")
@@ -94,12 +94,16 @@ class Job:
     """What one command asks for."""
 
     specs: list[cases.Spec]
-    peers: list[Peer]
+    peers: list[Peer] | None  # None: whoever suits a case
     settings: run.Settings
     device: str
     out: Path
+    quick: bool = False
     curves: bool = False
     epoch: bool = False
+
+    def peers_for(self, spec: cases.Spec) -> list[Peer]:
+        return self.peers or peers_for(spec, self.quick)
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -120,7 +124,7 @@ def prepare(args: argparse.Namespace) -> Job:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {error}") from error
     try:
-        peers = [find(name) for name in args.peers or default_peers(args)]
+        named = None if args.peers is None else [find(name) for name in args.peers]
     except (KeyError, ImportError, AttributeError) as error:
         raise ValueError(f"--peers: {error.args[0]}") from error
     specs = cases.choose(
@@ -139,17 +143,23 @@ def prepare(args: argparse.Namespace) -> Job:
     chosen = any((args.graphs, args.shapes, args.layers, args.dtypes))
     everything = not (chosen or args.quick)
     curves = everything if args.curves is None else args.curves
-    return Job(specs, peers, settings, args.device, args.out, curves, epoch=everything)
+    return Job(specs, named, settings, args.device, args.out, args.quick, curves, epoch=everything)
 
 
-def default_peers(args: argparse.Namespace) -> list[str]:
-    """Everybody who can run on the device; compiling costs more than `--quick` has."""
-    on_cuda = args.device != "cpu"
-    return [
-        name
-        for name, peer in PEERS.items()
-        if not (args.quick and peer.compiles) and (on_cuda or not peer.cuda_only)
-    ]
+#: A case of more elements `[E, H, C]` leaves out, by default, the naive formulas and torch.sparse,
+#: which take as long as PyG or longer. Compiling takes minutes and is left to the quick cases.
+HEAVY = 170_000_000
+
+
+def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
+    """Who runs a case where nobody is named: everybody the device and the time have room for."""
+    left_out = {name for name, peer in PEERS.items() if peer.cuda_only and spec.device == "cpu"}
+    usual = spec.name in {known.name for known in cases.QUICK}
+    if quick or not usual:
+        left_out |= {name for name, peer in PEERS.items() if peer.compiles}
+    if spec.elements > HEAVY and not usual:
+        left_out |= {REFERENCE, "torch-sparse"}
+    return [peer for name, peer in PEERS.items() if name not in left_out]
 
 
 def execute(job: Job) -> int:
@@ -159,13 +169,16 @@ def execute(job: Job) -> int:
     settings = {**asdict(job.settings), "argv": sys.argv[1:]}
     found = results.Report(results.environment(job.device), settings)
     path = job.out / "results.json"
-    lines = curves.Curves([peer for peer in job.peers if not peer.compiles])
+    lines = curves.Curves(
+        [peer for peer in job.peers or peers_for(cases.QUICK[0], quick=False) if not peer.compiles]
+    )
     cores = os.cpu_count() or 1
     points = curves.points(job.settings, job.device, cores) if job.curves else []
     start = time.perf_counter()
     with progress(len(job.specs) + len(points) + job.epoch) as tell:
         for done, spec in enumerate(job.specs):
-            found.cases.append(run.run_case(spec, job.peers, job.settings, partial(tell, done)))
+            peers = job.peers_for(spec)
+            found.cases.append(run.run_case(spec, peers, job.settings, partial(tell, done)))
             results.save(found, path)
         if job.epoch:
             found.epoch = run.run_epoch(job.settings, partial(tell, len(job.specs)))

@@ -181,10 +181,10 @@ def warm(step: Timed, sample: Callable[[Timed], Any]) -> float:
 def plan(spent: float, seconds: float) -> tuple[int, int]:
     """Turns, and samples in each, of a step that takes `spent` where it may take `seconds`.
 
-    A step that would take four times that in five turns is timed three times in one turn.
+    A step that would take four times that in five turns is timed twice, right after its warm-up.
     """
     if spent * TURNS > 4 * seconds:
-        return 1, 3
+        return 0, 2
     return TURNS, max(1, min(SAMPLES_PER_TURN, int(seconds / TURNS / spent)))
 
 
@@ -196,30 +196,35 @@ def interleave(
 ) -> dict[str, dict[str, Timing]]:
     """Time every step in turns whose order rotates; seconds by name and phase.
 
-    Each step gets about `seconds` in all, and three samples at least. `tick` is told the name
-    before each turn.
+    Each step gets about `seconds` in all, and two samples at least. `tick` is told the name before
+    each turn.
     """
     sample = sampler(device)
     samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in steps}
-    names = list(steps)
     plans = {}
-    for name in names:
-        tick(name)
-        plans[name] = plan(warm(steps[name], sample), seconds)
+
+    def take(name: str, count: int) -> None:
+        samples[name] += [sample(steps[name]) for _ in range(count)]
+
     with frozen_heap():
+        for name, step in steps.items():
+            tick(name)
+            with no_collection():
+                turns, count = plans[name] = plan(warm(step, sample), seconds)
+                if turns == 0:
+                    take(name, count)
+        names = [name for name, (turns, _) in plans.items() if turns]
         for turn in range(TURNS):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                turns, count = plans[name]
-                if turn >= turns:
-                    continue
+            start = turn % max(len(names), 1)
+            for name in names[start:] + names[:start]:
                 tick(name)
                 with no_collection():
                     warm(steps[name], sample)
-                    samples[name] += [sample(steps[name]) for _ in range(count)]
+                    take(name, plans[name][1])
     return {
         name: {
             phase: Timing.of([run[column] for run in samples[name]])
             for column, phase in enumerate(PHASES)
         }
-        for name in names
+        for name in steps
     }
