@@ -138,3 +138,155 @@ def test_nothing_is_imported_for_the_user() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def assert_same_before_and_after(model: nn.Module, layers: int, *args: Any) -> None:
+    """The model's results and gradients before and after, all its layers being swapped."""
+    results = []
+    for swap in (False, True):
+        if swap:
+            report = gatkernels.accelerate(model)
+            assert len(report.swapped) == layers, report
+            assert not report.kept
+        out = model(*args)
+        tensors = list(out.values()) if isinstance(out, dict) else [out]
+        loss = sum(t.square().sum() for t in tensors)
+        used = [p for p in model.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, used, allow_unused=True)
+        results.append([*tensors, *[g for g in found if g is not None]])
+    assert len(results[0]) == len(results[1])
+    for before, after in zip(*results, strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert not any(layer.fallbacks for layer in report.layers), report
+
+
+def test_inside_sequential_and_nested_modules() -> None:
+    inner = pyg.Sequential(
+        "x, edge_index",
+        [
+            (pyg.GATConv(6, 4, 2), "x, edge_index -> x"),
+            nn.ELU(),
+            (pyg.GATv2Conv(8, 3), "x, edge_index -> x"),
+        ],
+    )
+    holder = nn.ModuleDict({"deep": nn.ModuleList([inner])})
+    assert len(gatkernels.accelerate(holder).swapped) == 2
+    gatkernels.restore(holder)
+    assert_same_before_and_after(inner, 2, torch.randn(5, 6), EDGES)
+
+
+def test_a_layer_held_twice_is_swapped_once() -> None:
+    layer = pyg.GATConv(6, 6)
+    model = pyg.Sequential(
+        "x, edge_index", [(layer, "x, edge_index -> x"), (layer, "x, edge_index -> x")]
+    )
+    assert_same_before_and_after(model, 1, torch.randn(5, 6), EDGES)
+
+
+METADATA = (["paper", "author"], [("paper", "cites", "paper"), ("author", "writes", "paper"),
+                                  ("paper", "written_by", "author")])  # fmt: skip
+
+
+def hetero_inputs() -> tuple[dict[str, Tensor], dict[tuple[str, str, str], Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = {"paper": 9, "author": 5}
+    edges = {
+        kind: torch.stack(
+            [torch.randint(0, sizes[end], (20,), generator=generator) for end in (kind[0], kind[2])]
+        )
+        for kind in METADATA[1]
+    }
+    return {name: torch.randn(count, 6) for name, count in sizes.items()}, edges
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+def test_inside_hetero_conv(name: str) -> None:
+    convs = {kind: getattr(pyg, name)((-1, -1), 4, 2, add_self_loops=False) for kind in METADATA[1]}
+    model = pyg.HeteroConv(convs, aggr="sum")
+    x, edges = hetero_inputs()
+    model(x, edges)  # so that the lazy parameters exist
+    assert_same_before_and_after(model, 3, x, edges)
+
+
+@pytest.mark.parametrize("swap_first", [False, True])
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+def test_inside_to_hetero(name: str, swap_first: bool) -> None:
+    class Homogeneous(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = getattr(pyg, name)((-1, -1), 4, heads=2, add_self_loops=False)
+            self.conv2 = getattr(pyg, name)((-1, -1), 3, add_self_loops=False)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+            return self.conv2(self.conv1(x, edge_index).relu(), edge_index)
+
+    model = Homogeneous()
+    if swap_first:
+        gatkernels.accelerate(model)
+    hetero = pyg.to_hetero(model, METADATA)
+    x, edges = hetero_inputs()
+    hetero(x, edges)
+    if swap_first:
+        gatkernels.restore(hetero)
+    assert_same_before_and_after(hetero, 6, x, edges)
+
+
+def test_pygs_model() -> None:
+    model = pyg.models.GAT(6, 8, 3, out_channels=4, heads=2, norm="batch_norm", jk="cat")
+    assert_same_before_and_after(model, 3, torch.randn(5, 6), EDGES)
+
+
+def test_wrapped_for_distributed_training(tmp_path: Any) -> None:
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(pyg.GATConv(6, 4, 2))
+        assert_same_before_and_after(model, 1, torch.randn(5, 6), EDGES)
+        model(torch.randn(5, 6), EDGES).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+def test_swapped_layers_compile_into_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    layer = getattr(pyg, name)(6, 4, 2, edge_dim=3)
+    gatkernels.accelerate(layer)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x, attr = torch.randn(5, 6), torch.randn(7, 3)
+    results = []
+    for call in (compiled, layer):
+        out = call(x, EDGES, attr)
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(layer.parameters()))])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_compiled_model_is_compiled_again() -> None:
+    torch._dynamo.reset()
+    model = pyg.GATConv(6, 4, 2)
+    compiled = torch.compile(model, backend="eager")
+    x = torch.randn(5, 6)
+    expected = compiled(x, EDGES)
+    report = gatkernels.accelerate(compiled)
+    assert [layer.name for layer in report.swapped] == ["_orig_mod"]
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x, EDGES), expected)
+    assert type(model) is ours("GATConv")
+    gatkernels.restore(compiled)
+    torch.testing.assert_close(compiled(x, EDGES), expected)
+
+
+def test_benchmark_compares_the_same_model_before_and_after() -> None:
+    from gatkernels.bench import accelerate as benchmark
+
+    generator = torch.Generator().manual_seed(1)
+    edges = torch.randint(0, 40, (2, 200), generator=generator)
+    result = benchmark.compare(edges, torch.randn(40, 6, generator=generator), rounds=1)
+    assert result.logit_difference < 1e-4
+    assert result.fallbacks == 0
+    text = "\n".join(benchmark.describe(result))
+    assert all(f"{result.ratio(case):.1f}x" in text for case in benchmark.CASES)

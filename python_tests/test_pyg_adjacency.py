@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -286,6 +288,22 @@ def test_the_graph_is_built_once(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert len(built) == 1
     ours(torch.randn(NODES, 6), edges.clone())  # a mini-batch of its own
     assert len(built) == 2
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_the_cache_keeps_no_adjacency_alive(loops: bool) -> None:
+    ours, _ = both("GATConv", 6, 5, add_self_loops=loops)
+    edges = some_edges()
+    adj = to_torch_csr_tensor(edges.unique(dim=1).flip(0), size=(NODES, NODES))
+    square = EdgeIndex(some_edges(), sparse_size=(NODES, NODES))
+    for _ in range(2):
+        ours(torch.randn(NODES, 6), adj, return_attention_weights=True)
+        ours(torch.randn(NODES, 6), edges)
+        ours(torch.randn(NODES, 6), square)
+    alive = [weakref.ref(t) for t in (adj, edges, square)]
+    del adj, edges, square
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
 
 
 def test_data_objects() -> None:

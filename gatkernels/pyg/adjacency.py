@@ -145,27 +145,34 @@ def _of_torch_sparse(
         raise Unfused("the size of the adjacency is not that of the features")
     if edge_attr is not None and self_loops:
         raise Unfused("edge_attr beside a sparse adjacency that gets self loops")
-    key = (
-        adj._version,
-        self_loops,
-        fill_value if isinstance(fill_value, (str, int, float)) else None,
-    )
-    found = _sparse_cache.get(adj)
-    if found is None or found[0] != key:
-        looped = adj
-        if self_loops:
-            looped, _ = remove_self_loops(adj)
-            looped, _ = add_self_loops(looped, fill_value=fill_value)
-        indices, values = to_edge_index(looped)  # [2, E], destinations first
-        graph = Graph.from_edge_index(indices.flip(0), counts)
-        found = (key, looped, graph, values if values.dim() > 1 else None)
-        if values.dim() == 1:
-            _sparse_cache[adj] = found
-    _, looped, graph, values = found
+    looped, graph, values = _looped(adj, self_loops, fill_value)
     edge_attr = values if edge_attr is None else edge_attr
     if edge_attr is not None:
         _check_attr(edge_attr, graph.num_edges)
     return Adjacency(graph, edge_attr, looped, None)
+
+
+def _looped(adj: Tensor, self_loops: bool, fill_value: FillValue) -> tuple[Tensor, Graph, Any]:
+    """The matrix with its loops, its graph, and its values where they are edge features.
+
+    Remembered while the matrix lives unchanged, unless it has features, which may need gradients.
+    """
+    cached = not (adj.is_inference() or torch.compiler.is_compiling())
+    found = _sparse_cache.get(adj, {}).get(self_loops) if cached else None
+    if found is not None and found[0] == adj._version:
+        return adj if found[1] is None else found[1], found[2], None
+    looped = adj
+    if self_loops:
+        looped, _ = remove_self_loops(adj)
+        looped, _ = add_self_loops(looped, fill_value=fill_value)
+    indices, values = to_edge_index(looped)  # [2, E], destinations first
+    graph = Graph.from_edge_index(indices.flip(0), (adj.shape[1], adj.shape[0]))
+    if values.dim() > 1:
+        return looped, graph, values
+    if cached:
+        kept = None if looped is adj else looped  # a reference to itself would keep it alive
+        _sparse_cache.setdefault(adj, {})[self_loops] = (adj._version, kept, graph)
+    return looped, graph, None
 
 
 def _of_sparse_tensor(

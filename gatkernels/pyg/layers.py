@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import Linear, MessagePassing, conv
 from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.utils import is_sparse
 
-from gatkernels import _layers
+from gatkernels import _dispatch, _layers
+from gatkernels._checks import DTYPE_CODES
 from gatkernels._dropin import DropIn, drop_ins
 from gatkernels._large import add_bias
 from gatkernels._layers import Side, attend, autocast, carried, is_plain, product, project
@@ -68,22 +69,25 @@ class _Fused(DropIn):
             return "normalize=True"
         return None
 
-    def _check(self: Any, x_src: Any, x_dst: Any, edge_index: Any, edge_attr: Any) -> None:
+    def _check(self: Any, x_src: Any, x_dst: Any, edge_index: Any, *others: Tensor | None) -> None:
         """Raise Unfused where PyG's own code must run."""
         if reason := self.why_not(self) or _why_not_now(self):
             raise Unfused(reason)
         if x_dst is None and isinstance(edge_index, EdgeIndex):
             raise Unfused("an EdgeIndex without destination features")
-        dtype = x_src.dtype if isinstance(x_src, Tensor) else None
-        mixed = autocast(x_src.device) if dtype is not None else False
-        for x in (x_src, x_dst):
-            if x is None and x is x_dst:
-                continue
+        for x in (x_src,) if x_dst is None else (x_src, x_dst):
             if not isinstance(x, Tensor) or x.dim() != 2 or x.layout != torch.strided:
                 raise Unfused("features that are not a dense matrix")
-        for value in (x_dst, edge_attr, self.bias):
-            if value is not None and value.dtype != dtype and not mixed:
+        case = _dispatch.Case(x_src.device, x_src.dtype)
+        no_kernel = self.backend == "auto" and _dispatch.select("", "auto", case) == "reference"
+        if no_kernel or x_src.dtype not in DTYPE_CODES:
+            raise Unfused(f"no kernel for {x_src.dtype} on {x_src.device.type}")
+        mixed = autocast(x_src.device)
+        for value in (x_dst, self.bias, *others):
+            if value is not None and value.dtype != x_src.dtype and not mixed:
                 raise Unfused("mixed dtypes")
+        if isinstance(edge_index, Tensor) and edge_index.device != x_src.device:
+            raise Unfused("tensors on different devices")
 
     def _adjacency(
         self: Any, x_src: Tensor, x_dst: Tensor | None, edge_index: Any, edge_attr: Any, size: Any
@@ -132,7 +136,7 @@ def _prepare(*pairs: tuple[Any, Tensor | None]) -> None:
         if lin is None or x is None:
             continue
         x = x.view(-1, 1) if x.dim() == 1 else x
-        if is_lazy(lin.weight):
+        if isinstance(lin, Linear) and isinstance(lin.weight, UninitializedParameter):
             lin(x[:0])
         elif is_plain(lin) and lin.weight.shape[1] != x.shape[1]:
             raise Unfused("features of another width than the layer's")
@@ -165,7 +169,7 @@ class GATConv(_Fused, conv.GATConv):  # type: ignore[misc]
         x_src, x_dst = (x, x) if isinstance(x, Tensor) else x
         if self.lin_edge is None:
             edge_attr = None
-        self._check(x_src, x_dst, edge_index, edge_attr)
+        self._check(x_src, x_dst, edge_index, edge_attr, self.att_src)
         edges = self._adjacency(x_src, x_dst, edge_index, edge_attr, size)
         edge_attr = edges.edge_attr if self.lin_edge is not None else None
         lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
@@ -181,6 +185,7 @@ class GATConv(_Fused, conv.GATConv):  # type: ignore[misc]
             negative_slope=self.negative_slope,
             dropout=self.dropout if self.training else 0.0,
             return_attention=attention,
+            backend=self.backend,
         )
         return self._finish(out, residual, alpha, edges)
 
@@ -219,7 +224,7 @@ class GATv2Conv(_Fused, conv.GATv2Conv):  # type: ignore[misc]
         x_l, x_r = (x, x) if isinstance(x, Tensor) else x
         if x_r is None:
             raise Unfused("no destination features")
-        self._check(x_l, x_r, edge_index, edge_attr)
+        self._check(x_l, x_r, edge_index, edge_attr, self.att)
         edges = self._adjacency(x_l, x_r, edge_index, edge_attr, None)
         edge_attr = edges.edge_attr
         if edge_attr is not None and self.lin_edge is None:
@@ -242,6 +247,7 @@ class GATv2Conv(_Fused, conv.GATv2Conv):  # type: ignore[misc]
             negative_slope=self.negative_slope,
             dropout=self.dropout if self.training else 0.0,
             return_attention=attention,
+            backend=self.backend,
         )
         out, alpha = result if attention else (result, None)
         return self._finish(out, residual, alpha, edges)
