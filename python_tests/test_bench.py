@@ -839,9 +839,11 @@ def test_default_peers_suit_the_case() -> None:
     assert "pyg-compiled" not in names(Spec("tolokers"))
     assert "reference" in names(Spec("tolokers")) & names(Spec("arxiv", "8x16", "gatv2"))
     assert "reference" not in names(Spec("reddit"))
-    assert {"gatkernels-cpu", "pyg", "dgl"} <= names(Spec("reddit"))
+    assert {"pyg", "dgl"} <= names(Spec("reddit"))
+    assert ("gatkernels-cpu" in names(Spec("reddit"))) == (_native.cpu_missing is None)
     assert "dgnn" not in names(Spec("cora"))
     assert "dgnn" in names(Spec("cora", device="cuda"))
+    assert "gatkernels-cpu" not in names(Spec("cora", device="cuda"))
 
 
 def test_epoch_of_both_models() -> None:

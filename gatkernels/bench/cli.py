@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+from gatkernels import _dispatch
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
 from gatkernels.bench import cases, charts, compare, curves, report, results, run
 from gatkernels.bench.graphs import GRAPHS
-from gatkernels.bench.peers import PEERS, REFERENCE, Peer, find
+from gatkernels.bench.peers import PEERS, REFERENCE, Ours, Peer, find
 from gatkernels.experiments import MissingExtraError
 
 DEFAULT_OUT = Path("runs/bench")
@@ -154,6 +155,10 @@ HEAVY = 170_000_000
 def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
     """Who runs a case where nobody is named: everybody the device and the time have room for."""
     left_out = {name for name, peer in PEERS.items() if peer.cuda_only and spec.device == "cpu"}
+    call = _dispatch.Case(torch.device(spec.device), cases.DTYPES[spec.dtype])
+    for name, peer in PEERS.items():
+        if isinstance(peer, Ours) and _dispatch.supports(peer.backend, call) is not None:
+            left_out.add(name)
     usual = spec.name in {known.name for known in cases.QUICK}
     if quick or not usual:
         left_out |= {name for name, peer in PEERS.items() if peer.compiles}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# A process that has asked CUDA for its devices cannot be forked; asking the driver's library can.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 from gatkernels.bench import adapters, run
 from gatkernels.bench.peers import import_failure
 
