@@ -205,9 +205,16 @@ def parse_shape(shape: str, classes: int) -> tuple[int, int]:
     return int(found[1]), classes if found[2] == "C" else int(found[2])
 
 
-QUICK = [Spec("cora"), Spec("pubmed"), Spec("arxiv", "8x16"), Spec("arxiv", "8x16", "gatv2")]
+QUICK = [
+    Spec("cora"),
+    Spec("pubmed"),
+    Spec("arxiv", scale=0.25),
+    Spec("arxiv", layer="gatv2", scale=0.25),
+]
+#: The cases of a full run in which every peer takes part.
+CORE = [Spec("cora"), Spec("pubmed"), Spec("arxiv", "8x16"), Spec("arxiv", "8x16", "gatv2")]
 FULL = [
-    *QUICK,
+    *CORE,
     *(Spec(graph) for graph in GRAPHS if graph not in ("cora", "pubmed", "ppi")),
     *(Spec("ppi", shape) for shape in ("4x256", "6x121")),
     *(Spec("arxiv", shape) for shape in ("1x128", "1xC")),
@@ -232,7 +239,7 @@ def choose(
     if graphs or shapes or layers or dtypes:
         axes = (graphs or ["arxiv"], shapes or ["8x8"], layers or ["gat"], dtypes or ["float32"])
         specs = [Spec(*combination) for combination in product(*axes)]
-    return [replace(spec, device=device, scale=scale) for spec in specs]
+    return [replace(spec, device=device, scale=scale or spec.scale) for spec in specs]
 
 
 __all__ = ["Case", "Inputs", "Spec", "Unavailable", "build", "choose", "parse_shape"]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from gatkernels.bench.peers import PEERS, REFERENCE, Ours, Peer, find
 from gatkernels.experiments import MissingExtraError
 
 DEFAULT_OUT = Path("runs/bench")
-QUICK_SECONDS = 1.0
+QUICK_SECONDS = 0.6
 FULL_SECONDS = 3.0
 
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("measuring")
     how.add_argument("--device", default="cpu", help="torch device (cpu)")
     how.add_argument("--threads", type=int, help="torch's threads (as torch chooses)")
-    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (3; quick 1)")
+    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (3; quick 0.6)")
     how.add_argument(
         "--memory-limit", type=float, metavar="GIB", help="per process (most of what is free)"
     )
@@ -148,7 +148,7 @@ def prepare(args: argparse.Namespace) -> Job:
 
 
 #: A case of more elements `[E, H, C]` leaves out, by default, the naive formulas and torch.sparse,
-#: which take as long as PyG or longer. Compiling takes minutes and is left to the quick cases.
+#: which take as long as PyG or longer. Compiling takes minutes and is left to the core cases.
 HEAVY = 170_000_000
 
 
@@ -159,10 +159,10 @@ def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
     for name, peer in PEERS.items():
         if isinstance(peer, Ours) and _dispatch.supports(peer.backend, call) is not None:
             left_out.add(name)
-    usual = spec.name in {known.name for known in cases.QUICK}
-    if quick or not usual:
+    core = spec.name in {known.name for known in cases.CORE}
+    if quick or not core:
         left_out |= {name for name, peer in PEERS.items() if peer.compiles}
-    if spec.elements > HEAVY and not usual:
+    if spec.elements > HEAVY and not core:
         left_out |= {REFERENCE, "torch-sparse"}
     return [peer for name, peer in PEERS.items() if name not in left_out]
 
@@ -175,7 +175,7 @@ def execute(job: Job) -> int:
     found = results.Report(results.environment(job.device), settings)
     path = job.out / "results.json"
     lines = curves.Curves(
-        [peer for peer in job.peers or peers_for(cases.QUICK[0], quick=False) if not peer.compiles]
+        job.peers or peers_for(replace(cases.CORE[0], device=job.device), quick=True)
     )
     cores = os.cpu_count() or 1
     points = curves.points(job.settings, job.device, cores) if job.curves else []
