@@ -149,7 +149,7 @@ def _gowalla() -> Edges:
         users = np.concatenate([file["train_user"], file["test_user"]]).astype(np.int64)
         items = np.concatenate([file["train_item"], file["test_item"]]).astype(np.int64)
         counts = int(file["num_users"]), int(file["num_items"])
-    keys = np.unique(users * counts[1] + items)
+    keys = generate.distinct(users * counts[1] + items)
     edges = np.stack([keys // counts[1], keys % counts[1]])
     return Edges(torch.from_numpy(edges), *counts, "real, bipartite: users to places")
 
