@@ -1,7 +1,8 @@
-"""The README's snippets run as they stand."""
+"""The README's snippets run as they stand, and its figures are those of the result files."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -24,3 +25,17 @@ def test_snippet_runs(place: int) -> None:
         if re.search(sign, SNIPPETS[place]):
             pytest.importorskip(package, reason=f"the snippet is about {package}")
     exec(compile(SNIPPETS[place], f"README.md, snippet {place}", "exec"), {})
+
+
+def test_speed_section_is_written_from_the_results() -> None:
+    """Run ``python bench/readme.py`` where this fails."""
+    path = README.parent / "bench" / "readme.py"
+    spec = importlib.util.spec_from_file_location("readme", path)
+    assert spec is not None
+    assert spec.loader is not None
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    reports = readme.reports()
+    assert any(report.cases for report in reports.values())
+    text = README.read_text()
+    assert readme.replaced(text, readme.section(reports)) == text
