@@ -98,11 +98,14 @@ def accelerate(model: nn.Module) -> Report:
 def restore(model: nn.Module) -> None:
     """Undo :func:`accelerate`: every drop-in layer becomes the framework's own again.
 
+    Also what to do before pickling a model for a place without gatkernels.
+
     Raises:
         TypeError: If ``model`` is not a module.
     """
+    ours = set(_drop_ins().values())
     for _, module in _modules("restore", model):
-        if isinstance(module, DropIn) and type(module) in _drop_ins().values():
+        if isinstance(module, DropIn) and type(module) in ours:
             module.__class__ = module.original  # type: ignore[assignment]
 
 

@@ -180,7 +180,7 @@ class _Move:
             self.entries = {prefix + key: value for key, value in given.items()}
             if source is not None:
                 problems.append(
-                    f"'{prefix.rstrip('.')}' is a {target.formula} layer, but the checkpoint "
+                    f"'{prefix[:-1] or 'model'}' is a {target.formula} layer, but the checkpoint "
                     f"holds {source.formula} ({source.name}: {', '.join(sorted(source.marks))})"
                 )
             return

@@ -1,7 +1,7 @@
 """Fused drop-ins for DGL's graph attention: same arguments, parameters and results.
 
-``GATConv``, ``GATv2Conv`` and ``EdgeGATConv`` are subclasses of DGL's layers (1.1 and 2.x) that
-override the computation alone. What the fused path cannot do runs DGL's own code, which also
+``GATConv``, ``GATv2Conv`` and ``EdgeGATConv`` are subclasses of DGL's layers that override the
+computation alone. What the fused path cannot do runs DGL's own code, which also
 raises DGL's own errors. With attention dropout the random stream is gatkernels' own.
 """
 
@@ -20,12 +20,16 @@ except ImportError as error:
 
 from gatkernels import _dispatch
 from gatkernels._dropin import DropIn, drop_ins
+from gatkernels._edge_sum import Group, edge_sum, groups_of
 from gatkernels._large import add_bias
 from gatkernels._layers import Side, attend, autocast, carried, is_plain, product, project
 from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
 from gatkernels.graph import Graph
 
 __all__ = ["DROP_INS", "EdgeGATConv", "GATConv", "GATv2Conv"]
+
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class _Unfused(Exception):
@@ -43,26 +47,17 @@ class _Edges:
         counts = graph.num_src_nodes(), graph.num_dst_nodes()
         self.graph = Graph(*counts, _arrays(*csc), _arrays(*graph.adj_tensors("csr")))
         self.full = bool((csc[0].diff() > 0).all())  # every destination has an incoming edge
-        self._by_edge: Any = None
+        self._groups: list[Group] | None = None
 
     def is_of(self, csc: tuple[Tensor, ...]) -> bool:
         pairs = zip(self.csc, csc, strict=True)
         return all(a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in pairs)
 
-    def sum_by_edge(self, values: Tensor, weight: Tensor) -> Tensor:
-        """``sum_e weight[e] values[e]`` over the edges into a node, ``[Nd, H, D]``.
-
-        values ``[E, 1 or H, D]``, weight ``[E, H]``: a graph from every edge to its destination.
-        """
-        if self._by_edge is None:
-            indptr, col, eid = self.csc
-            eid = self.graph.eid.to(col.dtype)
-            counts = {"edge": self.graph.num_edges, "node": self.graph.num_dst}
-            self._by_edge = dgl.heterograph(
-                {("edge", "into", "node"): ("csc", (indptr, eid, eid))}, counts
-            )
-        total: Tensor = dgl.ops.u_mul_e_sum(self._by_edge, values, weight[..., None])
-        return total
+    def edge_sum(self, alpha: Tensor, features: Tensor) -> Tensor:
+        """``sum_e alpha[e, h] features[e]`` over the edges into a node, ``[Nd, H, D]``."""
+        if self._groups is None:
+            self._groups = groups_of(self.graph)
+        return edge_sum(alpha, features, self._groups, self.graph.num_dst)
 
     def __reduce__(self) -> Any:
         return _forgotten, ()  # a copy or pickle of a DGL graph goes without
@@ -126,7 +121,7 @@ class _Fused(DropIn):
         """The edges; raises _Unfused where DGL's own code must run, before any number is drawn."""
         if reason := self.why_not(self):
             raise _Unfused(reason)
-        if any(m._forward_hooks or m._forward_pre_hooks for m in (self.attn_drop, self.leaky_relu)):
+        if any(getattr(m, hooks) for m in (self.attn_drop, self.leaky_relu) for hooks in HOOKS):
             raise _Unfused("hooks on attn_drop or leaky_relu")
         if not isinstance(graph, dgl.DGLGraph) or len(graph.canonical_etypes) != 1:
             raise _Unfused("not a graph with one edge type")
@@ -143,6 +138,8 @@ class _Fused(DropIn):
                 or (x.shape[0], x.shape[-1]) != (count, size)
             ):
                 raise _Unfused("features that are not a row of the layer's size for each node")
+        if features[0].shape[1:-1] != features[-1].shape[1:-1]:
+            raise _Unfused("features of sources and destinations that differ in other dimensions")
         weight = next(self.parameters())
         for x in (*features, *(x for x in others if x is not None)):
             if x.layout != torch.strided or x.dtype != weight.dtype:
@@ -291,19 +288,21 @@ class EdgeGATConv(_Fused, conv.EdgeGATConv):  # type: ignore[misc]
         )
         assert alpha is not None
         shape = (self._num_heads, self._out_feats)
-        if edges.graph.num_dst * weight.shape[1] <= edges.graph.num_edges * self._out_feats:
-            summed = edges.sum_by_edge(edge_feat[:, None], alpha)  # [Nd, H, D]
-            out = out + torch.einsum("nhd,hcd->nhc", summed, weight.unflatten(0, shape))
-        else:  # so wide, for so few edges, that their projections are smaller
-            out = out + edges.sum_by_edge(product(edge_feat, weight).unflatten(1, shape), alpha)
+        summed = edges.edge_sum(alpha, edge_feat)  # [Nd, H, D]
+        out = out + torch.einsum("nhd,hcd->nhc", summed, weight.unflatten(0, shape))
         return self._finish(out, h_dst, alpha if get_attention else None)
 
     def _check_edges(self, edges: _Edges, feat: Any, edge_feat: Tensor) -> None:
-        x = feat[0] if isinstance(feat, tuple) else feat
-        if x.dim() != 2 or edge_feat.dim() != 2 or edge_feat.shape[0] != edges.graph.num_edges:
-            raise _Unfused("features that are not a matrix, a row for each node and edge")
         if not is_plain(self.fc_edge) or self.fc_edge.bias is not None:
             raise _Unfused("fc_edge is replaced or has hooks")
+        x = feat[0] if isinstance(feat, tuple) else feat
+        expected = (edges.graph.num_edges, self.fc_edge.in_features)
+        if x.dim() != 2 or edge_feat.shape != expected:
+            raise _Unfused("features that are not a matrix, a row for each node and edge")
+        # DGL makes three tensors [E, H, C]; the sums, [Nd, H, D], must not be larger.
+        smaller = 3 * max(edges.graph.num_edges, edges.graph.num_dst) * self._out_feats
+        if edges.graph.num_dst * edge_feat.shape[1] > smaller:
+            raise _Unfused("edge features much wider than what they are projected to")
 
 
 DROP_INS = drop_ins(GATConv, GATv2Conv, EdgeGATConv)

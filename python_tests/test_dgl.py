@@ -250,12 +250,20 @@ def test_shared_weights_of_gatv2(in_feats: Any) -> None:
         assert_same(mine, other, graph, randn(graph.num_src_nodes(), 5))
 
 
-def test_edge_features_wider_than_what_they_are_projected_to() -> None:
-    torch.manual_seed(0)
-    mine = ours.EdgeGATConv(5, 200, C, H, allow_zero_in_degree=True)
-    torch.manual_seed(0)
-    other = theirs.EdgeGATConv(5, 200, C, H, allow_zero_in_degree=True)
-    assert_same(mine, other, homogeneous(), randn(20, 5), randn(100, 200))
+def test_wide_edge_features_and_far_too_wide_ones() -> None:
+    graph, x = homogeneous(), randn(20, 5)
+    for width in (40, 200):
+        layers = []
+        for module in (ours, theirs):
+            torch.manual_seed(0)
+            layers.append(module.EdgeGATConv(5, width, C, H, allow_zero_in_degree=True))
+        edge_feat = randn(100, width)
+        if width == 40:
+            assert_same(*layers, graph, x, edge_feat)
+        else:
+            assert_falls_back(
+                layers[0], "wider", lambda layer, e=edge_feat: layer(graph, x, e), layers[1]
+            )
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.2, 1.0, -0.5])
@@ -370,14 +378,15 @@ def test_results_are_the_same_bits_each_time(name: str) -> None:
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
-def test_gradients_are_right_and_differentiable() -> None:
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_are_right_and_differentiable(name: str) -> None:
     graph = dgl.add_self_loop(dgl.graph(([0, 1, 2, 2], [1, 2, 0, 1])))
-    for name in ("GATConv", "GATv2Conv"):
-        layer, _ = pair(name, 2, 2, 2)
-        layer.double()
-        x = randn(3, 2, dtype=torch.float64).requires_grad_()
-        assert torch.autograd.gradcheck(lambda x, layer=layer: layer(graph, x), x)
-        assert torch.autograd.gradgradcheck(lambda x, layer=layer: layer(graph, x), x)
+    layer, _ = pair(name, 2, 2, 2)
+    layer.double()
+    inputs = [randn(3, 2, dtype=torch.float64), *extras(name, graph, torch.float64)]
+    inputs = [t.requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(lambda *t: layer(graph, *t), inputs)
+    assert torch.autograd.gradgradcheck(lambda *t: layer(graph, *t), inputs)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -447,6 +456,18 @@ def test_restricted_formats_fall_back() -> None:
     assert_falls_back(mine, "restricted", lambda layer: layer(graph, randn(20, 5)), other)
 
 
+def test_autocast_is_dgls() -> None:
+    """On the CPU DGL's own code raises there."""
+    mine, other = pair("GATConv", 5)
+    errors = []
+    for layer in (mine, other):
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(dgl.DGLError) as error:
+            layer(homogeneous(), randn(20, 5))
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+    assert fallbacks(mine) == {"autocast": 1}
+
+
 def test_edge_weight_of_another_shape_falls_back() -> None:
     mine, other = pair("GATConv", 5)
     graph = homogeneous()
@@ -480,6 +501,24 @@ def test_bad_features_raise_what_dgl_raises(name: str, feat: Any) -> None:
     with pytest.raises(type(expected.value)) as raised:
         mine(graph, feat, *rest)
     assert str(raised.value).splitlines()[0][-40:] == str(expected.value).splitlines()[0][-40:]
+
+
+def test_pairs_that_differ_in_other_dimensions_fall_back() -> None:
+    """DGL lets one set of sources serve all sets of destinations."""
+    mine, other = pair("GATConv", (5, 7))
+    feat = randn(9, 1, 5), randn(14, 3, 7)
+    assert_falls_back(mine, "differ", lambda layer: layer(bipartite(), feat), other)
+
+
+@pytest.mark.parametrize("size", [(99, EDGE_FEATS), (100, EDGE_FEATS + 1), (100,)])
+def test_bad_edge_features_raise_what_dgl_raises(size: tuple[int, ...]) -> None:
+    mine, other = pair("EdgeGATConv", 5)
+    errors = []
+    for layer in (mine, other):
+        with pytest.raises((RuntimeError, dgl.DGLError)) as error:
+            layer(homogeneous(), randn(20, 5), randn(*size))
+        errors.append(str(error.value).splitlines()[0])
+    assert errors[0] == errors[1]
 
 
 # The cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -169,3 +170,22 @@ def test_hooks_and_replacements_of_the_projection_act(name: str) -> None:
         nn.utils.parametrizations.weight_norm(lin)
         lin.register_forward_hook(lambda _, inputs, out: 3 * out)
     assert_like_pyg(layers, x, some_edges())
+
+
+@every_class
+def test_traces_follow_the_edges_they_are_given(name: str) -> None:
+    ours, _ = both(name, 6, 5, 2)
+    x, edges = torch.randn(NODES, 6), some_edges()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        traced = torch.jit.trace(ours, (x, edges))
+    torch.testing.assert_close(traced(x, edges[:, 30:]), ours(x, edges[:, 30:]))
+
+
+@every_class
+def test_exports(name: str) -> None:
+    ours, _ = both(name, 6, 5, 2)
+    x, edges = torch.randn(NODES, 6), some_edges()
+    program = torch.export.export(ours.eval(), (x, edges))
+    torch.testing.assert_close(program.module()(x, edges), ours(x, edges))
+    assert not fallbacks(ours)

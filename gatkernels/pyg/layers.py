@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import Linear, MessagePassing, conv
 from torch_geometric.nn.aggr import SumAggregation
+from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_sparse
 
 from gatkernels import _dispatch, _layers
@@ -94,6 +95,12 @@ class _Fused(DropIn):
     ) -> Adjacency:
         if is_sparse(edge_index):  # it knows its own size
             size = (x_src.shape[0], edge_index.size(0)) if x_dst is None else None
+        if (
+            isinstance(edge_index, SparseTensor)
+            and self.add_self_loops
+            and self.edge_dim is not None
+        ):
+            raise Unfused("edge_dim and self loops with a SparseTensor")
         counts = node_counts(x_src, x_dst, size)
         edges = adjacency(edge_index, edge_attr, counts, self.add_self_loops, self.fill_value)
         if self.flow == "target_to_source":
