@@ -1,4 +1,4 @@
-"""The command line: ``gatkernels train | demo | bench | verify | info``."""
+"""The command line: ``gatkernels train | plot | report | demo | bench | verify | info``."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gatkernels {__version__}")
     commands = parser.add_subparsers(dest="name", metavar="command", required=True)
     _add_train(commands)
+    _add_plot(commands)
+    _add_report(commands)
     _add_demo(commands)
     _add_bench(commands)
     _add_verify(commands)
@@ -88,6 +90,39 @@ def _add_train(commands: Any) -> None:
         else:
             preset.add_argument(flag, type=type(option.default), help=text)
     train.set_defaults(command=_train)
+
+
+def _add_plot(commands: Any) -> None:
+    from gatkernels.experiments.figures import FIGURES
+
+    plot = commands.add_parser("plot", help="draw a trained run, as PNG and SVG")
+    plot.add_argument(
+        "kind", choices=[*FIGURES, "all"], metavar="KIND", help=f"{', '.join(FIGURES)} or all"
+    )
+    _add_look_options(plot, "output folder (RUN/plots)")
+    plot.add_argument("--layer", type=int, help="from 1 (that of the most selective head)")
+    plot.add_argument("--head", type=int, help="from 1 (the most selective one)")
+    plot.add_argument(
+        "--node", type=int, action="append", default=[], metavar="N",
+        help="node to draw, from 0; may be repeated",
+    )  # fmt: skip
+    plot.add_argument(
+        "--edges", type=int, default=0, metavar="N",
+        help="draw the N strongest attention edges over the t-SNE",
+    )  # fmt: skip
+    plot.set_defaults(command=_plot)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="all plots of a run on one HTML page")
+    _add_look_options(report, "HTML file to write (RUN/report.html)")
+    report.set_defaults(command=_report)
+
+
+def _add_look_options(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder gatkernels train wrote")
+    parser.add_argument("--out", type=Path, metavar="PATH", help=out)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
 
 
 def _add_demo(commands: Any) -> None:
@@ -143,6 +178,26 @@ def _train(args: argparse.Namespace) -> int:
         job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
         interrupted = jobs.execute(job, seeds)
     return EXIT_INTERRUPTED if interrupted else 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from gatkernels.experiments import look
+    from gatkernels.experiments.figures import Choice
+
+    with usage_errors():
+        choice = Choice.of(args.layer, args.head, args.node, args.edges)
+        for kind, words, paths in look.plot(args.run, args.kind, args.out, args.data, choice):
+            print(f"{kind}: {words}")
+            print(f"  wrote {', '.join(str(path) for path in paths)}", flush=True)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from gatkernels.experiments import look
+
+    with usage_errors():
+        print(f"wrote {look.report(args.run, args.out, args.data)}")
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:
