@@ -1,1 +1,1 @@
-"""The layer measured against its peers: `python -m gatkernels.bench`."""
+"""GAT and GATv2 layers measured against their peers: `gatkernels bench`."""
