@@ -36,14 +36,14 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest python_tests
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check gatkernels python_tests bench setup.py
-	$(BIN)/ruff format --check gatkernels python_tests bench setup.py
+	$(BIN)/ruff check gatkernels python_tests bench docs setup.py
+	$(BIN)/ruff format --check gatkernels python_tests bench docs setup.py
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(VENV)/ready
-	$(BIN)/ruff check --fix gatkernels python_tests bench setup.py
-	$(BIN)/ruff format gatkernels python_tests bench setup.py
+	$(BIN)/ruff check --fix gatkernels python_tests bench docs setup.py
+	$(BIN)/ruff format gatkernels python_tests bench docs setup.py
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(VENV)/peers

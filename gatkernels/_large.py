@@ -1,7 +1,8 @@
-"""The two dense steps around the kernels, with large results in large pages.
+"""The dense steps around the kernels: large results in large pages, dropout by the kernels' draws.
 
 On a CPU the first touch of a fresh result in small pages costs about as much as computing it, and
-gathering its rows at random misses the translation buffer.
+gathering its rows at random misses the translation buffer. torch draws dropout there on one
+thread, which for wide inputs takes longer than the attention.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatkernels import _native
+from gatkernels import _native, _ops
+from gatkernels.functional import draw_seed
 
 
 def _plain(x: Tensor, elements: int) -> bool:
@@ -64,4 +66,25 @@ def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     if _plain(x, x.numel()) or x.dtype != bias.dtype:
         return x + bias
     result: Tensor = _AddBias.apply(x, bias)
+    return result
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, seed: Tensor) -> Tensor:
+        ctx.save_for_backward(seed)
+        ctx.p = p
+        return _ops.feature_dropout(x, p, seed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Dropout.apply(grad, ctx.p, ctx.saved_tensors[0]), None, None
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout of ``x`` in training, the same for any number of threads."""
+    native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    if not native or _native.cpu_missing is not None:
+        return F.dropout(x, p)
+    result: Tensor = _Dropout.apply(x, p, draw_seed(x.device))
     return result

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gatkernels._large import add_bias, linear
+from gatkernels._large import add_bias, dropout, linear
 from gatkernels.functional import gat_attention, gat_attention_packed
 from gatkernels.graph import Graph
 from gatkernels.sparse import SparseRows
@@ -99,6 +99,7 @@ def attend(
     source: Side,
     target: Side | None,
     edge_score: Tensor | None = None,
+    feature_dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """GAT from the layer's inputs.
@@ -111,6 +112,7 @@ def attend(
         source: What messages are made of.
         target: What they are sent to; None where scores come from the sources alone.
         edge_score: ``[num_edges, heads]``.
+        feature_dropout: Dropout of the projected features, after the scores were taken of them.
         options: As :func:`gatkernels.gat_attention`.
 
     Returns:
@@ -126,7 +128,7 @@ def attend(
     else:
         weight = source.lin.weight
         columns = [weight, source.carried()]
-        if same and edge_score is None:
+        if same and edge_score is None and feature_dropout == 0.0:
             assert target is not None
             packed = product(source.x, torch.cat([*columns, target.carried()]))
             return gat_attention_packed(graph, packed, source.heads, **options)
@@ -140,5 +142,7 @@ def attend(
         score_src = packed[:, width : width + heads]
         if same:
             score_dst = packed[:, width + heads :]
+    if feature_dropout > 0.0:
+        x = dropout(x, feature_dropout)
     result = gat_attention(graph, x, score_src, score_dst, edge_score, **options)
     return result if options.get("return_attention") else (result, None)

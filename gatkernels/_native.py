@@ -251,3 +251,27 @@ def gatv2_backward(
         packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_dst.data_ptr(),
         grad_att.data_ptr(), 0 if edge is None else grad_edge.data_ptr(),
     )  # fmt: skip
+
+
+def sparse_product(
+    rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
+) -> Tensor:
+    dense, values = _rows(dense), values.contiguous()
+    rows, width = rowptr.shape[0] - 1, dense.shape[1]
+    out = empty(dense, rows, width)
+    cpu_module().sparse_product(
+        DTYPE_CODES[dense.dtype], torch.get_num_threads(), rowptr.data_ptr(), col.data_ptr(),
+        _place(order), rows, width, values.data_ptr(), dense.data_ptr(), dense.stride(0),
+        out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = empty(x, *x.shape)
+    cpu_module().feature_dropout(
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), x.numel(), seed.data_ptr(), p,
+        x.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
+    return out

@@ -37,6 +37,9 @@ for _schema in (
     f"gatv2_alpha({_GRAPH}, {_GATV2}, Tensor stats, str backend) -> Tensor",
     f"gatv2_backward({_GRAPH}, {_TRANSPOSE}, {_GATV2}, Tensor out, Tensor stats, {_GRADS})"
     " -> (Tensor grad_x, Tensor grad_dst, Tensor grad_att, Tensor grad_edge)",
+    "sparse_product(Tensor rowptr, Tensor col, Tensor? order, Tensor values, Tensor dense)"
+    " -> Tensor",
+    "feature_dropout(Tensor x, float p, Tensor seed) -> Tensor",
 ):
     _library.define(_schema)
 
@@ -176,6 +179,36 @@ def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return results
 
 
+def sparse_product(
+    rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
+) -> Tensor:
+    """A CSR matrix times ``dense [columns, width]``; ``values[order]`` are in the order of col."""
+    result: Tensor = torch.ops.gatkernels.sparse_product(rowptr, col, order, values, dense)
+    return result
+
+
+def _sparse_product(
+    rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
+) -> Tensor:
+    native = dense.device.type == "cpu" and dense.dtype in (torch.float32, torch.float64)
+    if native and dense.dtype == values.dtype and _native.cpu_missing is None:
+        return _native.sparse_product(rowptr, col, order, values, dense)
+    size = (rowptr.shape[0] - 1, dense.shape[0])
+    values = values if order is None else values[order.long()]
+    matrix = torch.sparse_csr_tensor(rowptr.int(), col, values, size, check_invariants=False)
+    return matrix.to(dense.dtype) @ dense
+
+
+def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """On the CPU, float32 or float64; value 64 b + 16 w + l: word w of counter (16 b + l, 0)."""
+    result: Tensor = torch.ops.gatkernels.feature_dropout(x, p, seed)
+    return result
+
+
+def _feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    return _native.feature_dropout(x, p, seed)
+
+
 for _name, _kernel in {
     "gat_forward": _gat_forward,
     "gat_alpha": _gat_alpha,
@@ -188,6 +221,19 @@ for _name, _kernel in {
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _kernel, _key)
 _library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
+_library.impl("sparse_product", _sparse_product, "CPU")
+_library.impl("sparse_product", _sparse_product, "CUDA")
+_library.impl("feature_dropout", _feature_dropout, "CPU")
+
+
+@torch.library.register_fake("gatkernels::sparse_product", lib=_library)
+def _(rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor) -> Tensor:
+    return dense.new_empty(rowptr.shape[0] - 1, dense.shape[1])
+
+
+@torch.library.register_fake("gatkernels::feature_dropout", lib=_library)
+def _(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("gatkernels::build_csr", lib=_library)

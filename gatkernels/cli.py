@@ -25,14 +25,15 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def usage_errors() -> Iterator[None]:
-    """Errors about the user's choices, raised while a command gets ready, become one line."""
+def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors about the user's choices become one line: those of getting ready, or ``kinds``."""
     from gatkernels import BackendUnavailable
     from gatkernels.experiments import MissingExtraError
 
+    expected = kinds or (ValueError, OSError, BackendUnavailable, MissingExtraError)
     try:
         yield
-    except (ValueError, OSError, BackendUnavailable, MissingExtraError) as error:
+    except expected as error:
         raise UsageError(str(error)) from error
 
 
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_plot(commands)
     _add_report(commands)
+    _add_reproduce(commands)
     _add_demo(commands)
     _add_bench(commands)
     _add_verify(commands)
@@ -125,6 +127,24 @@ def _add_look_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
 
 
+def _add_reproduce(commands: Any) -> None:
+    from gatkernels.experiments.presets import DATASETS, MODELS
+
+    table = commands.add_parser("reproduce", help="the papers' table, several seeds each")
+    citation = ["cora", "citeseer", "pubmed"]
+    table.add_argument(
+        "--datasets", nargs="+", default=citation, metavar="NAME", help=", ".join(DATASETS)
+    )
+    table.add_argument(
+        "--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS)
+    )
+    table.add_argument("--seeds", type=int, default=10, metavar="N", help="runs of each (10)")
+    table.add_argument("--seed", type=int, default=0, help="seed of the first run (0)")
+    _add_run_options(table, "runs/reproduce")
+    table.add_argument("--resume", action="store_true", help="go on with an interrupted table")
+    table.set_defaults(command=_reproduce)
+
+
 def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="train on Cora, then time the layers against the naive formula"
@@ -133,13 +153,11 @@ def _add_demo(commands: Any) -> None:
     demo.set_defaults(command=_demo)
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: argparse.ArgumentParser, out: str = "runs/DATASET-MODEL") -> None:
     parser.add_argument("--backend", default="auto", help="auto, or one of gatkernels info (auto)")
     parser.add_argument("--device", default="cpu", help="torch device (cpu)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="output folder (runs/DATASET-MODEL)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"output folder ({out})")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -165,7 +183,7 @@ def _add_info(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from gatkernels.experiments import jobs
+    from gatkernels.experiments import MissingExtraError, jobs, runs
     from gatkernels.experiments.presets import get_preset, preset_options
     from gatkernels.experiments.training import Options
 
@@ -175,8 +193,27 @@ def _train(args: argparse.Namespace) -> int:
         seeds = jobs.seed_range(args.seed, args.seeds)
         options = Options(args.device, args.backend, args.amp, args.compile)
         job = jobs.prepare(preset, options, args.out, args.data, quiet=args.quiet)
-        job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
-        interrupted = jobs.execute(job, seeds)
+    job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
+    with usage_errors(runs.RunError, OSError, MissingExtraError):
+        _, interrupted = jobs.execute(job, seeds)
+    return EXIT_INTERRUPTED if interrupted else 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from gatkernels.experiments import jobs, reproduce
+    from gatkernels.experiments.training import Options
+
+    with usage_errors():
+        cells = [(dataset, model) for dataset in args.datasets for model in args.models]
+        interrupted = reproduce.reproduce(
+            cells,
+            jobs.seed_range(args.seed, args.seeds),
+            Options(args.device, args.backend),
+            args.out or Path("runs/reproduce"),
+            args.data,
+            quiet=args.quiet,
+            resume=args.resume,
+        )
     return EXIT_INTERRUPTED if interrupted else 0
 
 
@@ -210,7 +247,9 @@ def _demo(args: argparse.Namespace) -> int:
         job = jobs.prepare(
             get_preset("cora"), options, args.out, args.data, quiet=args.quiet, generate=True
         )
-    if jobs.execute(job, range(1)):
+    with usage_errors(OSError):
+        _, interrupted = jobs.execute(job, range(1))
+    if interrupted:
         return EXIT_INTERRUPTED
     from gatkernels.experiments.demo import print_comparison
 

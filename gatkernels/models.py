@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatkernels import _large
 from gatkernels._layers import Features, product
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.nn import GATConv, GATv2Conv
@@ -23,7 +24,7 @@ def dropout(x: Features, p: float, training: bool) -> Features:
         x = SparseRows.of(x)
     if isinstance(x, SparseRows):
         return x.dropout(p, training)
-    return F.dropout(x, p, training)
+    return _large.dropout(x, p) if training and p > 0.0 else x
 
 
 class GAT(nn.Module):
@@ -43,8 +44,8 @@ class GAT(nn.Module):
         dropout: Probability, while training.
         layers: Number of layers, at least 2.
         version: 1 for GAT, 2 for GATv2.
-        residual: Add to the output of every layer but the first its input, projected where the
-            sizes differ: the skip connections of the paper's network for PPI.
+        residual: Add to the output of every layer a learned projection of its input.
+        feature_dropout: Of GAT's projected features, as in the paper's own code.
         negative_slope: Slope of the LeakyReLU.
         add_self_loops: Remove given self loops and add one per node.
         backend: "auto" or the name of one, see ``gatkernels info``.
@@ -62,6 +63,7 @@ class GAT(nn.Module):
         layers: int = 2,
         version: int = 1,
         residual: bool = False,
+        feature_dropout: float = 0.0,
         negative_slope: float = 0.2,
         add_self_loops: bool = True,
         backend: str = "auto",
@@ -69,26 +71,27 @@ class GAT(nn.Module):
         super().__init__()
         if layers < 2:
             raise ValueError(f"GAT: 'layers' must be at least 2, got {layers}")
+        if version == 2 and feature_dropout:
+            raise ValueError("GAT: 'feature_dropout' is GAT's alone, not GATv2's")
         if version not in (1, 2):
             raise ValueError(f"GAT: 'version' must be 1 or 2, got {version}")
         self.dropout = dropout
-        self.residual = residual
         layer: Callable[..., Any] = GATConv if version == 1 else GATv2Conv
         width = hidden_channels * heads
-        options = {
+        options: dict[str, Any] = {
             "negative_slope": negative_slope,
             "dropout": dropout,
             "add_self_loops": add_self_loops,
+            "residual": residual,
             "backend": backend,
         }
+        if feature_dropout:
+            options["feature_dropout"] = feature_dropout
         self.convs = nn.ModuleList(
             layer(in_channels if place == 0 else width, hidden_channels, heads, **options)
             for place in range(layers - 1)
         )
-        projected = residual and width != out_channels
-        self.convs.append(
-            layer(width, out_channels, out_heads, False, residual=projected, **options)
-        )
+        self.convs.append(layer(width, out_channels, out_heads, False, **options))
 
     def reset_parameters(self) -> None:
         for conv in self.convs:
@@ -97,10 +100,7 @@ class GAT(nn.Module):
 
     def forward(self, x: Features, edge_index: Tensor | Graph) -> Tensor:
         for place, conv in enumerate(self.convs):
-            inputs = dropout(x, self.dropout, self.training)
-            out: Tensor = conv(inputs, edge_index)
-            if self.residual and place > 0 and conv.res is None:
-                out = out + inputs
+            out: Tensor = conv(dropout(x, self.dropout, self.training), edge_index)
             x = out if place == len(self.convs) - 1 else F.elu(out)
         return out
 
@@ -198,13 +198,13 @@ def normalised_adjacency(graph: Graph) -> SparseRows:
         place = torch.empty(graph.num_edges, dtype=torch.long, device=graph.device)
         place[eid] = torch.arange(used, device=graph.device)
         found = _adjacencies[graph] = SparseRows(
-            graph.rowptr.int(),
+            graph.rowptr,
             graph.col[:used],
             values,
             (graph.num_dst, graph.num_src),
-            graph.colptr.int(),
+            graph.colptr,
             graph.row[:used],
-            place[graph.ceid[:used].long()],
+            place[graph.ceid[:used].long()].int(),
         )
     return found
 

@@ -53,6 +53,8 @@ class GATConv(nn.Module):
         add_self_loops: Remove given self loops and add one per node.
         bias: Learn an additive bias.
         residual: Add a learned projection of the destination's input.
+        feature_dropout: Probability of dropping a projected feature while training, after the
+            scores were taken of it: the third dropout of the paper's own code.
         backend: "auto" or the name of one, see ``gatkernels info``.
     """
 
@@ -68,6 +70,7 @@ class GATConv(nn.Module):
         *,
         bias: bool = True,
         residual: bool = False,
+        feature_dropout: float = 0.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -79,6 +82,7 @@ class GATConv(nn.Module):
         self.dropout = dropout
         self.add_self_loops = add_self_loops
         self.residual = residual
+        self.feature_dropout = feature_dropout
         self.backend = backend
 
         width = heads * out_channels
@@ -134,6 +138,7 @@ class GATConv(nn.Module):
             graph,
             Side(x_src, lin_src, self.att_src),
             None if x_dst is None else Side(x_dst, lin_dst, self.att_dst),
+            feature_dropout=self.feature_dropout if self.training else 0.0,
             negative_slope=self.negative_slope,
             dropout=self.dropout if self.training else 0.0,
             return_attention=return_attention_weights,

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gatkernels import _ops
+from gatkernels._large import dropout
+
 
 class SparseRows(NamedTuple):
-    """A sparse CSR matrix ``[rows, columns]`` with its transpose, so that both products are CSR."""
+    """A sparse CSR matrix ``[rows, columns]`` with its transpose, so that both products are CSR.
+
+    Pointers are int64, all other indices int32. A stored zero is no value: what it is multiplied
+    with is not looked at.
+    """
 
     crow: Tensor
     col: Tensor
@@ -33,18 +39,20 @@ class SparseRows(NamedTuple):
     def _build(cls, matrix: Tensor) -> SparseRows:
         crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
         rows, columns = matrix.shape
+        if max(rows, columns, col.shape[0]) >= 2**31:
+            raise ValueError("sparse features must have fewer than 2^31 rows, columns and values")
         row = torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff())
         order = torch.argsort(col, stable=True)
-        t_crow = torch.zeros(columns + 1, dtype=crow.dtype, device=crow.device)
+        t_crow = torch.zeros(columns + 1, dtype=torch.int64, device=crow.device)
         t_crow[1:] = torch.bincount(col, minlength=columns).cumsum(0)
-        t_col = row[order].to(col.dtype)
-        return cls(crow, col, values.detach(), (rows, columns), t_crow, t_col, order)
+        transpose = (t_crow, row[order].int(), order.int())
+        return cls(crow.long(), col.int(), values.detach(), (rows, columns), *transpose)
 
     def dropout(self, p: float, training: bool) -> SparseRows:
         """Dropout of the stored values; a dropped zero would be a zero."""
         if not training or p == 0.0:
             return self
-        return self._replace(values=F.dropout(self.values, p))
+        return self._replace(values=dropout(self.values, p))
 
     def matmul(self, dense: Tensor) -> Tensor:
         """``self @ dense`` for ``dense [columns, width]``, differentiable in ``dense``."""
@@ -63,15 +71,10 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, matrix: SparseRows, dense: Tensor, transposed: bool) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed
         m = matrix
-        if transposed:
-            parts, shape = (m.t_crow, m.t_col, m.values[m.t_order]), m.shape[::-1]
-        else:
-            parts, shape = (m.crow, m.col, m.values), m.shape
         with torch.autocast(dense.device.type, enabled=False):
-            product: Tensor = (
-                torch.sparse_csr_tensor(*parts, size=shape, check_invariants=False) @ dense
-            )
-        return product
+            if transposed:
+                return _ops.sparse_product(m.t_crow, m.t_col, m.t_order, m.values, dense)
+            return _ops.sparse_product(m.crow, m.col, None, m.values, dense)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -254,6 +254,30 @@ PYBIND11_MODULE(_cpu, m) {
                                      as<void>(grad_edge)};
           run([&] { return kernels.gatv2_backward(params); });
         });
+
+  m.def("sparse_product",
+        [kernels](int dtype, int threads, Pointer rowptr, Pointer col, Pointer order, int64_t rows,
+                  int64_t width, Pointer values, Pointer x, int64_t x_stride, Pointer out) {
+          const SparseProduct params{DType(dtype),
+                                     threads,
+                                     as<const int64_t>(rowptr),
+                                     as<const int32_t>(col),
+                                     as<const int32_t>(order),
+                                     rows,
+                                     width,
+                                     as<const void>(values),
+                                     matrix(x, x_stride),
+                                     as<void>(out)};
+          run([&] { return kernels.sparse_product(params); });
+        });
+
+  m.def("feature_dropout", [kernels](int dtype, int threads, int64_t count, Pointer seed, double p,
+                                     Pointer x, Pointer out) {
+    const FeatureDropout params{
+        DType(dtype),      threads,      count, {as<const int64_t>(seed), p},
+        as<const void>(x), as<void>(out)};
+    run([&] { return kernels.feature_dropout(params); });
+  });
 }
 
 }  // namespace gatkernels

@@ -121,4 +121,28 @@ struct Gatv2Backward {
   void* grad_edge;         // [E, H * C] in the user's order, or null
 };
 
+// out = S x, in float32 or float64. S in CSR; or in CSC with `order`, the place of each value.
+struct SparseProduct {
+  DType dtype;
+  int threads;
+  const int64_t* rowptr;  // [rows + 1]
+  const int32_t* col;     // [values]
+  const int32_t* order;   // [values], or null: in the order of col
+  int64_t rows;
+  int64_t width;
+  const void* values;
+  Matrix x;   // [columns, width]
+  void* out;  // [rows, width]
+};
+
+// Dropout of `count` contiguous values, in float32 or float64.
+struct FeatureDropout {
+  DType dtype;
+  int threads;
+  int64_t count;
+  Dropout dropout;
+  const void* x;
+  void* out;
+};
+
 }  // namespace gatkernels

@@ -1,5 +1,6 @@
 // The table of kernels of the instruction set GK_ISA.
 #pragma once
+#include "features.h"
 #include "gatv2_backward.h"
 #include "kernels.h"
 
@@ -39,8 +40,23 @@ static Status gatv2_backward_of(const Gatv2Backward& p) {
                     [&](auto t, auto a) { return gatv2_backward<decltype(t), decltype(a)>(p); });
 }
 
+static Status sparse_product_of(const SparseProduct& p) {
+  if (p.dtype == DType::kFloat32) return sparse_product<float>(p);
+  return p.dtype == DType::kFloat64 ? sparse_product<double>(p) : Status::kUnsupported;
+}
+static Status feature_dropout_of(const FeatureDropout& p) {
+  if (p.dtype == DType::kFloat32) return feature_dropout<float>(p);
+  return p.dtype == DType::kFloat64 ? feature_dropout<double>(p) : Status::kUnsupported;
+}
+
 static Kernels table(const char* isa) {
-  return {isa, gat_forward_of, gat_backward_of, gatv2_forward_of, gatv2_backward_of};
+  return {isa,
+          gat_forward_of,
+          gat_backward_of,
+          gatv2_forward_of,
+          gatv2_backward_of,
+          sparse_product_of,
+          feature_dropout_of};
 }
 
 }  // namespace GK_ISA

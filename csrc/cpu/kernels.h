@@ -11,6 +11,8 @@ struct Kernels {
   Status (*gat_backward)(const GatBackward&);
   Status (*gatv2_forward)(const Gatv2Forward&, const AlphaOut* to);
   Status (*gatv2_backward)(const Gatv2Backward&);
+  Status (*sparse_product)(const SparseProduct&);
+  Status (*feature_dropout)(const FeatureDropout&);
 };
 
 Kernels baseline_kernels();

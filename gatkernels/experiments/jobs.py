@@ -127,8 +127,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def execute(job: Job, seeds: Sequence[int]) -> bool:
-    """Train once per seed, print and save; True where Ctrl-C cut it short.
+def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
+    """Train once per seed, print and save; also whether Ctrl-C cut it short.
 
     Ctrl-C ends the run after the epoch under way; what was done by then is saved, and ``--resume``
     goes on from there.
@@ -160,7 +160,7 @@ def execute(job: Job, seeds: Sequence[int]) -> bool:
         paths = runs.save_run(job.out, job.preset, job.dataset, results, job.settings(seeds))
         names = ", ".join(path.name for path in paths)
         say(job.console, f"wrote {names} to {job.out}")
-    return interrupted
+    return results, interrupted
 
 
 def _train(
@@ -226,8 +226,9 @@ def tensorboard_writer(folder: Path) -> Any:
 def _identity(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
     config = job.preset.to_dict()
-    for name in ("epochs", "patience"):  # the run may go on for longer
-        del config[name]
+    if job.preset.schedule == "constant":  # the run may go on for longer
+        del config["epochs"]
+    del config["patience"]
     settings = {k: v for k, v in job.settings(seeds[:1]).items() if k != "data"}
     return {"config": config, "settings": settings, "data": job.dataset.fingerprint()}
 

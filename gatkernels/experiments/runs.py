@@ -212,11 +212,11 @@ def build_metrics(
         "dataset": dataset.summary(),
         "summary": summarise(results),
         "checkpoint_seed": best_run(results).seed,
-        "runs": [_entry(run) for run in results],
+        "runs": [entry(run) for run in results],
     }
 
 
-def _entry(run: RunResult) -> dict[str, Any]:
+def entry(run: RunResult) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "test_score": run.test_score,
@@ -282,11 +282,16 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def write(path: Path, save: Callable[[Path], object]) -> Path:
-    """Write beside ``path`` and rename, so that a reader never meets half a file."""
+    """Write beside ``path`` and rename, so that a reader never meets half a file.
+
+    Raises: OSError, also where ``torch.save`` has its own error.
+    """
     part = path.with_name(f".part-{path.name}")
     try:
         save(part)
         part.replace(path)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written: {_reason(error)}") from error
     finally:
         part.unlink(missing_ok=True)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -149,6 +150,7 @@ def build_model(preset: Preset, dataset: Dataset, backend: str = "auto") -> nn.M
         layers=preset.layers,
         version=2 if preset.model == "gatv2" else 1,
         residual=preset.residual,
+        feature_dropout=preset.feature_dropout,
         negative_slope=preset.negative_slope,
         backend=backend,
     )
@@ -261,6 +263,7 @@ class Training:
         """Train for one epoch, then validate."""
         start = time.perf_counter()
         self.model.train()
+        self._set_rate()
         losses, counts = [], []
         for batch in self.batches.training():
             self.optimizer.zero_grad()
@@ -282,6 +285,13 @@ class Training:
             self.best_epoch = self.epoch
         self.times.append(time.perf_counter() - start)
         return Epoch(self.epoch, row[0], row[1], row[2], row[3], self.stopping.waited)
+
+    def _set_rate(self) -> None:
+        rate = self.preset.lr
+        if self.preset.schedule == "cosine":
+            rate *= 0.5 * (1.0 + math.cos(math.pi * self.epoch / self.preset.epochs))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def _logits(self, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):

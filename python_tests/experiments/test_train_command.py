@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -240,6 +241,20 @@ def test_no_network_is_one_line(no_download, no_wheel, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "no source has it (index unreachable); name a folder" in lines[0]
+
+
+def test_a_folder_that_goes_away_is_one_line(train, monkeypatch, capsys):
+    step = Training.step
+
+    def careless_step(self):
+        shutil.rmtree("out")
+        return step(self)
+
+    monkeypatch.setattr(Training, "step", careless_step)
+    assert train("cora", "--epochs", 1, "--out", "out", "--quiet") == 2
+    error = capsys.readouterr().err.strip()
+    assert "state.pt cannot be written" in error
+    assert "\n" not in error
 
 
 def test_a_disk_that_fills_up_is_one_line(train, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from gatkernels.experiments.training import (
 def test_training_reduces_the_loss(cora_like):
     seen = []
     result = train(
-        get_preset("cora").with_options(epochs=25),
+        get_preset("cora").with_options(epochs=25, feature_dropout=0.0),
         cora_like,
         seed=1,
         on_epoch=seen.append,
@@ -229,22 +229,35 @@ def test_gcn_is_pygs(small_cora):
     torch.testing.assert_close(ours, expected)
 
 
-def test_residual_network_is_the_papers():
+def test_residual_network():
     from gatkernels.models import GAT
 
     model = GAT(5, 4, 3, heads=2, out_heads=6, dropout=0.0, layers=3, residual=True)
-    assert [conv.res is None for conv in model.convs] == [True, True, False]
+    widths = [conv.res.weight.shape for conv in model.convs]
+    assert widths == [(8, 5), (8, 8), (3, 8)]
     x = torch.randn(6, 5)
     edges = torch.tensor([[0, 1, 2, 5], [1, 2, 0, 4]])
-    hidden = nn.functional.elu(model.convs[0](x, edges))
-    hidden = nn.functional.elu(model.convs[1](hidden, edges) + hidden)
+    hidden = x
+    for conv in model.convs[:2]:
+        hidden = nn.functional.elu(conv(hidden, edges))
     torch.testing.assert_close(model(x, edges), model.convs[2](hidden, edges))
-    with pytest.raises(ValueError, match="'layers' must be at least 2, got 1"):
-        GAT(5, 4, 3, layers=1)
+    for options in ({"layers": 1}, {"version": 3}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            GAT(5, 4, 3, **options)
+
+
+def test_cosine_schedule(small_cora):
+    preset = get_preset("cora").with_options(schedule="cosine", epochs=4, lr=0.01)
+    run = Training(preset, small_cora)
+    rates = []
+    while not run.finished:
+        run.step()
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates, [0.01, 0.0085355, 0.005, 0.0014645], rtol=1e-4)
 
 
 def test_amp_and_compile_train_alike(small_cora, monkeypatch):
-    preset = get_preset("cora").with_options(epochs=3, dropout=0.0)
+    preset = get_preset("cora").with_options(epochs=3, dropout=0.0, feature_dropout=0.0)
     plain = train(preset, small_cora).curves["train_loss"]
     amp = train(preset, small_cora, options=Options(amp=True)).curves["train_loss"]
     np.testing.assert_allclose(amp, plain, rtol=0.02)
