@@ -14,8 +14,9 @@ from gatkernels.bench.cases import Case
 from gatkernels.bench.peers import Step
 
 #: Largest error allowed in the output and in the weights' gradients, relative to a value's own size
-#: plus the tensor's root mean square. In 16-bit types twice the error of the naive formula in that
-#: type comes on top; gradients there are long sums of both signs, which rounding hits hard.
+#: plus the tensor's root mean square (of gradients, a tenth of the largest one's at least). In
+#: 16-bit types twice the error of the naive formula in that type comes on top; gradients there are
+#: long sums of both signs, which rounding hits hard.
 TOLERANCES = {
     "float64": (1e-11, 1e-11),
     "float32": (5e-5, 5e-5),
@@ -39,7 +40,8 @@ class Expected:
     out: Tensor  # [R, H * C]
     grad_out: Tensor  # [num_dst, H * C], zero outside rows, and in rows with a tie
     gradients: list[Tensor]  # in the order of case.weights
-    allowed: list[float]  # of the output and of each gradient
+    sizes: list[float]  # what is large in the output and in each gradient
+    allowed: list[float]  # error in each
 
 
 def sample_rows(case: Case, edge_budget: int) -> Tensor:
@@ -62,14 +64,24 @@ def expect(case: Case, edge_budget: int | None = None) -> Expected:
     out, grad_out, gradients = _formula(case, torch.float64, rows, src, row)
     first, rest = TOLERANCES[case.spec.dtype]
     allowed = [first, *[rest] * len(gradients)]
+    sizes = [_rms(out), *_sizes(gradients)]
     if case.dtype in (torch.float16, torch.bfloat16):
         rough, _, rough_gradients = _formula(case, case.dtype, rows, src, row)
-        pairs = zip([rough, *rough_gradients], [out, *gradients], strict=True)
+        triples = zip([rough, *rough_gradients], [out, *gradients], sizes, strict=True)
         allowed = [
-            limit + 2 * difference(have, want)
-            for limit, (have, want) in zip(allowed, pairs, strict=True)
+            limit + 2 * difference(*triple) for limit, triple in zip(allowed, triples, strict=True)
         ]
-    return Expected(rows, out, grad_out.to(case.spec.device), gradients, allowed)
+    return Expected(rows, out, grad_out.to(case.spec.device), gradients, sizes, allowed)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt()) if values.numel() else 0.0
+
+
+def _sizes(gradients: list[Tensor]) -> list[float]:
+    """Root mean squares, at least a tenth of the largest: some gradients are 0 but for rounding."""
+    sizes = [_rms(gradient) for gradient in gradients]
+    return [max(size, 0.1 * max(sizes)) for size in sizes]
 
 
 def _edges_into(case: Case, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,16 +176,17 @@ def first_call(step: Step, expected: Expected) -> Verdict:
     seconds = step.graph_seconds + time.perf_counter() - start
     step.hold = False
     rows = out.detach()[expected.rows.to(out.device)]
-    pairs = zip([rows, *gradients], [expected.out, *expected.gradients], strict=True)
-    errors = [difference(have, want) for have, want in pairs]
+    wanted = [expected.out, *expected.gradients]
+    triples = zip([rows, *gradients], wanted, expected.sizes, strict=True)
+    errors = [difference(*triple) for triple in triples]
     excess = max(error / allowed for error, allowed in zip(errors, expected.allowed, strict=True))
     return Verdict(max(errors), excess, seconds)
 
 
-def difference(have: Tensor, want: Tensor) -> float:
-    """Largest difference, in units of the value plus the tensor's root mean square; NaN is inf."""
+def difference(have: Tensor, want: Tensor, size: float) -> float:
+    """Largest difference, in units of the value plus `size`; NaN is infinite."""
     if want.numel() == 0:
         return 0.0
-    scale = want.abs() + want.square().mean().sqrt() + torch.finfo(torch.float64).tiny
+    scale = want.abs() + size + torch.finfo(torch.float64).tiny
     worst = float(((have.detach().cpu().double().view_as(want) - want).abs() / scale).max())
     return worst if worst == worst else float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,18 @@ def test_expected_results_in_chunks(monkeypatch: pytest.MonkeyPatch, layer: str)
     assert torch.allclose(whole.out, part.out, rtol=1e-12)
     for one, other in zip(whole.gradients, part.gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-10)
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_right() -> None:
+    """One source per row: the softmax is 1 whatever the scores, and nothing flows to them."""
+    case = cases.build(Spec("tiny"))
+    ring = torch.arange(64)
+    case = replace(case, edges=replace(case.edges, edge_index=torch.stack([ring, ring.roll(1)])))
+    expected = check.expect(case)
+    assert float(expected.gradients[1].abs().max()) < 1e-12
+    for name in LIBRARIES:
+        if PEERS[name].unavailable(case.spec) is None:
+            assert check.first_call(PEERS[name].prepare(case), expected).excess < 1.0
 
 
 def test_sampled_rows_hold_the_hub_and_an_empty_row() -> None:
