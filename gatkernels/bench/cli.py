@@ -23,7 +23,7 @@ from gatkernels.experiments import MissingExtraError
 
 DEFAULT_OUT = Path("runs/bench")
 QUICK_SECONDS = 0.6
-FULL_SECONDS = 3.0
+FULL_SECONDS = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("measuring")
     how.add_argument("--device", default="cpu", help="torch device (cpu)")
     how.add_argument("--threads", type=int, help="torch's threads (as torch chooses)")
-    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (3; quick 0.6)")
+    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (2; quick 0.6)")
     how.add_argument(
         "--memory-limit", type=float, metavar="GIB", help="per process (most of what is free)"
     )

@@ -25,7 +25,7 @@ class Settings:
     """How a run measures; `memory_limit` in bytes, None for most of what is free."""
 
     threads: int
-    seconds: float = 3.0  # of timed runs per peer and case
+    seconds: float = 2.0  # of timed runs per peer and case
     memory: bool = True
     memory_limit: int | None = None
     timeout: float = process.TIMEOUT
