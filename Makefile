@@ -4,14 +4,17 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+SIMT := $(wildcard python_tests/simt/*)
+# The operator suite, which runs on every backend.
+OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py determinism.py philox.py)
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-cuda lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
-	@echo "make test    all tests"
+	@echo "make test    all tests; the last part of them alone: make test-cuda"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
 
@@ -34,17 +37,22 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest python_tests
+	$(MAKE) test-cuda
+
+# The CUDA kernels on the tests' emulator; on a GPU `gatkernels verify --device cuda`.
+test-cuda: $(VENV)/ready
+	GATKERNELS_TEST_BACKEND=cuda $(BIN)/python -m pytest $(OPERATORS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check gatkernels python_tests bench docs setup.py
 	$(BIN)/ruff format --check gatkernels python_tests bench docs setup.py
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(SIMT)
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix gatkernels python_tests bench docs setup.py
 	$(BIN)/ruff format gatkernels python_tests bench docs setup.py
-	$(BIN)/clang-format -i $(SOURCES)
+	$(BIN)/clang-format -i $(SOURCES) $(SIMT)
 
 bench: $(VENV)/peers
 	$(BIN)/gatkernels bench

@@ -1,12 +1,14 @@
 """Compiles csrc/ with pybind11 and ninja.
 
-Never imports torch, and the module links no torch library.
+Never imports torch, and the modules link no torch library. The CUDA module is built where nvcc is
+found (GATKERNELS_CUDA=auto), never (0) or always (1); it needs no GPU to build.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -31,6 +33,22 @@ X86_SOURCES = {
         " -Wno-maybe-uninitialized -Wno-uninitialized"
     ),
 }
+CUDA_SOURCES = (
+    "csrc/cuda/backward_prologue.cu",
+    "csrc/cuda/gat_backward.cu",
+    "csrc/cuda/gat_forward.cu",
+    "csrc/cuda/gatv2_backward.cu",
+    "csrc/cuda/gatv2_forward.cu",
+    "csrc/cuda/merge_forward.cu",
+)
+CUDA_TYPES = {
+    "float32": "-DGK_TYPE=float -DGK_TYPE_OF_SUMS",
+    "float64": "-DGK_TYPE=double -DGK_TYPE_OF_SUMS",
+    "bfloat16": "-DGK_TYPE=gatkernels::BFloat16",
+    "float16": "-DGK_TYPE=gatkernels::Half",
+}
+CUDA_ARCHS = "80 90 100"  # or what GATKERNELS_CUDA_ARCHS lists
+NVCC_FLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden"
 FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra"
 
 
@@ -58,22 +76,23 @@ def openmp_flags(compiler: str) -> tuple[str, str]:
     return "", ""
 
 
-def ninja_file(compiler: str, target: Path) -> str:
-    includes = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
-    compile_openmp, link_openmp = openmp_flags(compiler)
+def link_rule(compiler: str, flags: str) -> list[str]:
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
+    return ["rule link", f"  command = {compiler} {shared} $in -o $out {flags}"]
+
+
+def cpu_ninja(compiler: str, target: Path) -> str:
+    compile_openmp, link_openmp = openmp_flags(compiler)
     sources = dict.fromkeys(CPU_SOURCES, "")
     if platform.machine().lower() in ("x86_64", "amd64"):
         sources |= X86_SOURCES
     lines = [
-        f"flags = {FLAGS} {compile_openmp} {includes} {os.environ.get('CXXFLAGS', '')}",
-        f"link = {link_openmp} {os.environ.get('LDFLAGS', '')}",
+        f"flags = {FLAGS} {compile_openmp} {includes()} {os.environ.get('CXXFLAGS', '')}",
         "rule compile",
         f"  command = {compiler} $flags $isa -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
-        "rule link",
-        f"  command = {compiler} {shared} $in -o $out $link",
+        *link_rule(compiler, f"{link_openmp} {os.environ.get('LDFLAGS', '')}"),
     ]
     objects = []
     for source, isa in sources.items():
@@ -83,27 +102,114 @@ def ninja_file(compiler: str, target: Path) -> str:
     return "\n".join(lines)
 
 
+def cuda_objects() -> tuple[list[str], str]:
+    """Build lines of the kernels for each dtype and of their bindings, by the rules ``kernel`` and
+    ``compile``; and the objects' names."""
+    lines, names = [], ["bindings.o"]
+    for source in CUDA_SOURCES:
+        for dtype, flags in CUDA_TYPES.items():
+            names.append(f"{Path(source).stem}.{dtype}.o")
+            lines += [f"build {names[-1]}: kernel {escape(ROOT / source)}", f"  type = {flags}"]
+    lines.append(f"build bindings.o: compile {escape(ROOT / 'csrc/bindings/cuda.cpp')}")
+    return lines, " ".join(names)
+
+
+def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
+    home = nvcc.resolve().parents[1]
+    include = f"-I{escape(home / 'include')} {includes()}"
+    flags = f"{FLAGS} {include} {os.environ.get('CXXFLAGS', '')}"
+    libraries = [home / "lib64", home / "targets" / f"{platform.machine()}-linux" / "lib"]
+    found = next((f"-L{escape(p)}" for p in libraries if (p / "libcudart_static.a").exists()), "")
+    objects, names = cuda_objects()
+    lines = [
+        f"kernel_flags = {NVCC_FLAGS} -ccbin {compiler.split()[0]} {gpu_flags(nvcc)}",
+        "rule kernel",
+        f"  command = {escape(nvcc)} $kernel_flags $type -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule compile",
+        f"  command = {compiler} {flags} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        *link_rule(compiler, f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"),
+        *objects,
+        f"build {escape(target)}: link {names}",
+        f"default {escape(target)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def gpu_flags(nvcc: Path) -> str:
+    """Machine code for every architecture, and PTX of the newest for GPUs to come."""
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+    wanted = os.environ.get("GATKERNELS_CUDA_ARCHS", CUDA_ARCHS).split()
+    known = [arch for arch in wanted if f"sm_{arch}" in listed.stdout.split()]
+    if not known:
+        sys.exit(f"gatkernels: {nvcc} knows none of the architectures {' '.join(wanted)}")
+    flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in known]
+    return " ".join([*flags, f"-gencode arch=compute_{known[-1]},code=compute_{known[-1]}"])
+
+
+def find_nvcc() -> Path | None:
+    """nvcc where CUDA kernels are to be built: GATKERNELS_CUDA is auto, 0 or 1."""
+    wanted = os.environ.get("GATKERNELS_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"gatkernels: GATKERNELS_CUDA must be auto, 0 or 1, got '{wanted}'")
+    if wanted == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    on_path = shutil.which("nvcc")
+    places = [Path(home, "bin", "nvcc")] if home else []
+    places += [Path(on_path)] if on_path else []
+    places.append(Path("/usr/local/cuda/bin/nvcc"))
+    found = next((place for place in places if place.exists()), None)
+    if found is None and wanted == "1":
+        sys.exit(
+            "gatkernels: GATKERNELS_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA "
+            "toolkit, or put nvcc on PATH"
+        )
+    return found
+
+
+def includes() -> str:
+    return f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
+
+
 def escape(path: Path) -> str:
     return str(path.resolve()).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
+def ninja_command(folder: Path) -> list[str]:
+    import ninja
+
+    return [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)]
+
+
+def run_ninja(folder: Path, content: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text(content)
+    subprocess.run(ninja_command(folder), check=True)
 
 
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs ninja, which compiles in parallel and only what changed."""
 
     def build_extension(self, ext: Extension) -> None:
-        import ninja
-
-        folder = Path(self.build_temp).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CXX", "c++")
-        (folder / "build.ninja").write_text(ninja_file(compiler, target))
-        program = str(Path(ninja.BIN_DIR, "ninja"))
-        subprocess.run([program, "-C", str(folder)], check=True)
+        nvcc = find_nvcc()
+        if ext.name == "gatkernels._cuda" and nvcc is not None:
+            content = cuda_ninja(compiler, nvcc, target)
+        else:
+            content = cpu_ninja(compiler, target)
+        run_ninja(Path(self.build_temp).resolve() / ext.name, content)
 
 
-setup(
-    ext_modules=[Extension("gatkernels._cpu", sources=[])],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    names = ["gatkernels._cpu"] + (["gatkernels._cuda"] if find_nvcc() else [])
+    setup(
+        ext_modules=[Extension(name, sources=[]) for name in names],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gatkernels import _native
+from gatkernels import _native, _native_cuda
 
 
 class BackendUnavailable(RuntimeError):
@@ -22,6 +22,10 @@ class Case(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
+
+
+def _cuda(case: Case) -> str | None:
+    return _native_cuda.why_not(case.device)
 
 
 def _cpu(case: Case) -> str | None:
@@ -50,13 +54,14 @@ def _reference(case: Case) -> str | None:
 class Backend(NamedTuple):
     #: None where it can run a case, else the reason why not.
     why_not: Callable[[Case], str | None]
-    #: Loads its kernels, a module with the functions of gatkernels._native; None: it has none.
+    #: Loads its kernels, with the functions of gatkernels._native.Kernels; None: it has none.
     kernels: Callable[[], Any] | None
 
 
 #: In the order in which "auto" tries them.
 _BACKENDS: dict[str, Backend] = {
-    "cpu": Backend(_cpu, lambda: _native),
+    "cpu": Backend(_cpu, lambda: _native.CPU),
+    "cuda": Backend(_cuda, lambda: _native_cuda.CUDA),
     "triton": Backend(_triton, lambda: importlib.import_module("gatkernels.kernels")),
     "reference": Backend(_reference, None),
 }

@@ -1,4 +1,4 @@
-"""Tensors to pointers: the only caller of the compiled module, and of ``data_ptr()``."""
+"""Tensors to pointers: the only caller of the compiled modules, and of ``data_ptr()``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ except ImportError as error:
 
 Csr = tuple[Tensor, Tensor, Tensor]
 Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
+Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
 
 
 def cpu_module() -> Any:
@@ -33,7 +34,7 @@ def cpu_module() -> Any:
     return _cpu
 
 
-def _place(tensor: Tensor | None) -> int:
+def place(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -90,169 +91,6 @@ def build_csr(
     return rowptr, col, eid, bad
 
 
-# On a small graph what follows takes longer than the kernels: plain statements, few calls.
-
-
-def gat_forward(
-    csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (empty unless ``statistics``)."""
-    rowptr, col, eid = csr
-    src, dst, edge, negative_slope, dropout, seed = scores
-    x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
-    num_dst = rowptr.shape[0] - 1
-    _, heads, channels = x.shape
-    out = empty(x, num_dst, heads, channels)
-    # src: in the dtype of sums
-    out_pos = empty(src, num_dst, heads, channels) if training else src.new_empty(0)
-    stats = empty(src, num_dst, 3, heads) if statistics else src.new_empty(0)
-    cpu_module().gat_forward(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
-        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
-        src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), _place(edge),
-        negative_slope, _place(seed) if dropout else 0, dropout,
-        x.data_ptr(), x.stride(0), out.data_ptr(),
-        out_pos.data_ptr() if training else 0, stats.data_ptr() if statistics else 0,
-    )  # fmt: skip
-    return out, out_pos, stats
-
-
-def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
-    rowptr, col, eid = csr
-    src, dst, edge, negative_slope, dropout, seed = scores
-    src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
-    alpha = stats.new_zeros(col.shape[0], stats.shape[2])
-    cpu_module().gat_alpha(
-        DTYPE_CODES[stats.dtype], torch.get_num_threads(), stats.shape[2],
-        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-        src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), _place(edge),
-        negative_slope, _place(seed) if dropout else 0, dropout,
-        stats.data_ptr(), alpha.data_ptr(),
-    )  # fmt: skip
-    return alpha
-
-
-def _packed_rows(x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
-    """Rows of ``features`` values like ``x``, then ``fields`` like ``sums``, in whole lines."""
-    unit, each = sums.element_size(), x.element_size()
-    size = -(-features * each // unit) * unit + fields * unit
-    return empty(x, sums.shape[0], -(-size // 64) * 64 // each)
-
-
-def gat_backward(
-    csr: Csr,
-    csc: Csr,
-    x: Tensor,
-    scores: Scores,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    grads: tuple[Tensor, Tensor | None],
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    """Gradients of x, score_src, score_dst and edge_score, written into ``results``.
-
-    ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
-    """
-    rowptr, col, eid = csr
-    colptr, row, ceid = csc
-    src, dst, edge, negative_slope, dropout, seed = scores
-    out, out_pos, stats, alpha = saved
-    grad, grad_alpha = grads
-    grad_x, grad_src, grad_dst, grad_edge = results
-    x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
-    grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
-    _, heads, channels = x.shape
-    packed = _packed_rows(x, stats, heads * channels, 4 * heads)
-    cpu_module().gat_backward(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
-        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-        colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
-        src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), _place(edge),
-        negative_slope, _place(seed) if dropout else 0, dropout,
-        x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
-        out.data_ptr(), out_pos.data_ptr(), stats.data_ptr(), _place(alpha), _place(grad_alpha),
-        packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_x.stride(0),
-        grad_src.data_ptr(), grad_src.stride(0), grad_dst.data_ptr(), grad_dst.stride(0),
-        0 if edge is None else grad_edge.data_ptr(),
-    )  # fmt: skip
-
-
-Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
-
-
-def gatv2_forward(
-    csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
-) -> tuple[Tensor, Tensor]:
-    """``out`` and ``stats`` (empty unless ``statistics``)."""
-    rowptr, col, eid = csr
-    dst, att, edge, negative_slope, dropout, seed = scores
-    x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
-    num_dst = rowptr.shape[0] - 1
-    _, heads, channels = x.shape
-    out = empty(x, num_dst, heads, channels)
-    # att: in the dtype of sums
-    stats = empty(att, num_dst, 3, heads) if statistics else att.new_empty(0)
-    cpu_module().gatv2_forward(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
-        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
-        dst.data_ptr(), dst.stride(0), att.data_ptr(), _place(edge),
-        negative_slope, _place(seed) if dropout else 0, dropout,
-        x.data_ptr(), x.stride(0), out.data_ptr(), stats.data_ptr() if statistics else 0,
-    )  # fmt: skip
-    return out, stats
-
-
-def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
-    rowptr, col, eid = csr
-    dst, att, edge, negative_slope, dropout, seed = scores
-    x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
-    _, heads, channels = x.shape
-    alpha = stats.new_zeros(col.shape[0], heads)
-    cpu_module().gatv2_alpha(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
-        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-        dst.data_ptr(), dst.stride(0), att.data_ptr(), _place(edge),
-        negative_slope, _place(seed) if dropout else 0, dropout,
-        x.data_ptr(), x.stride(0), stats.data_ptr(), alpha.data_ptr(),
-    )  # fmt: skip
-    return alpha
-
-
-def gatv2_backward(
-    csr: Csr,
-    csc: Csr,
-    x: Tensor,
-    scores: Gatv2Scores,
-    saved: tuple[Tensor, Tensor, Tensor | None],
-    grads: tuple[Tensor, Tensor | None],
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    """Gradients of x_src, x_dst, att and edge, written into ``results``.
-
-    ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
-    """
-    rowptr, col, eid = csr
-    colptr, row, ceid = csc
-    dst, att, edge, negative_slope, dropout, seed = scores
-    out, stats, alpha = saved
-    grad, grad_alpha = grads
-    grad_x, grad_dst, grad_att, grad_edge = results
-    x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
-    grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
-    _, heads, channels = x.shape
-    packed = _packed_rows(x, stats, 2 * heads * channels, 3 * heads)
-    cpu_module().gatv2_backward(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), heads, channels,
-        rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-        colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
-        dst.data_ptr(), dst.stride(0), att.data_ptr(), _place(edge),
-        negative_slope, _place(seed) if dropout else 0, dropout,
-        x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
-        out.data_ptr(), stats.data_ptr(), _place(alpha), _place(grad_alpha),
-        packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_dst.data_ptr(),
-        grad_att.data_ptr(), 0 if edge is None else grad_edge.data_ptr(),
-    )  # fmt: skip
-
-
 def sparse_product(
     rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
 ) -> Tensor:
@@ -261,7 +99,7 @@ def sparse_product(
     out = empty(dense, rows, width)
     cpu_module().sparse_product(
         DTYPE_CODES[dense.dtype], torch.get_num_threads(), rowptr.data_ptr(), col.data_ptr(),
-        _place(order), rows, width, values.data_ptr(), dense.data_ptr(), dense.stride(0),
+        place(order), rows, width, values.data_ptr(), dense.data_ptr(), dense.stride(0),
         out.data_ptr(),
     )  # fmt: skip
     return out
@@ -275,3 +113,193 @@ def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
         x.data_ptr(), out.data_ptr(),
     )  # fmt: skip
     return out
+
+
+class Kernels:
+    """The kernels of a compiled module, which differ in what they need besides tensors."""
+
+    # On a small graph this takes longer than the kernels: plain statements, few calls.
+
+    def _module(self) -> Any:
+        raise NotImplementedError
+
+    def _context(
+        self, csr: Csr, csc: Csr | None, sums: Tensor, heads: int, channels: int
+    ) -> tuple[Any, Any]:
+        """For rows of heads * channels; also the scratch, of the dtype of ``sums``, to keep."""
+        raise NotImplementedError
+
+    def _packed(self, x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
+        """Scratch for what an edge gathers: ``features`` like ``x``, ``fields`` like ``sums``."""
+        raise NotImplementedError
+
+    def gat_forward(
+        self, csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (unless ``statistics``)."""
+        rowptr, col, eid = csr
+        src, dst, edge, negative_slope, dropout, seed = scores
+        x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
+        num_dst = rowptr.shape[0] - 1
+        _, heads, channels = x.shape
+        out = empty(x, num_dst, heads, channels)
+        # src: in the dtype of sums
+        out_pos = empty(src, num_dst, heads, channels) if training else src.new_empty(0)
+        stats = empty(src, num_dst, 3, heads) if statistics else src.new_empty(0)
+        context, _scratch = self._context(csr, None, src, heads, channels)
+        self._module().gat_forward(
+            DTYPE_CODES[x.dtype], context, heads, channels,
+            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
+            src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), place(edge),
+            negative_slope, place(seed) if dropout else 0, dropout,
+            x.data_ptr(), x.stride(0), out.data_ptr(),
+            out_pos.data_ptr() if training else 0, stats.data_ptr() if statistics else 0,
+        )  # fmt: skip
+        return out, out_pos, stats
+
+    def gat_alpha(self, csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
+        rowptr, col, eid = csr
+        src, dst, edge, negative_slope, dropout, seed = scores
+        src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
+        alpha = stats.new_zeros(col.shape[0], stats.shape[2])
+        context, _scratch = self._context(csr, None, stats, stats.shape[2], 0)
+        self._module().gat_alpha(
+            DTYPE_CODES[stats.dtype], context, stats.shape[2],
+            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+            src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), place(edge),
+            negative_slope, place(seed) if dropout else 0, dropout,
+            stats.data_ptr(), alpha.data_ptr(),
+        )  # fmt: skip
+        return alpha
+
+    def gat_backward(
+        self,
+        csr: Csr,
+        csc: Csr,
+        x: Tensor,
+        scores: Scores,
+        saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
+        grads: tuple[Tensor, Tensor | None],
+        results: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> None:
+        """Gradients of x, score_src, score_dst and edge_score, written into ``results``.
+
+        ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
+        """
+        rowptr, col, eid = csr
+        colptr, row, ceid = csc
+        src, dst, edge, negative_slope, dropout, seed = scores
+        out, out_pos, stats, alpha = saved
+        grad, grad_alpha = grads
+        grad_x, grad_src, grad_dst, grad_edge = results
+        x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
+        grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
+        _, heads, channels = x.shape
+        packed = self._packed(x, stats, heads * channels, 4 * heads)
+        context, _scratch = self._context(csr, csc, stats, heads, channels)
+        self._module().gat_backward(
+            DTYPE_CODES[x.dtype], context, heads, channels,
+            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+            colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
+            src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), place(edge),
+            negative_slope, place(seed) if dropout else 0, dropout,
+            x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
+            out.data_ptr(), out_pos.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
+            packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_x.stride(0),
+            grad_src.data_ptr(), grad_src.stride(0), grad_dst.data_ptr(), grad_dst.stride(0),
+            0 if edge is None else grad_edge.data_ptr(),
+        )  # fmt: skip
+
+    def gatv2_forward(
+        self, csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``out`` and ``stats`` (empty unless ``statistics``)."""
+        rowptr, col, eid = csr
+        dst, att, edge, negative_slope, dropout, seed = scores
+        x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
+        num_dst = rowptr.shape[0] - 1
+        _, heads, channels = x.shape
+        out = empty(x, num_dst, heads, channels)
+        # att: in the dtype of sums
+        stats = empty(att, num_dst, 3, heads) if statistics else att.new_empty(0)
+        context, _scratch = self._context(csr, None, att, heads, channels)
+        self._module().gatv2_forward(
+            DTYPE_CODES[x.dtype], context, heads, channels,
+            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
+            dst.data_ptr(), dst.stride(0), att.data_ptr(), place(edge),
+            negative_slope, place(seed) if dropout else 0, dropout,
+            x.data_ptr(), x.stride(0), out.data_ptr(), stats.data_ptr() if statistics else 0,
+        )  # fmt: skip
+        return out, stats
+
+    def gatv2_alpha(self, csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
+        rowptr, col, eid = csr
+        dst, att, edge, negative_slope, dropout, seed = scores
+        x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
+        _, heads, channels = x.shape
+        alpha = stats.new_zeros(col.shape[0], heads)
+        context, _scratch = self._context(csr, None, stats, heads, channels)
+        self._module().gatv2_alpha(
+            DTYPE_CODES[x.dtype], context, heads, channels,
+            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+            dst.data_ptr(), dst.stride(0), att.data_ptr(), place(edge),
+            negative_slope, place(seed) if dropout else 0, dropout,
+            x.data_ptr(), x.stride(0), stats.data_ptr(), alpha.data_ptr(),
+        )  # fmt: skip
+        return alpha
+
+    def gatv2_backward(
+        self,
+        csr: Csr,
+        csc: Csr,
+        x: Tensor,
+        scores: Gatv2Scores,
+        saved: tuple[Tensor, Tensor, Tensor | None],
+        grads: tuple[Tensor, Tensor | None],
+        results: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> None:
+        """Gradients of x_src, x_dst, att and edge, written into ``results``.
+
+        ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
+        """
+        rowptr, col, eid = csr
+        colptr, row, ceid = csc
+        dst, att, edge, negative_slope, dropout, seed = scores
+        out, stats, alpha = saved
+        grad, grad_alpha = grads
+        grad_x, grad_dst, grad_att, grad_edge = results
+        x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
+        grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
+        _, heads, channels = x.shape
+        packed = self._packed(x, stats, 2 * heads * channels, 3 * heads)
+        context, _scratch = self._context(csr, csc, stats, heads, channels)
+        self._module().gatv2_backward(
+            DTYPE_CODES[x.dtype], context, heads, channels,
+            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
+            colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
+            dst.data_ptr(), dst.stride(0), att.data_ptr(), place(edge),
+            negative_slope, place(seed) if dropout else 0, dropout,
+            x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
+            out.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
+            packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_dst.data_ptr(),
+            grad_att.data_ptr(), 0 if edge is None else grad_edge.data_ptr(),
+        )  # fmt: skip
+
+
+class _Cpu(Kernels):
+    def _module(self) -> Any:
+        return cpu_module()
+
+    def _context(
+        self, csr: Csr, csc: Csr | None, sums: Tensor, heads: int, channels: int
+    ) -> tuple[Any, Any]:
+        return torch.get_num_threads(), None
+
+    def _packed(self, x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
+        """Features and fields side by side, each row in whole lines."""
+        unit, each = sums.element_size(), x.element_size()
+        size = -(-features * each // unit) * unit + fields * unit
+        return empty(x, sums.shape[0], -(-size // 64) * 64 // each)
+
+
+CPU = _Cpu()

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace gatkernels {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
@@ -9,7 +11,8 @@ constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
 
 // Key: the 64-bit seed. Counter: (edge id, head / 4), 64 bits each; word = head % 4.
-static inline void philox(uint64_t seed, uint64_t edge, uint64_t group, uint32_t word[4]) {
+GK_HOST_DEVICE static inline void philox(uint64_t seed, uint64_t edge, uint64_t group,
+                                         uint32_t word[4]) {
   uint32_t c0 = uint32_t(edge), c1 = uint32_t(edge >> 32);
   uint32_t c2 = uint32_t(group), c3 = uint32_t(group >> 32);
   uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
@@ -26,12 +29,12 @@ static inline void philox(uint64_t seed, uint64_t edge, uint64_t group, uint32_t
 }
 
 // A word is kept where word >= p * 2^32, that is, >= the next integer; p = 1 is handled by scale.
-static inline uint32_t keep_threshold(double p) {
+GK_HOST_DEVICE static inline uint32_t keep_threshold(double p) {
   const double exact = p * 4294967296.0;
   if (exact > 4294967295.0) return 0xFFFFFFFFu;
   const uint32_t floor = uint32_t(exact);
   return double(floor) < exact ? floor + 1 : floor;
 }
-static inline double keep_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
+GK_HOST_DEVICE static inline double keep_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
 }  // namespace gatkernels

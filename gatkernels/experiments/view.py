@@ -127,14 +127,16 @@ def describe(run: Run) -> dict[str, Any]:
     facts = {
         "Network": f"{model_title(run.preset.model)}, {weights:,} weights",
         "Data": data["source"],
-        f"Test {data['metric']}": f"{history['test_score']:.2%} (seed {run.seed}, best of "
-        f"{summary['seeds']} by validation: {history['val_score']:.2%})",
+        f"Test {data['metric']}": f"{history['test_score']:.2%} "
+        f"(seed {run.seed}; validation {history['val_score']:.2%})",
         "Epochs": f"best {history['best_epoch']} of {history['epochs']}, "
         f"{history['ms_per_epoch']:.1f} ms each",
     }
+    if history["test_score_exact"] is not None:
+        facts["On exact labels"] = f"{history['test_score_exact']:.2%}"
     if summary["test_score_std"] is not None:
         facts["All seeds"] = (
             f"{summary['test_score_mean']:.2%} ± {summary['test_score_std']:.2%} "
-            f"over {summary['seeds']}"
+            f"over {summary['seeds']}; the plots show the one best on validation"
         )
     return facts

@@ -1,0 +1,122 @@
+// The CUDA kernels for Python: convert and throw, nothing else.
+#include <stdexcept>
+#include <string>
+
+#include "../core/half.h"
+#include "../cuda/kernels.h"
+#include "contract.h"
+
+namespace gatkernels {
+namespace {
+
+// What a call needs besides the contract's parameters.
+struct Context {
+  int device;
+  int current;  // device, as torch has it
+  cuda::Plan plan;
+};
+
+Schedule schedule(Pointer order, Pointer counts, Pointer chunk_row, Pointer chunk_begin,
+                  Pointer chunk_end, Pointer hub_ptr, int64_t hubs, int64_t chunks) {
+  return {as<const int32_t>(order),
+          as<const int32_t>(counts),
+          as<const int32_t>(chunk_row),
+          as<const int64_t>(chunk_begin),
+          as<const int64_t>(chunk_end),
+          as<const int32_t>(hub_ptr),
+          hubs,
+          chunks};
+}
+
+// Runs a launcher without the GIL, on the device of the tensors.
+template <class Launch>
+void run(const Context& context, Launch launch) {
+  cudaError_t error;
+  {
+    py::gil_scoped_release release;
+    error = cudaSetDevice(context.device);
+    if (error == cudaSuccess) error = launch();
+    if (context.current != context.device) cudaSetDevice(context.current);
+  }
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("gatkernels: CUDA: ") + cudaGetErrorString(error));
+  }
+}
+
+// Calls visit with a value of the type that features have.
+template <class Visit>
+cudaError_t of_type(DType dtype, Visit visit) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return visit(float());
+    case DType::kFloat64:
+      return visit(double());
+    case DType::kBFloat16:
+      return visit(BFloat16());
+    case DType::kFloat16:
+      return visit(Half());
+  }
+  throw std::invalid_argument("gatkernels: unknown dtype code");
+}
+
+struct Launcher {
+  using Context = gatkernels::Context;
+
+  int threads(const Context&) const { return 0; }
+  void gat_forward(const GatForward& p, const AlphaOut* to, const Context& context) const {
+    run(context, [&] {
+      if (to == nullptr) {
+        return of_type(p.shape.dtype, [&](auto type) {
+          return cuda::gat_forward<decltype(type)>(p, context.plan);
+        });
+      }
+      return p.shape.dtype == DType::kFloat64 ? cuda::gat_alpha<double>(p, *to, context.plan)
+                                              : cuda::gat_alpha<float>(p, *to, context.plan);
+    });
+  }
+  void gat_backward(const GatBackward& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::gat_backward<decltype(type)>(p, context.plan);
+      });
+    });
+  }
+  void gatv2_forward(const Gatv2Forward& p, const AlphaOut* to, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::gatv2_forward<decltype(type)>(p, to, context.plan);
+      });
+    });
+  }
+  void gatv2_backward(const Gatv2Backward& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::gatv2_backward<decltype(type)>(p, context.plan);
+      });
+    });
+  }
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+#ifndef GK_SIMT
+  m.attr("device") = "cuda";
+#else
+  m.attr("device") = "cpu";  // the emulator of the tests
+  m.def("reverse_threads", [](bool reversed) { simt::reversed = reversed; });
+#endif
+  m.attr("att_parts") = cuda::kAttParts;
+  py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
+  py::class_<Context>(m, "Context", py::module_local())
+      .def(py::init([](int device, int current, Pointer stream, const Schedule& csr,
+                       const Schedule& csc, Pointer partials, Pointer att_parts) {
+        return Context{device,
+                       current,
+                       {csr, csc, as<void>(partials), as<void>(att_parts),
+                        reinterpret_cast<cudaStream_t>(stream)}};
+      }));
+  define_contract(m, Launcher());
+}
+
+}  // namespace gatkernels

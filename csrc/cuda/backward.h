@@ -1,0 +1,81 @@
+// What the backward passes of both attentions share.
+#pragma once
+#include "launch.h"
+#include "rows.h"
+
+namespace gatkernels {
+namespace cuda {
+
+// What an edge gathers of its destination besides rows, [Nd, H, 4]: score_dst (GAT only), row
+// maximum, 1 / sum and delta = <dO, out>, so that one load of 128 bits brings them.
+enum Field { kScoreDst, kTop, kInverse, kDelta };
+
+struct Prologue {
+  Layout layout;
+  Edges csr;
+  GatScores scores;  // GAT only
+  Matrix grad;       // [Nd, H * C]
+  const void* out;
+  const void* out_pos;  // GAT only
+  const void* stats;
+  const void* alpha;       // with grad_alpha
+  const void* grad_alpha;  // or null
+  void* fields;
+  Matrix grad_dst;  // null data for GATv2
+};
+
+// Fills the fields, and GAT's grad_dst = (1 - slope) (<dO, out_pos> - delta share).
+template <class T>
+cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue call,
+                              cudaStream_t stream);
+
+// Sums of one row; the partial result of a chunk holds them side by side: [2, H * C] and [H].
+template <class T, int V, int K>
+struct RowSums {
+  using A = Sum<T>;
+  A all[K][V], positive[K][V];
+  A sum;  // of this lane's head, where lanes are edges
+
+  GK_DEVICE RowSums() : sum(A(0)) {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) all[k][v] = positive[k][v] = A(0);
+    }
+  }
+  GK_DEVICE void absorb(const RowSums& other) {
+    sum += other.sum;
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) {
+        all[k][v] += other.all[k][v];
+        positive[k][v] += other.positive[k][v];
+      }
+    }
+  }
+  static constexpr int kValues = 2 * K * V + 1;
+  template <class Visit>
+  GK_DEVICE void each(Visit visit) {
+    visit(sum, 2 * K * V);
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) {
+        visit(all[k][v], k * V + v);
+        visit(positive[k][v], (K + k) * V + v);
+      }
+    }
+  }
+};
+
+GK_HOST_DEVICE inline int64_t backward_partial_width(int64_t heads, int64_t channels) {
+  return (2 * heads * channels + heads + 3) / 4 * 4;  // rows begin at 16 bytes
+}
+template <class A>
+GK_DEVICE A* backward_partial(void* partials, const Layout& l, int64_t chunk) {
+  return static_cast<A*>(partials) + chunk * backward_partial_width(l.heads, l.channels);
+}
+
+}  // namespace cuda
+}  // namespace gatkernels

@@ -1,0 +1,250 @@
+// GAT backward: one pass over CSC, by sources.
+//
+// Walking the edges out of j, only rows of the output's gradient are gathered; x_j enters once per
+// row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>.
+#include "backward.h"
+#include "gat.h"
+#include "kernels.h"
+#include "merge.h"
+
+namespace gatkernels {
+namespace cuda {
+namespace {
+
+struct Call {
+  Edges edges;
+  Schedule schedule;
+  Layout layout;
+  GatScores scores;
+  Draw dropout;
+  Matrix x;     // [Ns, H * C]
+  Matrix grad;  // [Nd, H * C]
+  const void* fields;
+  const void* grad_alpha;  // or null
+  void* grad_edge;         // or null
+  void* partials;
+  Matrix grad_x;    // [Ns, H * C]
+  Matrix grad_src;  // [Ns, H]
+};
+
+// The row of grad_x, and this part's share of <slope all + (1 - slope) positive, x_j>.
+template <class T, int V, int K>
+GK_DEVICE void finish_part(const Call& call, int64_t row, bool writes, const Lane<V, K>& lane,
+                           const RowSums<T, V, K>& sums, Sum<T> (&dots)[K]) {
+  using A = Sum<T>;
+  const A slope = A(call.scores.negative_slope);
+  A x[K][V];
+  Rows<T, V, K>(call.x).get(row, true, lane, x);
+  GK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    GK_UNROLL
+    for (int v = 0; v < V; ++v) {
+      dots[k] += (slope * sums.all[k][v] + (A(1) - slope) * sums.positive[k][v]) * x[k][v];
+    }
+  }
+  if (writes) {
+    put_row<T, V, K>(static_cast<T*>(call.grad_x.data) + row * call.grad_x.stride, lane, sums.all);
+  }
+}
+// grad_src; every lane of the warp comes here.
+template <class A, int V, int K>
+GK_DEVICE void finish_row(const Call& call, int64_t row, bool writes, const Lane<V, K>& lane, A sum,
+                          A (&dots)[K]) {
+  lane.add_channels(dots);
+  A* grad_src = static_cast<A*>(call.grad_src.data) + row * call.grad_src.stride + lane.first_head;
+  GK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    const A total = dots[k] + lane.from_lane(sum, lane.head_of(k));
+    if (writes && lane.leads(k)) grad_src[lane.head_of(k)] = total;
+  }
+}
+
+template <class T, int V, int K>
+GK_KERNEL(kThreads)
+backward(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  constexpr int U = kGathered<K>;
+  GK_SHARED_MEMORY(shared);
+  Lane<V, K> lane(call.layout);
+  const int64_t first = int64_t(blockIdx.x) * lane.groups();
+  const Item item = item_of(call.edges, call.schedule, first + lane.group);
+  const int longest = warp_max(item.there ? item.count : -1);
+  if (longest < 0) return;
+  A* weights = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
+  const int heads = call.layout.padded_heads(), head = lane.first_head + lane.head;
+  const int64_t all_heads = call.layout.heads;
+  const bool ids = call.dropout.seed || call.grad_edge || call.grad_alpha || call.scores.edge;
+  const EdgeReader edges(call.edges, item, ids);
+  const GatScorer<A> scorer(call.scores, call.layout.heads, head);
+  const A score_src = item.there && lane.scores() ? scorer.src_of(item.row) : A(0);
+  const A* fields = static_cast<const A*>(call.fields) + 4 * head;
+  const A* grad_alpha = static_cast<const A*>(call.grad_alpha);
+  A* grad_edge = static_cast<A*>(call.grad_edge);
+  const Mask<A> mask(call.dropout);
+  const Rows<T, V, K> grads(call.grad), x(call.x);
+
+  A dots[K] = {}, sum = A(0);
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    RowSums<T, V, K> sums;
+    A x_row[K][V];
+    x.get(item.row, item.there && grad_edge != nullptr, lane, x_row);
+    Edge next = edges.get(lane.lane);
+    for (int base = 0; base < longest; base += lane.group_lanes) {
+      const Edge mine = next;
+      const int n = at_most(item.count - base, lane.group_lanes);
+      const int steps = at_most(longest - base, lane.group_lanes);
+      __syncwarp();  // the weights of the edges before have been read
+      if (call.dropout.seed) {
+        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { weights[at] = factor; });
+        __syncwarp();
+      }
+
+      for (int step = 0; step < steps; step += kScored * lane.edges_apart) {
+        Fields<A> gathered[kScored];
+        GK_UNROLL
+        for (int i = 0; i < kScored; ++i) {
+          const int e = step + i * lane.edges_apart + lane.first_edge;
+          const int64_t node = lane.from_lane(mine.node, e);
+          gathered[i] = {};
+          if (e < n && lane.scores()) gathered[i] = load_fields(fields + node * all_heads * 4);
+        }
+        GK_UNROLL
+        for (int i = 0; i < kScored; ++i) {
+          const int e = step + i * lane.edges_apart + lane.first_edge;
+          const int32_t id = lane.from_lane(mine.id, e);
+          if (e >= n || !lane.scores()) continue;
+          const A(&f)[4] = gathered[i].values;
+          const A s = scorer.score(score_src + f[kScoreDst], id);
+          const A slope = scorer.logit_slope(s);
+          const A alpha = exp_below(scorer.logit(s), f[kTop]) * f[kInverse];
+          const A w = call.dropout.seed ? alpha * weights[e * heads + lane.head] : alpha;
+          const int64_t at = int64_t(id) * all_heads + head;
+          A own = -slope * alpha * f[kDelta];  // what does not come from rows
+          if (grad_alpha) own += slope * w * __ldg(grad_alpha + at);
+          if (grad_edge && part == 0) grad_edge[at] = own;
+          sums.sum += own;
+          weights[e * heads + lane.head] = s > A(0) ? w : -w;
+        }
+      }
+      __syncwarp();
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
+
+      for (int e = 0; e < steps; e += U) {
+        Raw<T, V> rows[U][K];
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          grads.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
+        }
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            if (e + u >= n || !lane.has(k)) continue;
+            const A w = weights[(e + u) * heads + lane.head_of(k)];
+            add_signed(rows[u][k], w, true, sums.all[k], sums.positive[k]);
+          }
+        }
+        if (!grad_edge) continue;
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {  // alpha m leaky' <dO_i, x_j> of each edge
+          const int64_t id = lane.from_lane(mine.id, e + u);
+          A gain[K];
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            A values[V];
+            rows[u][k].get(values);
+            gain[k] = dot(values, x_row[k]);
+          }
+          lane.add_channels(gain);
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            if (e + u >= n || !lane.leads(k)) continue;
+            const A w = weights[(e + u) * heads + lane.head_of(k)];
+            grad_edge[id * all_heads + lane.first_head + lane.head_of(k)] +=
+                (w > A(0) ? w : -w * scorer.slope) * gain[k];
+          }
+        }
+      }
+    }
+    sums.sum = lane.add_edges(sums.sum);
+    sum = sums.sum;  // the same for every part
+    if (!item.there) continue;
+    if (item.chunk >= 0) {
+      A* partial = backward_partial<A>(call.partials, call.layout, item.chunk);
+      put_row<A, V, K>(partial, lane, sums.all);
+      put_row<A, V, K>(partial + call.layout.width(), lane, sums.positive);
+      if (lane.scores() && lane.first_edge == 0) {
+        partial[2 * call.layout.width() + head] = sums.sum;
+      }
+    } else {
+      finish_part(call, item.row, true, lane, sums, dots);
+    }
+  }
+  finish_row(call, item.row, item.there && item.chunk < 0, lane, sum, dots);
+}
+
+template <class T, int V, int K>
+GK_KERNEL(kMergeWarps* kWarp)
+merge(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  GK_SHARED_MEMORY(shared);
+  const int begin = __ldg(call.schedule.hub_ptr + blockIdx.x);
+  const int end = __ldg(call.schedule.hub_ptr + blockIdx.x + 1);
+  if (begin == end) return;
+  Lane<V, K> lane(call.layout);
+  const int64_t row = __ldg(call.schedule.order + blockIdx.x);
+  const int width = call.layout.width();
+  A dots[K] = {}, sum = A(0);
+  bool writes = false;
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    RowSums<T, V, K> sums;
+    const auto get = [&](RowSums<T, V, K>& other, int chunk) {
+      const A* partial = backward_partial<A>(call.partials, call.layout, chunk);
+      Rows<A, V, K>(partial, 0).get(0, true, lane, other.all);
+      Rows<A, V, K>(partial + width, 0).get(0, true, lane, other.positive);
+      if (lane.scores()) other.sum = __ldg(partial + 2 * width + lane.first_head + lane.head);
+    };
+    const bool whole = merge_chunks(sums, begin, end, reinterpret_cast<A*>(shared), get);
+    writes = whole && int(threadIdx.x) < lane.group_lanes;
+    sum = sums.sum;
+    finish_part(call, row, writes, lane, sums, dots);
+  }
+  finish_row(call, row, writes, lane, sum, dots);
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
+  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
+  const Prologue prologue{{},      p.csr,   p.scores,     p.grad,        p.out,     p.out_pos,
+                          p.stats, p.alpha, p.grad_alpha, p.packed.data, p.grad_dst};
+  const cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
+  if (error != cudaSuccess) return error;
+  const auto run = [&](auto v, auto k) {
+    const Call call{p.csc,
+                    plan.csc,
+                    make_layout(p.shape, v, k),
+                    p.scores,
+                    Draw(p.scores.dropout),
+                    p.x,
+                    p.grad,
+                    p.packed.data,
+                    p.grad_alpha,
+                    p.grad_edge,
+                    plan.partials,
+                    p.grad_x,
+                    p.grad_src};
+    const cudaError_t failed = launch_items<Sum<T>>(backward<T, v(), k()>, call, plan.stream);
+    if (failed != cudaSuccess) return failed;
+    return launch_merge<RowSums<T, v(), k()>, Sum<T>>(merge<T, v(), k()>, call, plan.stream);
+  };
+  return with_vectors<T, kShare>(p.shape, rows_aligned, run);
+}
+
+template cudaError_t gat_backward<GK_TYPE>(const GatBackward&, const Plan&);
+
+}  // namespace cuda
+}  // namespace gatkernels

@@ -1,0 +1,183 @@
+// GAT forward. Lanes are edges when scoring and features when summing rows.
+#include "forward.h"
+#include "gat.h"
+#include "kernels.h"
+
+namespace gatkernels {
+namespace cuda {
+namespace {
+
+struct Call {
+  Edges edges;
+  Schedule schedule;
+  Layout layout;
+  GatScores scores;
+  Draw dropout;
+  Matrix x;
+  ForwardResults to;
+};
+
+template <class T, int V, int K>
+GK_KERNEL(kThreads)
+forward(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  constexpr int U = kGathered<K>;
+  GK_SHARED_MEMORY(shared);
+  Lane<V, K> lane(call.layout);
+  const int64_t first = int64_t(blockIdx.x) * lane.groups();
+  const Item item = item_of(call.edges, call.schedule, first + lane.group);
+  const int longest = warp_max(item.there ? item.count : -1);
+  if (longest < 0) return;
+  A* weights = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
+  const int heads = call.layout.padded_heads();
+  const bool pair = call.to.out_pos != nullptr;
+  const EdgeReader edges(call.edges, item, call.dropout.seed || call.scores.edge);
+  const GatScorer<A> scorer(call.scores, call.layout.heads, lane.first_head + lane.head);
+  const A score_dst = item.there && lane.scores() ? scorer.dst_of(item.row) : A(0);
+  const Mask<A> mask(call.dropout);
+  const Rows<T, V, K> x(call.x);
+
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    RowState<T, V, K> state;
+    A top = minus_infinity<A>(), sum = A(0), sum_pos = A(0);
+    Edge next = edges.get(lane.lane);
+    for (int base = 0; base < longest; base += lane.group_lanes) {
+      const Edge mine = next;
+      const int n = at_most(item.count - base, lane.group_lanes);
+      const int steps = at_most(longest - base, lane.group_lanes);
+      __syncwarp();  // the weights of the edges before have been read
+
+      A best = top;
+      for (int step = 0; step < steps; step += kScored * lane.edges_apart) {
+        A score_src[kScored];
+        GK_UNROLL
+        for (int i = 0; i < kScored; ++i) {
+          const int e = step + i * lane.edges_apart + lane.first_edge;
+          const int32_t node = lane.from_lane(mine.node, e);
+          score_src[i] = e < n && lane.scores() ? scorer.src_of(node) : A(0);
+        }
+        GK_UNROLL
+        for (int i = 0; i < kScored; ++i) {
+          const int e = step + i * lane.edges_apart + lane.first_edge;
+          const int32_t id = lane.from_lane(mine.id, e);
+          if (e >= n || !lane.scores()) continue;
+          const A s = scorer.score(score_src[i] + score_dst, id);
+          weights[e * heads + lane.head] = s;
+          best = larger(best, scorer.logit(s));
+        }
+      }
+      best = lane.max_edges(best);
+      const A factor = rescale(top, best);
+      top = best;
+      sum *= factor;
+      sum_pos *= factor;
+      if (base > 0 && __any_sync(kFull, factor != A(1))) {
+        GK_UNROLL
+        for (int k = 0; k < K; ++k) state.scale(k, lane.from_lane(factor, lane.head_of(k)), pair);
+      }
+
+      for (int e = lane.first_edge; e - lane.first_edge < steps; e += lane.edges_apart) {
+        if (e < n && lane.scores()) {
+          const A s = weights[e * heads + lane.head];
+          const A w = exp_below(scorer.logit(s), top);
+          sum += w;
+          if (s > A(0)) sum_pos += w;
+          weights[e * heads + lane.head] = s > A(0) ? w : -w;
+        }
+      }
+      if (call.dropout.seed) {
+        __syncwarp();
+        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { weights[at] *= factor; });
+      }
+      __syncwarp();
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
+
+      for (int e = 0; e < steps; e += U) {
+        Raw<T, V> rows[U][K];
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          x.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
+        }
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            if (e + u >= n || !lane.has(k)) continue;
+            const A w = weights[(e + u) * heads + lane.head_of(k)];
+            add_signed(rows[u][k], w, pair, state.out[k], state.pos[k]);
+          }
+        }
+      }
+    }
+    state.set_softmax(lane, top, lane.add_edges(sum), lane.add_edges(sum_pos));
+    if (item.there) state.put(call.to, item, lane, part);
+  }
+}
+
+// alpha [E, H] in the user's order; lanes are edges throughout.
+struct AlphaCall {
+  Edges edges;
+  Schedule schedule;
+  Layout layout;
+  GatScores scores;
+  Draw dropout;
+  AlphaOut to;
+};
+
+template <class A>
+GK_KERNEL(kThreads)
+weights(GK_CONSTANT AlphaCall call) {
+  const Lane<1, 1> lane(call.layout);
+  const int64_t first = int64_t(blockIdx.x) * lane.groups();
+  const Item item = item_of(call.edges, call.schedule, first + lane.group);
+  if (!item.there || !lane.scores()) return;
+  const int head = lane.first_head + lane.head;
+  const int64_t heads = call.layout.heads;
+  const GatScorer<A> scorer(call.scores, call.layout.heads, head);
+  const EdgeReader edges(call.edges, item, true);
+  const A* stats = static_cast<const A*>(call.to.stats) + item.row * 3 * heads + head;
+  const A top = __ldg(stats), inverse = __ldg(stats + heads);
+  const A score_dst = scorer.dst_of(item.row);
+  const Mask<A> mask(call.dropout);
+  for (int e = lane.first_edge; e < item.count; e += lane.edges_apart) {
+    const Edge edge = edges.get(e);
+    const A s = scorer.score(scorer.src_of(edge.node) + score_dst, edge.id);
+    A alpha = exp_below(scorer.logit(s), top) * inverse;
+    if (call.dropout.seed) alpha *= mask(edge.id, head);
+    static_cast<A*>(call.to.alpha)[int64_t(edge.id) * heads + head] = alpha;
+  }
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
+  const bool rows_aligned = aligned<T>(p.x);
+  const ForwardResults to{p.out, p.out_pos, p.stats, plan.partials};
+  const auto run = [&](auto v, auto k) {
+    const Call call{p.csr, plan.csr, make_layout(p.shape, v, k), p.scores, Draw(p.scores.dropout),
+                    p.x,   to};
+    const cudaError_t error = launch_items<Sum<T>>(forward<T, v(), k()>, call, plan.stream);
+    if (error != cudaSuccess) return error;
+    return merge_forward<T>(p.shape, rows_aligned, plan, to);
+  };
+  return with_vectors<T, kShare>(p.shape, rows_aligned, run);
+}
+
+template <class A>
+cudaError_t gat_alpha(const GatForward& p, const AlphaOut& to, const Plan& plan) {
+  GatShape shape = p.shape;
+  shape.channels = 0;
+  const AlphaCall call{p.csr, plan.csr, make_layout(shape, 1, 1), p.scores, Draw(p.scores.dropout),
+                       to};
+  return launch_items<A>(weights<A>, call, plan.stream);
+}
+
+template cudaError_t gat_forward<GK_TYPE>(const GatForward&, const Plan&);
+#ifdef GK_TYPE_OF_SUMS
+template cudaError_t gat_alpha<GK_TYPE>(const GatForward&, const AlphaOut&, const Plan&);
+#endif
+
+}  // namespace cuda
+}  // namespace gatkernels

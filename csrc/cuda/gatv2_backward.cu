@@ -1,0 +1,430 @@
+// GATv2 backward: a pass over CSR for grad_dst and grad_att, a pass over CSC for grad_src. Per
+// edge, with dl = alpha (m <dO, x_src> - delta):
+//   grad_dst += dl att leaky'(u),  grad_att += dl leaky(u),
+//   grad_src += dl att leaky'(u) + alpha m dO,              u = x_src + x_dst + edge.
+#include "backward.h"
+#include "gatv2.h"
+#include "kernels.h"
+#include "merge.h"
+
+namespace gatkernels {
+namespace cuda {
+namespace {
+
+struct Call {
+  Edges edges;
+  Schedule schedule;
+  Layout layout;
+  Gatv2Scores scores;
+  Draw dropout;
+  Matrix x;     // [Ns, H * C]
+  Matrix grad;  // [Nd, H * C]
+  const void* fields;
+  const void* grad_alpha;  // or null
+  void* partials;
+  void* result;     // [rows, H * C]: grad_dst or grad_src
+  void* grad_edge;  // [E, H * C], or null; by destination only
+  void* att_parts;  // [blocks, H * C]; by destination only
+};
+
+template <class T, int V, int K>
+struct OneRow {
+  using A = Sum<T>;
+  A all[K][V];
+
+  GK_DEVICE OneRow() {
+    each([](A& value, int) { value = A(0); });
+  }
+  GK_DEVICE void absorb(const OneRow& other) {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) all[k][v] += other.all[k][v];
+    }
+  }
+  static constexpr int kValues = K * V;
+  template <class Visit>
+  GK_DEVICE void each(Visit visit) {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) visit(all[k][v], k * V + v);
+    }
+  }
+  GK_DEVICE void put(const Call& call, const Item& item, const Lane<V, K>& lane) const {
+    if (item.chunk >= 0) {
+      put_row<A, V, K>(backward_partial<A>(call.partials, call.layout, item.chunk), lane, all);
+    } else {
+      put_row<T, V, K>(static_cast<T*>(call.result) + item.row * call.layout.width(), lane, all);
+    }
+  }
+};
+
+// What an edge needs besides rows, for the head of each vector of a lane.
+template <class A, int V, int K>
+struct EdgeFactors {
+  A top[K], inverse[K], delta[K];
+
+  GK_DEVICE void load(const Call& call, int64_t i, bool there, const Lane<V, K>& lane) {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      top[k] = inverse[k] = delta[k] = A(0);
+      if (!there || lane.head_of(k) >= lane.tile_heads) continue;
+      const Fields<A> f =
+          load_fields(static_cast<const A*>(call.fields) +
+                      4 * (i * call.layout.heads + lane.first_head + lane.head_of(k)));
+      top[k] = f.values[kTop];
+      inverse[k] = f.values[kInverse];
+      delta[k] = f.values[kDelta];
+    }
+  }
+};
+
+// One edge's terms: w = alpha m and dl, from this lane's shares of the logit and of <dO, x>.
+// Every lane of the warp comes here; zeros where there is no edge.
+template <class A, int V, int K>
+GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const EdgeFactors<A, V, K>& f,
+                          bool there, int64_t id, const A* factors, A (&logit)[K], A (&gain)[K],
+                          A (&w)[K], A (&dl)[K]) {
+  lane.add_channels(logit);
+  lane.add_channels(gain);
+  GK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    w[k] = dl[k] = A(0);
+    if (!there || lane.head_of(k) >= lane.tile_heads) continue;
+    const A alpha = exp_below(logit[k], f.top[k]) * f.inverse[k];
+    A outer = gain[k];
+    if (call.grad_alpha) {
+      outer += __ldg(static_cast<const A*>(call.grad_alpha) + id * call.layout.heads +
+                     lane.first_head + lane.head_of(k));
+    }
+    w[k] = call.dropout.seed ? alpha * factors[lane.head_of(k)] : alpha;
+    dl[k] = w[k] * outer - alpha * f.delta[k];
+  }
+}
+
+// By destination. Blocks go through the items in strides, each with its own sums for grad_att.
+template <class T, int V, int K>
+GK_KERNEL(kThreads)
+by_destination(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  constexpr int U = kGathered<K>;
+  GK_SHARED_MEMORY(shared);
+  Lane<V, K> lane(call.layout);
+  A* factors = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
+  const int heads = call.layout.padded_heads();
+  Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
+  const Rows<T, V, K> grads(call.grad);
+  T* grad_edge = static_cast<T*>(call.grad_edge);
+  const bool ids = call.dropout.seed || call.scores.edge || call.grad_alpha;
+  const Mask<A> mask(call.dropout);
+  const int64_t items = items_of(call.edges, call.schedule);
+
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    scorer.enter(lane);
+    OneRow<T, V, K> att;
+    for (int64_t first = int64_t(blockIdx.x) * lane.groups(); first < items;
+         first += int64_t(gridDim.x) * lane.groups()) {
+      const Item item = item_of(call.edges, call.schedule, first + lane.group);
+      const int longest = warp_max(item.there ? item.count : -1);
+      if (longest < 0) continue;
+      const EdgeReader edges(call.edges, item, ids);
+      EdgeFactors<A, V, K> f;
+      f.load(call, item.row, item.there, lane);
+      A x_dst[K][V], grad[K][V];
+      scorer.dst.get(item.row, item.there, lane, x_dst);
+      grads.get(item.row, item.there, lane, grad);
+      OneRow<T, V, K> slopes;
+      Edge next = edges.get(lane.lane);
+      for (int base = 0; base < longest; base += lane.group_lanes) {
+        const Edge mine = next;
+        const int n = at_most(item.count - base, lane.group_lanes);
+        const int steps = at_most(longest - base, lane.group_lanes);
+        if (call.dropout.seed) {
+          __syncwarp();  // the factors of the edges before have been read
+          mask.each(lane, mine.id, n, steps, [&](int at, A factor) { factors[at] = factor; });
+          __syncwarp();
+        }
+        next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
+
+        for (int e = 0; e < steps; e += U) {
+          Raw<T, V> rows[U][K], edge_rows[U][K];
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            scorer.x.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
+          }
+          if (call.scores.edge) {
+            GK_UNROLL
+            for (int u = 0; u < U; ++u) {
+              scorer.edge.load(lane.from_lane(mine.id, e + u), e + u < n, lane, edge_rows[u]);
+            }
+          }
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            const int64_t id = lane.from_lane(mine.id, e + u);
+            A sums[K][V], logit[K], gain[K], w[K], dl[K];
+            GK_UNROLL
+            for (int k = 0; k < K; ++k) {
+              rows[u][k].get(sums[k]);
+              gain[k] = dot(grad[k], sums[k]);
+              GK_UNROLL
+              for (int v = 0; v < V; ++v) sums[k][v] += x_dst[k][v];
+              scorer.add_edge(edge_rows[u][k], sums[k]);
+              logit[k] = scorer.share(k, sums[k]);
+            }
+            if (call.layout.parts > 1) {
+              const int64_t j = lane.from_lane(mine.node, e + u);
+              if (e + u < n) {
+                logit[0] += scorer.other_parts(j, item.row, id, lane, part);
+                gain[0] += scorer.other_gain(grads, j, item.row, lane, part);
+              }
+            }
+            edge_terms(call, lane, f, e + u < n, id, factors + (e + u) * heads, logit, gain, w, dl);
+            GK_UNROLL
+            for (int k = 0; k < K; ++k) {
+              A terms[V];
+              GK_UNROLL
+              for (int v = 0; v < V; ++v) {
+                const A sum = sums[k][v];
+                terms[v] = (sum > A(0) ? dl[k] : scorer.slope * dl[k]) * scorer.att[k][v];
+                slopes.all[k][v] += terms[v];
+                att.all[k][v] += dl[k] * scorer.leaky(sum);
+              }
+              if (grad_edge && e + u < n && lane.has(k)) {
+                store<T, V>(grad_edge + id * call.layout.width() + lane.feature[k], terms);
+              }
+            }
+          }
+        }
+      }
+      if (item.there) slopes.put(call, item, lane);
+    }
+
+    // The block's sums for att: over the groups of each warp, then over its warps.
+    att.each([&](A& value, int) {
+      for (int apart = lane.group_lanes; apart < kWarp; apart *= 2) {
+        value += __shfl_xor_sync(kFull, value, apart);
+      }
+    });
+    A* table = reinterpret_cast<A*>(shared);
+    const int warp = int(threadIdx.x) / kWarp;
+    constexpr int kValues = OneRow<T, V, K>::kValues;
+    __syncthreads();
+    att.each([&](A& value, int i) {
+      table[(warp * kValues + i) * kWarp + int(threadIdx.x) % kWarp] = value;
+    });
+    __syncthreads();
+    if (int(threadIdx.x) < lane.group_lanes) {
+      att.each([&](A& value, int i) {
+        for (int from = 1; from < kWarps; ++from) {
+          value += table[(from * kValues + i) * kWarp + int(threadIdx.x)];
+        }
+      });
+      A* row = static_cast<A*>(call.att_parts) + int64_t(blockIdx.x) * call.layout.width();
+      put_row<A, V, K>(row, lane, att.all);
+    }
+    __syncthreads();
+  }
+}
+
+// By source: the rows of dO and x_dst are gathered.
+template <class T, int V, int K>
+GK_KERNEL(kThreads)
+by_source(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  constexpr int U = K > 1 ? 2 : 4;
+  GK_SHARED_MEMORY(shared);
+  Lane<V, K> lane(call.layout);
+  const int64_t first = int64_t(blockIdx.x) * lane.groups();
+  const Item item = item_of(call.edges, call.schedule, first + lane.group);
+  const int longest = warp_max(item.there ? item.count : -1);
+  if (longest < 0) return;
+  A* factors = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
+  const int heads = call.layout.padded_heads();
+  const EdgeReader edges(call.edges, item,
+                         call.dropout.seed || call.scores.edge || call.grad_alpha);
+  Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
+  const Rows<T, V, K> grads(call.grad);
+  const Mask<A> mask(call.dropout);
+
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    scorer.enter(lane);
+    OneRow<T, V, K> result;
+    A x[K][V];
+    scorer.x.get(item.row, item.there, lane, x);
+    Edge next = edges.get(lane.lane);
+    for (int base = 0; base < longest; base += lane.group_lanes) {
+      const Edge mine = next;
+      const int n = at_most(item.count - base, lane.group_lanes);
+      const int steps = at_most(longest - base, lane.group_lanes);
+      if (call.dropout.seed) {
+        __syncwarp();  // the factors of the edges before have been read
+        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { factors[at] = factor; });
+        __syncwarp();
+      }
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
+
+      for (int e = 0; e < steps; e += U) {
+        Raw<T, V> grad_rows[U][K], dst_rows[U][K], edge_rows[U][K];
+        EdgeFactors<A, V, K> f[U];
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          const int64_t i = lane.from_lane(mine.node, e + u);
+          grads.load(i, e + u < n, lane, grad_rows[u]);
+          scorer.dst.load(i, e + u < n, lane, dst_rows[u]);
+          f[u].load(call, i, e + u < n, lane);
+        }
+        if (call.scores.edge) {
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            scorer.edge.load(lane.from_lane(mine.id, e + u), e + u < n, lane, edge_rows[u]);
+          }
+        }
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          const int64_t id = lane.from_lane(mine.id, e + u);
+          A sums[K][V], logit[K], gain[K], w[K], dl[K];
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            A grad[V];
+            grad_rows[u][k].get(grad);
+            gain[k] = dot(grad, x[k]);
+            dst_rows[u][k].get(sums[k]);
+            GK_UNROLL
+            for (int v = 0; v < V; ++v) sums[k][v] += x[k][v];
+            scorer.add_edge(edge_rows[u][k], sums[k]);
+            logit[k] = scorer.share(k, sums[k]);
+          }
+          if (call.layout.parts > 1) {
+            const int64_t i = lane.from_lane(mine.node, e + u);
+            if (e + u < n) {
+              logit[0] += scorer.other_parts(item.row, i, id, lane, part);
+              gain[0] += scorer.other_gain(grads, item.row, i, lane, part);
+            }
+          }
+          edge_terms(call, lane, f[u], e + u < n, id, factors + (e + u) * heads, logit, gain, w,
+                     dl);
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            A grad[V];
+            grad_rows[u][k].get(grad);
+            GK_UNROLL
+            for (int v = 0; v < V; ++v) {
+              const A slope = sums[k][v] > A(0) ? dl[k] : scorer.slope * dl[k];
+              result.all[k][v] += slope * scorer.att[k][v] + w[k] * grad[v];
+            }
+          }
+        }
+      }
+    }
+    if (item.there) result.put(call, item, lane);
+  }
+}
+
+template <class T, int V, int K>
+GK_KERNEL(kMergeWarps* kWarp)
+merge(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  GK_SHARED_MEMORY(shared);
+  const int begin = __ldg(call.schedule.hub_ptr + blockIdx.x);
+  const int end = __ldg(call.schedule.hub_ptr + blockIdx.x + 1);
+  if (begin == end) return;
+  Lane<V, K> lane(call.layout);
+  Item item{};
+  item.row = __ldg(call.schedule.order + blockIdx.x);
+  item.chunk = -1;
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    OneRow<T, V, K> result;
+    const auto get = [&](OneRow<T, V, K>& other, int chunk) {
+      const A* partial = backward_partial<A>(call.partials, call.layout, chunk);
+      Rows<A, V, K>(partial, 0).get(0, true, lane, other.all);
+    };
+    const bool whole = merge_chunks(result, begin, end, reinterpret_cast<A*>(shared), get);
+    if (whole && int(threadIdx.x) < lane.group_lanes) result.put(call, item, lane);
+  }
+}
+
+// grad_att: the rows of att_parts added up, each warp a run of them.
+constexpr int kSumWarps = 16;
+
+struct SumCall {
+  const void* parts;
+  void* sum;
+  int64_t rows, width;
+};
+
+template <class A>
+GK_KERNEL(kSumWarps* kWarp)
+sum_rows(GK_CONSTANT SumCall call) {
+  GK_SHARED_MEMORY(shared);
+  A* table = reinterpret_cast<A*>(shared);
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int64_t feature = int64_t(blockIdx.x) * kWarp + lane;
+  const int64_t run = (call.rows + kSumWarps - 1) / kSumWarps;
+  A sum = A(0);
+  for (int64_t row = warp * run; row < (warp + 1) * run && row < call.rows; ++row) {
+    if (feature < call.width) sum += static_cast<const A*>(call.parts)[row * call.width + feature];
+  }
+  table[warp * kWarp + lane] = sum;
+  __syncthreads();
+  if (warp != 0 || feature >= call.width) return;
+  for (int from = 1; from < kSumWarps; ++from) sum += table[from * kWarp + lane];
+  static_cast<A*>(call.sum)[feature] = sum;
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
+  using A = Sum<T>;
+  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) && aligned<T>(p.grad) &&
+                            aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
+  Prologue prologue{};
+  prologue.csr = p.csr;
+  prologue.grad = p.grad;
+  prologue.out = p.out;
+  prologue.stats = p.stats;
+  prologue.alpha = p.alpha;
+  prologue.grad_alpha = p.grad_alpha;
+  prologue.fields = p.packed.data;
+  cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
+  if (error != cudaSuccess) return error;
+
+  const auto run = [&](auto v, auto k) {
+    constexpr int V = v(), K = k();
+    const Layout layout = make_layout(p.shape, V, K);
+    Call call{p.csr,      plan.csr,    layout,        p.scores,     Draw(p.scores.dropout),
+              p.x,        p.grad,      p.packed.data, p.grad_alpha, plan.partials,
+              p.grad_dst, p.grad_edge, plan.att_parts};
+    const int groups = kThreads >> layout.log2_group;
+    const int64_t wanted = (call.schedule.chunks + call.edges.rows + groups - 1) / groups;
+    const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;
+    const int64_t weights = int64_t(groups) * layout.weights();
+    const int64_t table = int64_t(kWarps) * K * V * kWarp;
+    error = launch(by_destination<T, V, K>, blocks, layout.tiles, kThreads,
+                   (weights > table ? weights : table) * int64_t(sizeof(A)), plan.stream, call);
+    if (error != cudaSuccess) return error;
+    const SumCall sum{plan.att_parts, p.grad_att, blocks, layout.width()};
+    error = launch(sum_rows<A>, (sum.width + kWarp - 1) / kWarp, 1, kSumWarps * kWarp,
+                   kSumWarps * kWarp * int64_t(sizeof(A)), plan.stream, sum);
+    if (error != cudaSuccess) return error;
+    error = launch_merge<OneRow<T, V, K>, A>(merge<T, V, K>, call, plan.stream);
+    if (error != cudaSuccess) return error;
+
+    call.edges = p.csc;
+    call.schedule = plan.csc;
+    call.result = p.grad_src;
+    error = launch_items<A>(by_source<T, V, K>, call, plan.stream);
+    if (error != cudaSuccess) return error;
+    return launch_merge<OneRow<T, V, K>, A>(merge<T, V, K>, call, plan.stream);
+  };
+  return with_vectors<T, kShare2>(p.shape, rows_aligned, run);
+}
+
+template cudaError_t gatv2_backward<GK_TYPE>(const Gatv2Backward&, const Plan&);
+
+}  // namespace cuda
+}  // namespace gatkernels

@@ -1,0 +1,166 @@
+// GATv2 forward, and its attention weights: a gathered row stays in registers between score and
+// sum.
+#include "forward.h"
+#include "gatv2.h"
+#include "kernels.h"
+
+namespace gatkernels {
+namespace cuda {
+namespace {
+
+struct Call {
+  Edges edges;
+  Schedule schedule;
+  Layout layout;
+  Gatv2Scores scores;
+  Draw dropout;
+  Matrix x;
+  ForwardResults to;
+  AlphaOut weights;  // alpha is null in a forward
+};
+
+template <class T, int V, int K>
+GK_KERNEL(kThreads)
+forward(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  constexpr int U = kGathered<K>;
+  GK_SHARED_MEMORY(shared);
+  Lane<V, K> lane(call.layout);
+  const int64_t first = int64_t(blockIdx.x) * lane.groups();
+  const Item item = item_of(call.edges, call.schedule, first + lane.group);
+  const int longest = warp_max(item.there ? item.count : -1);
+  if (longest < 0) return;
+  A* factors = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
+  const int heads = call.layout.padded_heads();
+  const int64_t all_heads = call.layout.heads;
+  A* alphas = static_cast<A*>(call.weights.alpha);
+  const EdgeReader edges(call.edges, item, call.dropout.seed || call.scores.edge || alphas);
+  Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
+  const Mask<A> mask(call.dropout);
+  ForwardResults to = call.to;
+  to.out_pos = nullptr;  // known to the compiler
+
+  for (int part = 0; part < (alphas ? 1 : call.layout.parts); ++part) {
+    lane.enter(part);
+    scorer.enter(lane);
+    RowState<T, V, K> state;
+    A x_dst[K][V], inverse[K];
+    scorer.dst.get(item.row, item.there, lane, x_dst);
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (!alphas || !item.there || lane.head_of(k) >= lane.tile_heads) continue;
+      const A* stats = static_cast<const A*>(call.weights.stats) + item.row * 3 * all_heads +
+                       lane.first_head + lane.head_of(k);
+      state.top[k] = __ldg(stats);
+      inverse[k] = __ldg(stats + all_heads);
+    }
+    Edge next = edges.get(lane.lane);
+    for (int base = 0; base < longest; base += lane.group_lanes) {
+      const Edge mine = next;
+      const int n = at_most(item.count - base, lane.group_lanes);
+      const int steps = at_most(longest - base, lane.group_lanes);
+      if (call.dropout.seed) {
+        __syncwarp();  // the factors of the edges before have been read
+        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { factors[at] = factor; });
+        __syncwarp();
+      }
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
+
+      for (int e = 0; e < steps; e += U) {
+        Raw<T, V> rows[U][K];
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          scorer.x.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
+        }
+        A logits[U][K];
+        Raw<T, V> edge_rows[U][K];
+        if (call.scores.edge) {
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            scorer.edge.load(lane.from_lane(mine.id, e + u), e + u < n, lane, edge_rows[u]);
+          }
+        }
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            A sum[V];
+            rows[u][k].get(sum);
+            GK_UNROLL
+            for (int v = 0; v < V; ++v) sum[v] += x_dst[k][v];
+            scorer.add_edge(edge_rows[u][k], sum);
+            logits[u][k] = scorer.share(k, sum);
+          }
+          if (call.layout.parts > 1) {
+            const int64_t j = lane.from_lane(mine.node, e + u), id = lane.from_lane(mine.id, e + u);
+            if (e + u < n) logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
+          }
+          lane.add_channels(logits[u]);
+        }
+
+        if (alphas) {
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            const int64_t id = lane.from_lane(mine.id, e + u);
+            GK_UNROLL
+            for (int k = 0; k < K; ++k) {
+              if (e + u >= n || !lane.leads(k)) continue;
+              A alpha = exp_below(logits[u][k], state.top[k]) * inverse[k];
+              if (call.dropout.seed) alpha *= factors[(e + u) * heads + lane.head_of(k)];
+              alphas[id * all_heads + lane.first_head + lane.head_of(k)] = alpha;
+            }
+          }
+          continue;
+        }
+        GK_UNROLL
+        for (int k = 0; k < K; ++k) {
+          A top = state.top[k];
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            if (e + u < n) top = larger(top, logits[u][k]);
+          }
+          const A factor = rescale(state.top[k], top);
+          state.top[k] = top;
+          state.sum[k] *= factor;
+          state.scale(k, factor, false);
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
+            if (e + u >= n) continue;
+            A w = exp_below(logits[u][k], top);
+            state.sum[k] += w;
+            if (call.dropout.seed) w *= factors[(e + u) * heads + lane.head_of(k)];
+            A values[V];
+            rows[u][k].get(values);
+            GK_UNROLL
+            for (int v = 0; v < V; ++v) state.out[k][v] += w * values[v];
+          }
+        }
+      }
+    }
+    if (item.there && !alphas) state.put(to, item, lane, part);
+  }
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t gatv2_forward(const Gatv2Forward& p, const AlphaOut* weights, const Plan& plan) {
+  if (weights && weights->alpha == nullptr) return cudaSuccess;  // no edges
+  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) &&
+                            aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
+  const ForwardResults to{p.out, nullptr, p.stats, plan.partials};
+  const auto run = [&](auto v, auto k) {
+    const Call call{
+        p.csr, plan.csr, make_layout(p.shape, v, k),     p.scores, Draw(p.scores.dropout),
+        p.x,   to,       weights ? *weights : AlphaOut{}};
+    return launch_items<Sum<T>>(forward<T, v(), k()>, call, plan.stream);
+  };
+  const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, run);
+  return error != cudaSuccess || weights ? error
+                                         : merge_forward<T>(p.shape, rows_aligned, plan, to);
+}
+
+template cudaError_t gatv2_forward<GK_TYPE>(const Gatv2Forward&, const AlphaOut*, const Plan&);
+
+}  // namespace cuda
+}  // namespace gatkernels

@@ -1,0 +1,69 @@
+// How kernels are launched: for which vectors, and with what grid.
+#pragma once
+#include <type_traits>
+
+#include "layout.h"
+#include "plan.h"
+#include "platform.h"
+
+namespace gatkernels {
+namespace cuda {
+
+template <int kValue>
+using Number = std::integral_constant<int, kValue>;
+
+inline bool aligned(const void* p, int64_t stride_bytes) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
+}
+template <class T>
+bool aligned(const Matrix& m) {
+  return aligned(m.data, m.stride * int64_t(sizeof(T)));
+}
+
+// The most values of a row that a lane takes: in GAT, and in GATv2, which keeps more rows at hand.
+constexpr int kShare = 16, kShare2 = 8;
+
+// Calls run(Number<V>, Number<K>) for rows of this shape: 128-bit vectors where no vector spans two
+// heads and every row begins at 16 bytes, else single values. A lane takes at most kMost values.
+template <class T, int kMost, class Run>
+cudaError_t with_vectors(const GatShape& shape, bool rows_aligned, Run run) {
+  if (shape.heads * shape.channels > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
+  constexpr int V = 16 / int(sizeof(T));
+  constexpr int K = kMost / V < 1 ? 1 : kMost / V;
+  if (!rows_aligned || shape.channels == 0 || shape.channels % V != 0) {
+    return run(Number<1>(), Number<4>());
+  }
+  if constexpr (sizeof(T) == 8) {
+    return run(Number<V>(), Number<2>());
+  } else {
+    const int64_t slots = shape.heads << log2_at_least(shape.channels / V);
+    if (slots <= 32) return run(Number<V>(), Number<1>());
+    if constexpr (K >= 4) {
+      if (slots > 64) return run(Number<V>(), Number<4>());
+    }
+    return run(Number<V>(), Number<(K < 2 ? K : 2)>());
+  }
+}
+
+template <class Kernel, class Call>
+cudaError_t launch(Kernel kernel, int64_t blocks, int64_t tiles, int threads, int64_t shared,
+                   cudaStream_t stream, const Call& call) {
+  if (blocks == 0 || tiles == 0) return cudaSuccess;
+  if (blocks > 0x7FFFFFFF || tiles > 0xFFFF) return cudaErrorInvalidConfiguration;
+  const dim3 grid{unsigned(blocks), unsigned(tiles), 1};
+  GK_LAUNCH(kernel, grid, dim3(unsigned(threads)), size_t(shared), stream, call);
+  return cudaGetLastError();
+}
+
+// A kernel over the items of a graph's rows, with room for the weights of each group.
+template <class A, class Call>
+cudaError_t launch_items(void (*kernel)(Call), const Call& call, cudaStream_t stream) {
+  const int groups = kThreads >> call.layout.log2_group;
+  const int64_t items = call.schedule.chunks + call.edges.rows;
+  const int64_t shared = int64_t(groups) * call.layout.weights() * int64_t(sizeof(A));
+  return launch(kernel, (items + groups - 1) / groups, call.layout.tiles, kThreads, shared, stream,
+                call);
+}
+
+}  // namespace cuda
+}  // namespace gatkernels

@@ -1,0 +1,53 @@
+// The rows of hubs, from the partial results of their chunks, for both attentions.
+#include "forward.h"
+#include "merge.h"
+
+namespace gatkernels {
+namespace cuda {
+namespace {
+
+struct Call {
+  Schedule schedule;
+  Layout layout;
+  ForwardResults to;
+};
+
+template <class T, int V, int K>
+GK_KERNEL(kMergeWarps* kWarp)
+merge(GK_CONSTANT Call call) {
+  using A = Sum<T>;
+  GK_SHARED_MEMORY(shared);
+  const int begin = __ldg(call.schedule.hub_ptr + blockIdx.x);
+  const int end = __ldg(call.schedule.hub_ptr + blockIdx.x + 1);
+  if (begin == end) return;
+  Lane<V, K> lane(call.layout);
+  const int64_t row = __ldg(call.schedule.order + blockIdx.x);
+  const bool pair = call.to.out_pos != nullptr;
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    RowState<T, V, K> state;
+    const auto get = [&](RowState<T, V, K>& other, int chunk) {
+      other.get_partial(forward_partial<A>(call.to, call.layout, chunk), lane, pair);
+    };
+    const bool whole = merge_chunks(state, begin, end, reinterpret_cast<A*>(shared), get);
+    if (whole && int(threadIdx.x) < lane.group_lanes) state.finish(call.to, row, lane, part, false);
+  }
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& plan,
+                          const ForwardResults& to) {
+  const auto run = [&](auto v, auto k) {
+    const Call call{plan.csr, make_layout(shape, v, k), to};
+    return launch_merge<RowState<T, v(), k()>, Sum<T>>(merge<T, v(), k()>, call, plan.stream);
+  };
+  return with_vectors<T, kShare>(shape, rows_aligned, run);
+}
+
+template cudaError_t merge_forward<GK_TYPE>(const GatShape&, bool, const Plan&,
+                                            const ForwardResults&);
+
+}  // namespace cuda
+}  // namespace gatkernels

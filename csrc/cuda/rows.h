@@ -1,0 +1,286 @@
+// What every kernel over edges starts from: a group of lanes, the row it works on, and the place of
+// each lane in that row.
+#pragma once
+#include "../core/philox.h"
+#include "layout.h"
+#include "vector.h"
+
+namespace gatkernels {
+namespace cuda {
+
+// What the host knows of dropout.
+struct Draw {
+  const int64_t* seed;  // null: no dropout
+  uint32_t threshold;
+  double scale;
+
+  explicit Draw(const Dropout& dropout)
+      : seed(dropout.seed), threshold(keep_threshold(dropout.p)), scale(keep_scale(dropout.p)) {}
+};
+
+// A row's edges, or a chunk of a hub's.
+struct Item {
+  int64_t row, begin;
+  int64_t chunk;  // where its partial result goes; -1 for a whole row
+  int count;      // edges
+  bool there;
+};
+
+GK_DEVICE int64_t items_of(const Edges& edges, const Schedule& schedule) {
+  return schedule.chunks + edges.rows;
+}
+GK_DEVICE Item item_of(const Edges& edges, const Schedule& schedule, int64_t i) {
+  Item item{0, 0, -1, 0, false};
+  if (i < schedule.chunks) {
+    item.row = __ldg(schedule.chunk_row + i);
+    item.there = item.row >= 0;
+    item.begin = __ldg(schedule.chunk_begin + i);
+    item.chunk = i;
+    if (item.there) item.count = int(__ldg(schedule.chunk_end + i) - item.begin);
+    return item;
+  }
+  const int64_t k = i - schedule.chunks + __ldg(schedule.counts);
+  if (k < edges.rows) {
+    item.row = __ldg(schedule.order + k);
+    item.there = true;
+    item.begin = __ldg(edges.rowptr + item.row);
+    item.count = int(__ldg(edges.rowptr + item.row + 1) - item.begin);
+  }
+  return item;
+}
+
+// An edge as a group's lane holds it.
+struct Edge {
+  int32_t node;  // the node at the other end
+  int32_t id;    // 0 where nobody asks for it
+};
+struct EdgeReader {
+  const int32_t* col;
+  const int32_t* eid;  // or null
+  int count;
+
+  GK_DEVICE EdgeReader(const Edges& edges, const Item& item, bool ids)
+      : col(edges.col + item.begin),
+        eid(ids ? edges.eid + item.begin : nullptr),
+        count(item.count) {}
+  GK_DEVICE Edge get(int e) const {
+    if (e >= count) return {0, 0};
+    return {__ldcs(col + e), eid ? __ldcs(eid + e) : 0};
+  }
+};
+
+GK_DEVICE int warp_max(int value) {
+  for (int apart = kWarp / 2; apart > 0; apart /= 2) {
+    const int other = __shfl_xor_sync(kFull, value, apart);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+GK_DEVICE int at_most(int n, int limit) { return n < limit ? n : limit; }
+
+// A lane of a group. It holds K vectors of a row of features ("slots"); where lanes are edges, it
+// takes one head of every edges_apart-th edge.
+template <int V, int K>
+struct Lane {
+  const Layout& layout;
+  int group_lanes;
+  int lane;        // in the group
+  int group;       // in the block
+  int first_head;  // of the tile
+  int tile_heads;  // of this tile: the last one may have fewer
+  int head;        // of the tile, where lanes are edges
+  int first_edge;  // in the group's edges, where lanes are edges
+  int edges_apart;
+  int feature[K];  // of each vector, -1 where it is none
+
+  GK_DEVICE explicit Lane(const Layout& l)
+      : layout(l),
+        group_lanes(l.group()),
+        lane(int(threadIdx.x) & (group_lanes - 1)),
+        group(int(threadIdx.x) >> l.log2_group),
+        first_head(int(blockIdx.y) * l.tile_heads),
+        tile_heads(at_most(l.heads - first_head, l.tile_heads)),
+        head(lane & (l.padded_heads() - 1)),
+        first_edge(lane >> l.log2_heads),
+        edges_apart(group_lanes >> l.log2_heads) {
+    enter(0);
+  }
+  // Turns to a part of the heads.
+  GK_DEVICE void enter(int part) {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) feature[k] = feature_in(k, part);
+  }
+  GK_DEVICE int feature_in(int k, int part) const {
+    const int channel = (part * layout.slots() + slot_of(k)) * V;
+    const bool there = head_of(k) < tile_heads && channel < layout.channels;
+    return there ? (first_head + head_of(k)) * layout.channels + channel : -1;
+  }
+  GK_DEVICE int slot_of(int k) const { return (k * group_lanes + lane) & (layout.slots() - 1); }
+
+  GK_DEVICE int groups() const { return kThreads >> layout.log2_group; }  // of a block
+  GK_DEVICE bool scores() const { return head < tile_heads; }
+  GK_DEVICE bool has(int k) const { return feature[k] >= 0; }
+  // The head of a vector, in the tile.
+  GK_DEVICE int head_of(int k) const { return (k * group_lanes + lane) >> layout.log2_slots; }
+  // Whether this lane's vector is the first of its head.
+  GK_DEVICE bool leads(int k) const { return head_of(k) < tile_heads && slot_of(k) == 0; }
+
+  template <class X>
+  GK_DEVICE X from_lane(X value, int source) const {
+    return __shfl_sync(kFull, value, source, group_lanes);
+  }
+  // Over the lanes that share this lane's head where lanes are edges.
+  template <class A>
+  GK_DEVICE A add_edges(A value) const {
+    for (int apart = layout.padded_heads(); apart < group_lanes; apart *= 2) {
+      value += __shfl_xor_sync(kFull, value, apart);
+    }
+    return value;
+  }
+  template <class A>
+  GK_DEVICE A max_edges(A value) const {
+    for (int apart = layout.padded_heads(); apart < group_lanes; apart *= 2) {
+      value = larger(value, __shfl_xor_sync(kFull, value, apart));
+    }
+    return value;
+  }
+  // sums[k] <- the sum over all vectors of the head of vector k
+  template <class A>
+  GK_DEVICE void add_channels(A (&sums)[K]) const {
+    if constexpr (K > 1) {
+      const int span = layout.log2_slots - layout.log2_group;  // > 0: a head of several vectors
+      if (span > 0) {
+        GK_UNROLL
+        for (int k = 0; k < K; k += 2) sums[k] = sums[k + 1] = sums[k] + sums[k + 1];
+      }
+      if constexpr (K > 2) {
+        if (span > 1) {
+          GK_UNROLL
+          for (int k = 0; k < K; ++k) {
+            if (k < K / 2) sums[k] = sums[k + K / 2] = sums[k] + sums[k + K / 2];
+          }
+        }
+      }
+    }
+    GK_UNROLL
+    for (int step = 0; step < 5; ++step) {
+      if (step < layout.log2_slots && step < layout.log2_group) {
+        GK_UNROLL
+        for (int k = 0; k < K; ++k) sums[k] += __shfl_xor_sync(kFull, sums[k], 1 << step);
+      }
+    }
+  }
+};
+
+// The rows of a matrix, as the vectors of a lane.
+template <class T, int V, int K>
+struct Rows {
+  const T* data;
+  int64_t stride;
+
+  GK_DEVICE explicit Rows(const Matrix& m)
+      : data(static_cast<const T*>(m.data)), stride(m.stride) {}
+  GK_DEVICE Rows(const void* p, int64_t width) : data(static_cast<const T*>(p)), stride(width) {}
+
+  GK_DEVICE void load(int64_t row, bool there, const Lane<V, K>& lane, Raw<T, V> (&to)[K]) const {
+    const T* from = data + row * stride;
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      if (there && lane.has(k)) to[k].load(from + lane.feature[k]);
+    }
+  }
+  // zeros where there is none
+  GK_DEVICE void get(int64_t row, bool there, const Lane<V, K>& lane, Sum<T> (&to)[K][V]) const {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) to[k][v] = Sum<T>(0);
+      if (there && lane.has(k)) cuda::load<T, V>(data + row * stride + lane.feature[k], to[k]);
+    }
+  }
+};
+
+template <class T, int V, int K>
+GK_DEVICE void put_row(T* row, const Lane<V, K>& lane, const Sum<T> (&from)[K][V]) {
+  GK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    if (lane.has(k)) store<T, V>(row + lane.feature[k], from[k]);
+  }
+}
+
+// all += |w| row, and positive += max(w, 0) row where `pair`: the sign of a weight is that of its
+// edge's score.
+template <class T, int V>
+GK_DEVICE void add_signed(const Raw<T, V>& row, Sum<T> w, bool pair, Sum<T> (&all)[V],
+                          Sum<T> (&positive)[V]) {
+  using A = Sum<T>;
+  A values[V];
+  row.get(values);
+  const A size = w < A(0) ? -w : w;
+  GK_UNROLL
+  for (int v = 0; v < V; ++v) all[v] += size * values[v];
+  if (pair) {
+    const A kept = larger(w, A(0));
+    GK_UNROLL
+    for (int v = 0; v < V; ++v) positive[v] += kept * values[v];
+  }
+}
+
+template <class A, int V>
+GK_DEVICE A dot(const A (&a)[V], const A (&b)[V]) {
+  A sum = A(0);
+  GK_UNROLL
+  for (int v = 0; v < V; ++v) sum += a[v] * b[v];
+  return sum;
+}
+
+// Edges gathered at a time: enough 128-bit loads in flight, few enough registers.
+template <int K>
+constexpr int kGathered = K >= 4 ? 2 : 4;
+// Edges that a lane scores at a time, their loads in flight together.
+constexpr int kScored = 4;
+
+// Dropout as the contract has it: m_e is 0 or 1 / (1 - p).
+template <class A>
+struct Mask {
+  uint64_t seed;
+  uint32_t threshold;
+  A scale;
+
+  GK_DEVICE explicit Mask(const Draw& draw)
+      : seed(draw.seed ? uint64_t(__ldg(draw.seed)) : 0),
+        threshold(draw.threshold),
+        scale(A(draw.scale)) {}
+  GK_DEVICE A factor(uint32_t word) const { return word >= threshold ? scale : A(0); }
+  GK_DEVICE A operator()(int32_t edge, int head) const {
+    uint32_t word[4];
+    philox(seed, uint64_t(edge), uint64_t(head >> 2), word);
+    const uint32_t low = head & 1 ? word[1] : word[0], high = head & 1 ? word[3] : word[2];
+    return factor(head & 2 ? high : low);
+  }
+  // Calls apply(place, m_e) for the n edges of a group whose lanes hold their ids, with the place
+  // of each edge and head among the group's weights: each lane draws four heads of an edge at a
+  // time. Every lane of the warp comes here; `steps` is the same for all of them.
+  template <int V, int K, class Apply>
+  GK_DEVICE void each(const Lane<V, K>& lane, int32_t id, int n, int steps, Apply apply) const {
+    const int first = lane.first_head >> 2;
+    const int draws = ((lane.first_head + lane.tile_heads - 1) >> 2) - first + 1;  // per edge
+    for (int done = 0; done < steps * draws; done += lane.group_lanes) {
+      const int e = (done + lane.lane) / draws, quad = first + (done + lane.lane) % draws;
+      const int32_t edge = lane.from_lane(id, e);
+      if (e >= n) continue;
+      uint32_t word[4];
+      philox(seed, uint64_t(edge), uint64_t(quad), word);
+      GK_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        const int head = 4 * quad + j - lane.first_head;
+        if (head >= 0 && head < lane.tile_heads) {
+          apply(e * lane.layout.padded_heads() + head, factor(word[j]));
+        }
+      }
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace gatkernels

@@ -1,0 +1,133 @@
+"""The CUDA backend, where it differs from the others, on the emulator; and how it compiles.
+
+The operator suite itself runs on it with GATKERNELS_TEST_BACKEND=cuda.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import emulator
+import pytest
+import torch
+from graphs import GRAPHS, random_inputs
+from tolerance import BACKEND, Options, assert_right, by_kernel
+
+from gatkernels import Graph, _dispatch, _native_cuda, gat_attention, gatv2_attention
+from gatkernels._dispatch import Case
+
+SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
+ROOT = Path(__file__).parents[1]
+
+emulated = pytest.mark.skipif(
+    BACKEND != "cuda", reason="runs with GATKERNELS_TEST_BACKEND=cuda (make test-cuda)"
+)
+
+
+def _compiler_output(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def reversed_threads() -> Iterator[None]:
+    yield
+    _native_cuda.module.reverse_threads(False)
+
+
+@emulated
+@pytest.mark.parametrize("shape", [(1, 1), (4, 16), (8, 8), (33, 3), (1, 300)], ids=str)
+@pytest.mark.parametrize("name", ["random", "degrees", "degrees_out"])
+@pytest.mark.usefixtures("reversed_threads")
+def test_no_result_depends_on_the_order_of_threads(name: str, shape: tuple[int, int]) -> None:
+    """A missing barrier shows when the threads run in the opposite order."""
+    graph = GRAPHS[name]()
+    inputs = random_inputs(graph, *shape, torch.float32, edge_score=True, attention=True)
+    x, x_dst, att = inputs.x, inputs.grad_out, torch.randn(shape)
+    found = []
+    for order in (False, True):
+        _native_cuda.module.reverse_threads(order)
+        got = list(by_kernel(graph, inputs, Options(0.2, 0.6, SEED)).values())
+        leaves = [t.clone().requires_grad_() for t in (x, x_dst, att)]
+        torch.manual_seed(1)
+        out = gatv2_attention(graph, *leaves, dropout=0.4, backend="cuda")
+        got += [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+        found.append(got)
+    assert all(map(torch.equal, *found))
+
+
+@emulated
+def test_rows_that_begin_at_odd_places() -> None:
+    """Where rows are not aligned to 128 bits, values are read one by one."""
+    graph = GRAPHS["random"]()
+    inputs = random_inputs(graph, 4, 8, torch.float32)
+    for offset, gap in ((1, 0), (0, 1), (4, 4)):
+        memory = torch.randn(offset + graph.num_src * (32 + gap))
+        rows = memory[offset:].view(graph.num_src, 32 + gap)[:, :32].unflatten(1, (4, 8))
+        rows.copy_(inputs.x)
+        # rows are handed over as they are, without autograd, which would copy them
+        expected = gat_attention(graph, inputs.x, inputs.score_src, backend="cuda")
+        got = gat_attention(graph, rows, inputs.score_src, backend="cuda")
+        torch.testing.assert_close(got, expected)
+        packed = inputs._replace(x=rows)
+        assert_right(graph, packed)
+
+
+@emulated
+def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
+    graph = GRAPHS["hub_block"]()
+    for shape in ((1, 1025), (2, 2049), (70, 9), (129, 1)):
+        inputs = random_inputs(graph, *shape, torch.float32, edge_score=True, attention=True)
+        assert_right(graph, inputs, Options(0.2, 0.6, SEED))
+
+
+@emulated
+def test_a_failed_launch_is_an_exception() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0], [0]]), 1)
+    heads = 32 * 65536  # tiles of 32 heads, one more than a grid takes
+    with pytest.raises(RuntimeError, match="gatkernels: CUDA: invalid configuration argument"):
+        gat_attention(graph, torch.ones(1, heads, 1), torch.ones(1, heads), backend="cuda")
+
+
+def test_who_runs_a_case_and_why_not() -> None:
+    gpu = Case(torch.device("cuda"), torch.float32)
+    names = [name for name, _ in _dispatch.explain()]
+    assert names.index("cuda") < names.index("triton")
+    if _native_cuda.module is None:
+        assert "gatkernels._cuda is missing" in str(_dispatch.supports("cuda", gpu))
+    reason = _dispatch.supports("cuda", Case(torch.device("meta"), torch.float32))
+    assert reason == "runs on CUDA tensors, got device meta"
+
+
+def test_the_emulator_finds_what_a_gpu_would_not_say(tmp_path: Path) -> None:
+    """A barrier not all threads come to, in a warp and in a block, and an unaligned access."""
+    program = str(tmp_path / "faults")
+    source = str(Path(__file__).parent / "simt" / "faults.cpp")
+    compiled = _compiler_output(*emulator.COMPILER.split(), "-std=c++17", source, "-o", program)
+    assert compiled.returncode == 0, compiled.stderr
+    run = _compiler_output(program)
+    assert run.stdout.splitlines() == [
+        "sum: 2016",
+        "warp: simt: a barrier that not all threads of a warp come to",
+        "block: simt: a barrier that not all threads of a block come to",
+        "unaligned: simt: an access of 16 bytes that is not aligned",
+    ]
+
+
+def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
+    """All of it for one architecture; a register spilled to memory costs what the kernels save."""
+    setup = emulator.setup_script()
+    nvcc = setup.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no nvcc on this machine")
+    report = emulator.build_cuda(tmp_path, nvcc, arch=os.environ.get("GATKERNELS_TEST_ARCH", "90"))
+    kernels = report.count("Compiling entry function")
+    assert kernels > 60
+    assert report.count("bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == kernels
+    module = emulator.from_file("_cuda", tmp_path / "_cuda.so")
+    assert module.device == "cuda"
+    linked = _compiler_output("ldd", str(tmp_path / "_cuda.so")).stdout
+    assert "libcudart" not in linked
+    assert "torch" not in linked
