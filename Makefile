@@ -9,12 +9,17 @@ SIMT := $(wildcard python_tests/simt/*)
 # The operator suite, which runs on every backend.
 OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py determinism.py philox.py)
 
-.PHONY: demo test test-cuda lint format bench clean
+# And once more the Triton kernels, in Triton's interpreter (Linux only).
+ifeq ($(shell uname),Linux)
+INTERPRETED := $(addprefix interpreted-,gat gatv2 philox ops determinism)
+endif
+
+.PHONY: demo test test-cuda test-triton $(INTERPRETED) lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
-	@echo "make test    all tests; the last part of them alone: make test-cuda"
+	@echo "make test    all tests; parts of them alone: make test-cuda, make test-triton"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
 
@@ -38,10 +43,19 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest python_tests
 	$(MAKE) test-cuda
+	$(MAKE) --jobs=2 --output-sync test-triton
 
 # The CUDA kernels on the tests' emulator; on a GPU `gatkernels verify --device cuda`.
 test-cuda: $(VENV)/ready
 	GATKERNELS_TEST_BACKEND=cuda $(BIN)/python -m pytest $(OPERATORS)
+
+test-triton: $(INTERPRETED)
+
+ifdef INTERPRETED
+$(INTERPRETED): interpreted-%: $(VENV)/ready
+	TRITON_INTERPRET=1 GATKERNELS_TEST_BACKEND=triton \
+	  $(BIN)/python -m pytest python_tests/test_$*.py
+endif
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check gatkernels python_tests bench docs setup.py

@@ -290,15 +290,17 @@ def _info(args: argparse.Namespace) -> int:
     import torch
 
     from gatkernels import _dispatch
+    from gatkernels._dispatch import Case
     from gatkernels.experiments.runs import versions
 
     for package, version in versions().items():
         print(f"{package:<16} {version}")
     print(f"{'threads':<16} {torch.get_num_threads()}")
     print(f"{'instruction set':<16} {_dispatch.isa()}")
-    print("backends, for float32 on the CPU:")
-    for backend, reason in _dispatch.explain():
-        print(f"  {backend:<14} {'available' if reason is None else reason}")
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        print(f"backends, for float32 on {device}:")
+        for backend, reason in _dispatch.explain(Case(torch.device(device), torch.float32)):
+            print(f"  {backend:<14} {'available' if reason is None else reason}")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import GRAPHS, random_inputs
+from graphs import GRAPHS, INTERPRETED, random_inputs
 from tolerance import BACKEND
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -41,7 +41,7 @@ def test_gradcheck(heads: int, channels: int, attention: bool, dropout: float) -
         out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], SEED), options)
         return (out, alpha) if attention else out
 
-    assert gradcheck(call, leaves)
+    assert gradcheck(call, leaves, fast_mode=INTERPRETED)
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, -0.3])
@@ -64,7 +64,7 @@ def test_gradgradcheck(dropout: float, attention: bool) -> None:
         out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], SEED), options)
         return (out, alpha) if attention else out
 
-    assert gradgradcheck(call, leaves)
+    assert gradgradcheck(call, leaves, fast_mode=INTERPRETED)
 
 
 @pytest.mark.parametrize("attention", [False, True])

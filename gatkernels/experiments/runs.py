@@ -165,7 +165,7 @@ def _misfit(error: BaseException) -> str:
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("gatkernels", "numpy", "torch-geometric"):
+    for package in ("gatkernels", "numpy", "torch-geometric", "triton"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -214,7 +214,7 @@ def gatv2_backward(
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
     grad_src, grad_dst, grad_att, grad_edge = results
     unit = _unit(x, x_dst, grad)
-    cut = tile(heads, channels, stats.dtype, unit, tiles=2)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=2 if scores[2] is None else 4)
     terms = stats.new_empty(rows.rows, 3, heads)
     kept = gatb.Saved(out, None, stats, None if grad_alpha is None else alpha, grad_alpha)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)

@@ -1,4 +1,8 @@
-"""GAT forward: one pass for each row's maximum, one for the sums; nothing is rescaled per edge."""
+"""GAT forward: one pass for each row's maximum, one for the sums; nothing is rescaled per edge.
+
+The first pass reads scalars alone, which the second finds in the cache. It takes the maximum of the
+logits, not of score_src: the loads are the same, and it is right for every slope.
+"""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 

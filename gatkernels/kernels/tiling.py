@@ -4,7 +4,7 @@ No GPU has measured them yet. The reasoning: attention over a graph is bound by 
 wants as many 16-byte loads in flight as registers allow. By Little's law an H200 (4.8 TB/s, about
 0.8 microseconds) needs some 30 KB in flight on each of its 132 multiprocessors. A warp that holds
 TILE = 1024 elements has 4 KB of float32 (2 KB of a 16-bit dtype) on its way, in 32 registers per
-thread, and as many for each sum it keeps; at about 128 registers 16 such warps fit, 64 KB.
+thread, and at most as many for each sum it keeps; at about 128 registers 16 such warps fit, 64 KB.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 #: Elements of gathered rows that a warp holds at a time; half as many in float64, and where rows
 #: are so short that threads share one: they keep sums of their own for each edge side by side.
 TILE = 1024
-#: Features from which each thread of a warp has its own, and sums over edges at once.
+#: Features from which each thread of a warp has its own, and can add up edges by itself.
 ALONE = 128
 #: Features for which a program takes one more warp, up to WARPS: 32 threads, 16 bytes each, twice.
 WARP_FEATURES, WARPS = 256, 8
@@ -28,13 +28,13 @@ EDGES, ROWS, TINY_EDGES = 32, 16, 2
 #: Values a warp holds of what has no features, and edges side by side there.
 SCALARS, SCALAR_EDGES = 256, 128
 #: A row of at most TINY edges shares a program; one of more than CHUNK edges is split. A tiny row
-#: takes a few steps; a chunk of 512 rows keeps a program busy for microseconds, and its partial
-#: result is a thousandth of what it gathered.
+#: takes a few steps; a chunk keeps a program busy for many microseconds, and leaves two rows of
+#: partial results for the 512 it gathered.
 TINY, CHUNK = 16, 512
 #: Programs that add up the gradient of GATv2's ``att``: enough to fill any GPU of today.
 PERSISTENT = 1024
 if triton.knobs.runtime.interpret:  # works on whole arrays: wide tiles and few programs are faster
-    TILE, EDGES, ROWS, TINY_EDGES, SCALARS, SCALAR_EDGES = 1 << 15, 128, 256, 16, 1 << 12, 128
+    TILE, EDGES, ROWS, TINY_EDGES, SCALARS, SCALAR_EDGES = 1 << 16, 128, 256, 16, 1 << 14, 128
     TINY, CHUNK, PERSISTENT = 64, 256, 4
 
 
@@ -61,11 +61,11 @@ def power_of_two(n: int) -> int:
 
 
 def tile(heads: int, channels: int, dtype: torch.dtype, unit: int = 1, tiles: int = 1) -> Tile:
-    """The tile for rows of ``heads * channels``; ``tiles`` gathered rows per edge share it."""
+    """The tile for rows of ``heads * channels``, of which an edge needs ``tiles`` at a time."""
     block_c = power_of_two(channels)
     block_h = min(power_of_two(heads), max(1, PROGRAM_FEATURES // block_c))
     width = block_h * block_c
-    warps = min(max(width // WARP_FEATURES, 1), WARPS)
+    warps = min(max(width * tiles // WARP_FEATURES, 1), WARPS)
     alone = width >= ALONE
     budget = TILE * warps // tiles
     budget //= (2 if dtype == torch.float64 else 1) * (1 if alone else 2)
@@ -80,7 +80,7 @@ def tile(heads: int, channels: int, dtype: torch.dtype, unit: int = 1, tiles: in
         unit,
         edges,
         scalars,
-        min(max(edges // tiny_edges, 1), ROWS),
+        min(max(budget // (width * tiny_edges), 1), ROWS),
         tiny_edges,
         1 if alone else edges,
         1 if alone else tiny_edges,

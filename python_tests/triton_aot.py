@@ -1,0 +1,153 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and reports on the machine code.
+
+``python triton_aot.py cuda:90`` calls the backend's own functions on small CPU tensors; every
+launch is compiled for the target, exactly as it would be there, instead of run. Each line of the
+output is a JSON object about one kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from graphs import GRAPHS, random_inputs
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from gatkernels import _checks, kernels
+from gatkernels.kernels.tiling import Tile
+
+#: Heads, channels, dtype, and whether there are edge scores, dropout and a gradient of attention.
+#: "wide" is for all kernels, the others are for those that gather rows.
+CASES = {
+    "wide": (4, 64, torch.float32, False),
+    "everything": (8, 8, torch.float32, True),
+    "bfloat16": (4, 64, torch.bfloat16, True),
+    "odd": (2, 7, torch.float16, True),
+    "many warps": (4, 256, torch.float32, False),
+    "float64": (4, 32, torch.float64, False),
+}
+GATHER = {
+    "gat.forward",
+    "gat_backward.backward",
+    "gatv2.forward",
+    "gatv2.alpha",
+    "gatv2_backward.by_destination",
+    "gatv2_backward.by_source",
+}
+SEED = torch.tensor([5])
+
+
+class Target:
+    """Stands for the driver of a GPU of this kind."""
+
+    def __init__(self, name: str) -> None:
+        backend, _, arch = name.partition(":")
+        self.target = GPUTarget(backend, *((int(arch), 32) if backend == "cuda" else (arch, 64)))
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def nvidia(cubin: bytes) -> dict[str, Any]:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tools / "cuobjdump"), "-sass", "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers = re.search(r"REG:(\d+)", text)
+    assert registers is not None
+    return {
+        "registers": int(registers[1]),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", text)),
+        "wide_loads": len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b", text)),
+    }
+
+
+def amd(assembly: str) -> dict[str, Any]:
+    # scalar registers spill to lanes of vector ones, which costs no memory access
+    counts = re.findall(r"\.vgpr_spill_count: *(\d+)", assembly)
+    accesses = re.findall(r"\bscratch_(?:load|store)_", assembly)
+    registers = re.search(r"\.vgpr_count: *(\d+)", assembly)
+    assert registers is not None
+    return {
+        "registers": int(registers[1]),
+        "spills": sum(map(int, counts)) + len(accesses),
+        "wide_loads": len(re.findall(r"(?:buffer|global)_load_dwordx4", assembly)),
+    }
+
+
+def narrow_products(ttir: str) -> list[str]:
+    """Products of tensors in 32 bits other than head * C, ``[BH, 1]``: addresses that overflow."""
+    shapes = re.findall(r"arith\.muli .*: (tensor<[\dx]*xi32>)", ttir)
+    return [shape for shape in shapes if not re.fullmatch(r"tensor<\d+(x1)?xi32>", shape)]
+
+
+def compile_all(case: str, drivers: Target) -> None:
+    heads, channels, dtype, everything = CASES[case]
+
+    def report(kernel: Any, programs: int, cut: Tile, *args: Any) -> None:
+        name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+        if case != "wide" and name not in GATHER:
+            return
+        grid = (programs, cut.groups)
+        built = kernel.warmup(*args, **kernels.constants(kernel, cut), grid=grid)
+        found = nvidia(built.asm["cubin"]) if "cubin" in built.asm else amd(built.asm["amdgcn"])
+        found["case"], found["kernel"], found["gathers"] = case, name, name in GATHER
+        threads = cut.warps * drivers.target.warp_size
+        found["row_bytes_per_thread"] = cut.D * cut.BH * cut.BC * dtype.itemsize / threads
+        if not everything:  # Philox multiplies in 32 bits, too
+            found["narrow_products"] = narrow_products(built.asm["ttir"])
+        print(json.dumps(found), flush=True)
+
+    kernels.launch = report
+    graph = GRAPHS["hub_segments"]()
+    csr, csc = (graph.rowptr, graph.col, graph.eid), (graph.colptr, graph.row, graph.ceid)
+    inputs = random_inputs(
+        graph, heads, channels, dtype, edge_score=everything, attention=everything
+    )
+    sums = _checks.SUM_DTYPES[dtype]
+    how = (0.2, 0.6 if everything else 0.0, SEED)
+
+    def like(tensor: Tensor | None) -> Tensor:
+        return torch.empty(0) if tensor is None else torch.zeros_like(tensor)
+
+    edge_score = None if inputs.edge_score is None else inputs.edge_score.to(sums)
+    scores = (inputs.score_src.to(sums), inputs.score_dst.to(sums), edge_score, *how)
+    grad_alpha = None if inputs.grad_alpha is None else inputs.grad_alpha.to(sums)
+    forward = kernels.gat_forward(csr, inputs.x, scores, True, True)
+    kernels.gat_alpha(csr, scores, forward[2])
+    results = tuple(map(like, (inputs.x, *scores[:3])))
+    saved, grads = (*forward, grad_alpha), (inputs.grad_out, grad_alpha)
+    kernels.gat_backward(csr, csc, inputs.x, scores, saved, grads, results)
+
+    x_dst = inputs.grad_out
+    att = torch.zeros(heads, channels, dtype=sums)
+    edge = torch.zeros(graph.num_edges, heads, channels, dtype=dtype) if everything else None
+    scores2 = (x_dst, att, edge, *how)
+    out, stats = kernels.gatv2_forward(csr, inputs.x, scores2, True)
+    kernels.gatv2_alpha(csr, inputs.x, scores2, stats)
+    results = tuple(map(like, (inputs.x, *scores2[:3])))
+    kernels.gatv2_backward(csr, csc, inputs.x, scores2, (out, stats, grad_alpha), grads, results)
+
+
+if __name__ == "__main__":
+    active = Target(sys.argv[1])
+    driver.set_active(active)
+    for name in sys.argv[2:]:
+        compile_all(name, active)
