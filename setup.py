@@ -115,7 +115,7 @@ def cuda_objects() -> tuple[list[str], str]:
 
 
 def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
-    home = nvcc.resolve().parents[1]
+    home = toolkit(nvcc)
     include = f"-I{escape(home / 'include')} {includes()}"
     flags = f"{FLAGS} {include} {os.environ.get('CXXFLAGS', '')}"
     libraries = [home / "lib64", home / "targets" / f"{platform.machine()}-linux" / "lib"]
@@ -138,6 +138,14 @@ def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def toolkit(nvcc: Path) -> Path:
+    """Where nvcc, which may be a script, has its headers and libraries."""
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    top = next(line for line in told.splitlines() if line.startswith("#$ TOP="))
+    return Path(top.removeprefix("#$ TOP=")).resolve()
 
 
 def gpu_flags(nvcc: Path) -> str:
