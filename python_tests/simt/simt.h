@@ -17,6 +17,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define SIMT_ASAN 1
 #endif
@@ -146,6 +147,9 @@ inline void prepare(Fiber& fiber, char* stack) {
   fiber.stack = stack;
   fiber.wait = Wait::kNothing;
   fiber.turn = 0;
+#ifdef SIMT_ASAN
+  ASAN_UNPOISON_MEMORY_REGION(stack, kStack);  // of the last thread's frames, which never returned
+#endif
 #if defined(__x86_64__)
   auto* top =
       reinterpret_cast<uintptr_t*>((reinterpret_cast<uintptr_t>(stack) + kStack) & ~uintptr_t(15));
