@@ -105,9 +105,9 @@ def gat_inputs(
     score_dst: Tensor | None,
     edge_score: Tensor | None,
 ) -> None:
+    """For ``x`` that is a dense tensor; the others may be anything."""
     graph_argument(op, graph)
     device = graph.device
-    dense(op, "x", x)
     floating(op, "x", x, None)
     shape(op, "x", x, num_src=graph.num_src, heads=None, channels=None)
     heads = x.shape[1]
@@ -123,7 +123,6 @@ def gatv2_inputs(
     op: str, graph: Graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None
 ) -> None:
     graph_argument(op, graph)
-    dense(op, "x_src", x_src)
     floating(op, "x_src", x_src, None)
     shape(op, "x_src", x_src, num_src=graph.num_src, heads=None, channels=None)
     same_device(op, "x_src", x_src, graph.device, "the graph")

@@ -17,16 +17,16 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.empty(1, dtype=torch.int64, device=device).random_()
 
 
-def _promote(*tensors: Tensor | None) -> tuple[Any, ...]:
+def _promote(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Under autocast, mixed dtypes come to the widest, as in torch's own arithmetic."""
-    device = next(t for t in tensors if t is not None).device.type
+    device = x.device.type
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
-        return tensors
-    dtypes = {t.dtype for t in tensors if t is not None}
+        return x, *others
+    dtypes = {t.dtype for t in (x, *others) if t is not None}
     if len(dtypes) == 1:
-        return tensors
+        return x, *others
     widest = torch.float64 if torch.float64 in dtypes else torch.float32
-    return tuple(None if t is None else t.to(widest) for t in tensors)
+    return tuple(None if t is None else t.to(widest) for t in (x, *others))
 
 
 def _fold(x: Tensor) -> Tensor:
@@ -37,6 +37,13 @@ def _fold(x: Tensor) -> Tensor:
 def _unfold(x: Tensor, batch: int) -> Tensor:
     graphs: Tensor = x.unflatten(1, (batch, -1)).transpose(0, 1)
     return graphs
+
+
+def _result(out: Tensor, alpha: Tensor | None, batch: int | None = None) -> Any:
+    """What a public operator returns; ``batch`` graphs unfolded."""
+    if batch is not None:
+        out, alpha = _unfold(out, batch), None if alpha is None else _unfold(alpha, batch)
+    return out if alpha is None else (out, alpha)
 
 
 def gat_attention(
@@ -93,19 +100,18 @@ def gat_attention(
         batch = x.shape[0]
         _checks.batch(op, batch, score_src=score_src, score_dst=score_dst, edge_score=edge_score)
         folded = [None if t is None else _fold(t) for t in (x, score_src, score_dst, edge_score)]
-        out, alpha = _gat(op, graph, folded, options)
-        if alpha is None:
-            return _unfold(out, batch)
-        return _unfold(out, batch), _unfold(alpha, batch)
+        return _result(*_gat(op, graph, folded, options), batch)
     inputs = [x, score_src, score_dst, edge_score]
-    out, alpha = _gat(op, graph, inputs, options)
-    return out if alpha is None else (out, alpha)
+    return _result(*_gat(op, graph, inputs, options))
 
 
-def _choose(op: str, options: Options, x: Tensor) -> Options:
-    """``options`` with the backend that is to run the call on ``x``."""
+def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | None]:
+    """``options``, checked, with the backend that is to run the call on ``x``; dropout's seed."""
+    _checks.options(op, *options[:2])
     backend = _dispatch.select(op, options.backend, _dispatch.Case(x.device, x.dtype))
-    return options if backend == options.backend else Options(*options[:3], backend)
+    if backend != options.backend:
+        options = Options(*options[:3], backend)
+    return options, draw_seed(x.device) if options.dropout > 0.0 else None
 
 
 def _reference(
@@ -124,9 +130,7 @@ def _gat(
 ) -> tuple[Tensor, Tensor | None]:
     x, score_src, score_dst, edge_score = inputs
     _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score)
-    _checks.options(op, *options[:2])
-    options = _choose(op, options, x)
-    seed = draw_seed(x.device) if options.dropout > 0.0 else None
+    options, seed = _choose(op, options, x)
     if options.backend == "reference":
         return _reference(reference.gat_attention, graph, inputs, options, seed)
     sums = _checks.SUM_DTYPES[x.dtype]
@@ -163,12 +167,11 @@ def gat_attention_packed(
     channels = packed.shape[1] // heads - 2
     parts = [*_ops.split_packed(packed, heads, channels), None]
     options = Options(negative_slope, dropout, return_attention, backend)
-    options = _choose(op, options, packed)
-    if options.backend == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
+    chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
+    if chosen == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
         return _gat(op, graph, parts, options)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
-    _checks.options(op, *options[:2])
-    seed = draw_seed(packed.device) if dropout > 0.0 else None
+    options, seed = _choose(op, options, packed)
     return _autograd.gat_packed(graph, packed, (heads, channels), seed, options)
 
 
@@ -210,7 +213,7 @@ def gatv2_attention(
         TypeError, ValueError, BackendUnavailable: As in :func:`gat_attention`.
     """
     op = "gatv2_attention"
-    _checks.tensor(op, "x_src", x_src)
+    _checks.dense(op, "x_src", x_src)
     _checks.tensor(op, "x_dst", x_dst)
     _checks.tensor(op, "att", att)
     x_src, x_dst, att, edge = _promote(x_src, x_dst, att, edge)
@@ -220,13 +223,9 @@ def gatv2_attention(
         _checks.batch(op, batch, x_dst=x_dst, edge=edge)
         rest = None if edge is None else _fold(edge)
         folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest]
-        out, alpha = _gatv2(op, graph, folded, options)
-        if alpha is None:
-            return _unfold(out, batch)
-        return _unfold(out, batch), _unfold(alpha, batch)
+        return _result(*_gatv2(op, graph, folded, options), batch)
     inputs = [x_src, x_dst, att, edge]
-    out, alpha = _gatv2(op, graph, inputs, options)
-    return out if alpha is None else (out, alpha)
+    return _result(*_gatv2(op, graph, inputs, options))
 
 
 def _gatv2(
@@ -237,9 +236,7 @@ def _gatv2(
 ) -> tuple[Tensor, Tensor | None]:
     x_src, x_dst, att, edge = inputs
     _checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
-    _checks.options(op, *options[:2])
-    options = _choose(op, options, x_src)
-    seed = draw_seed(x_src.device) if options.dropout > 0.0 else None
+    options, seed = _choose(op, options, x_src)
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])

@@ -85,14 +85,6 @@ class CaseResult:
         mine, theirs = ours.timings.get(phase), other.timings.get(phase)
         return theirs.median / mine.median if mine and theirs else None
 
-    def memory_ratio(self, name: str) -> float | None:
-        """How many times more memory a peer takes than ours."""
-        ours, other = self.ours, self.peer(name)
-        peaks = [side.peak.bytes if side and side.peak else None for side in (ours, other)]
-        if not peaks[0] or not peaks[1]:
-            return None
-        return peaks[1] / peaks[0]
-
     def floor(self, phase: str) -> float | None:
         """Seconds of the projection and the gather-sum alone."""
         found = [limit.timings[phase].median for limit in self.limits if phase in limit.timings]
