@@ -9,6 +9,12 @@ SIMT := $(wildcard python_tests/simt/*)
 # The operator suite, which runs on every backend.
 OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py determinism.py philox.py)
 
+# An address sanitizer for the emulated CUDA kernels, where the compiler has one to load beforehand.
+ASAN := $(realpath $(shell $(CXX) -print-file-name=libasan.so))
+ifneq ($(ASAN),)
+SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$(ASAN)
+endif
+
 # And once more the Triton kernels, in Triton's interpreter (Linux only).
 ifeq ($(shell uname),Linux)
 INTERPRETED := $(addprefix interpreted-,gat gatv2 philox ops determinism)
@@ -45,9 +51,10 @@ test: $(VENV)/ready
 	$(MAKE) test-cuda
 	$(MAKE) --jobs=2 --output-sync test-triton
 
-# The CUDA kernels on the tests' emulator; on a GPU `gatkernels verify --device cuda`.
+# The CUDA kernels on the tests' emulator, out-of-bounds accesses caught; on a GPU
+# `gatkernels verify --device cuda`.
 test-cuda: $(VENV)/ready
-	GATKERNELS_TEST_BACKEND=cuda $(BIN)/python -m pytest $(OPERATORS)
+	$(SANITIZED) GATKERNELS_TEST_BACKEND=cuda $(BIN)/python -m pytest $(OPERATORS)
 
 test-triton: $(INTERPRETED)
 

@@ -129,10 +129,6 @@ class Kernels:
         """For rows of heads * channels; also the scratch, of the dtype of ``sums``, to keep."""
         raise NotImplementedError
 
-    def _packed(self, x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
-        """Scratch for what an edge gathers: ``features`` like ``x``, ``fields`` like ``sums``."""
-        raise NotImplementedError
-
     def gat_forward(
         self, csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,7 +191,7 @@ class Kernels:
         x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
-        packed = self._packed(x, stats, heads * channels, 4 * heads)
+        fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
         context, _scratch = self._context(csr, csc, stats, heads, channels)
         self._module().gat_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
@@ -205,7 +201,7 @@ class Kernels:
             negative_slope, place(seed) if dropout else 0, dropout,
             x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
             out.data_ptr(), out_pos.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
-            packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_x.stride(0),
+            fields.data_ptr(), grad_x.data_ptr(), grad_x.stride(0),
             grad_src.data_ptr(), grad_src.stride(0), grad_dst.data_ptr(), grad_dst.stride(0),
             0 if edge is None else grad_edge.data_ptr(),
         )  # fmt: skip
@@ -271,7 +267,7 @@ class Kernels:
         x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
-        packed = self._packed(x, stats, 2 * heads * channels, 3 * heads)
+        fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
         context, _scratch = self._context(csr, csc, stats, heads, channels)
         self._module().gatv2_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
@@ -281,7 +277,7 @@ class Kernels:
             negative_slope, place(seed) if dropout else 0, dropout,
             x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
             out.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
-            packed.data_ptr(), packed.stride(0), grad_x.data_ptr(), grad_dst.data_ptr(),
+            fields.data_ptr(), grad_x.data_ptr(), grad_dst.data_ptr(),
             grad_att.data_ptr(), 0 if edge is None else grad_edge.data_ptr(),
         )  # fmt: skip
 
@@ -294,12 +290,6 @@ class _Cpu(Kernels):
         self, csr: Csr, csc: Csr | None, sums: Tensor, heads: int, channels: int
     ) -> tuple[Any, Any]:
         return torch.get_num_threads(), None
-
-    def _packed(self, x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
-        """Features and fields side by side, each row in whole lines."""
-        unit, each = sums.element_size(), x.element_size()
-        size = -(-features * each // unit) * unit + fields * unit
-        return empty(x, sums.shape[0], -(-size // 64) * 64 // each)
 
 
 CPU = _Cpu()

@@ -92,9 +92,5 @@ class _Cuda(Kernels):
         )
         return context, (partials, att_parts)
 
-    def _packed(self, x: Tensor, sums: Tensor, features: int, fields: int) -> Tensor:
-        """Four fields per head and row; features are gathered from where they are."""
-        return sums.new_empty(sums.shape[0], 4 * sums.shape[2])
-
 
 CUDA = _Cuda()

@@ -88,8 +88,8 @@ struct GatBackward {
   const void* stats;       // [Nd, 3, H]
   const void* alpha;       // [E, H] after dropout, with grad_alpha
   const void* grad_alpha;  // [E, H], or null
-  Matrix packed;           // [Nd, H * C + 4 * H] scratch: what an edge gathers, side by side:
-                           // grad, score_dst, row maximum, 1 / sum, delta
+  void* fields;            // [Nd, 4 * H] scratch, as the backend likes: score_dst, row maximum,
+                           // 1 / sum, delta
   Matrix grad_x;           // [Ns, H * C]
   Matrix grad_src;         // [Ns, H]
   Matrix grad_dst;         // [Nd, H]
@@ -126,8 +126,7 @@ struct Gatv2Backward {
   const void* stats;       // [Nd, 3, H]
   const void* alpha;       // [E, H] after dropout, with grad_alpha
   const void* grad_alpha;  // [E, H], or null
-  Matrix packed;           // [Nd, 2 * H * C + 3 * H] scratch: what an edge gathers, side by side:
-                           // grad, x_dst, row maximum, 1 / sum, delta
+  void* fields;            // [Nd, 4 * H] scratch, as the backend likes: maximum, 1 / sum, delta
   void* grad_src;          // [Ns, H * C]
   void* grad_dst;          // [Nd, H * C]
   void* grad_att;          // [H * C], in the dtype of sums

@@ -8,22 +8,14 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-// Where the A fields behind the first of the gathered rows of `width` begin.
-template <class A, class T>
-static const A* fields_behind(const Gather<T>& rows, int64_t width) {
-  const size_t bytes = size_t(width) * sizeof(T);
-  const size_t at = (bytes + sizeof(A) - 1) / sizeof(A) * sizeof(A);
-  return reinterpret_cast<const A*>(reinterpret_cast<const char*>(rows.data) + at);
-}
-
 template <class T, class A, int kHeads>
 struct GatBackwardJob {
   using V = Vec<A>;
   const GatBackward& p;
   HeadVectors<A, kHeads> lanes_of;
   HeadMap<A> map;
-  Gather<T> grad;   // rows of the packed scratch
-  const A* fields;  // behind each row the four fields of its destination, [4, H]
+  Gather<T> grad;
+  const A* fields;  // of each destination [4, H]: score_dst, row maximum, 1 / sum, delta
   int64_t fields_stride;
   GatScorer<A, kHeads> scores;
   int heads;
@@ -34,10 +26,10 @@ struct GatBackwardJob {
       : p(params),
         lanes_of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
-        grad{static_cast<const T*>(params.packed.data), params.packed.stride,
+        grad{static_cast<const T*>(params.grad.data), params.grad.stride,
              params.csc.col + params.csc.rowptr[params.csc.rows]},
-        fields(fields_behind<A>(grad, map.width)),
-        fields_stride(params.packed.stride * int64_t(sizeof(T)) / int64_t(sizeof(A))),
+        fields(static_cast<const A*>(params.fields)),
+        fields_stride(4 * params.shape.heads),
         scores(params, map, grad),
         heads(int(params.shape.heads)),
         width(map.width),
@@ -54,15 +46,13 @@ struct GatBackwardJob {
     if (p.grad_alpha) add_grad_alpha(i, dot, dot_pos);
     const A* stats = static_cast<const A*>(p.stats) + i * 3 * heads;
     const A* dst = scores.dst + i * scores.dst_stride;
-    T* row = static_cast<T*>(p.packed.data) + i * p.packed.stride;
-    std::memcpy(row, grad_row, size_t(width) * sizeof(T));
-    A* packed = const_cast<A*>(fields) + i * fields_stride;
+    A* field = static_cast<A*>(p.fields) + i * fields_stride;
     A* grad_dst = static_cast<A*>(p.grad_dst.data) + i * p.grad_dst.stride;
     for (int h = 0; h < heads; ++h) {
-      packed[h] = dst[h];
-      packed[heads + h] = stats[h];
-      packed[2 * heads + h] = stats[heads + h];
-      packed[3 * heads + h] = dot[h];
+      field[h] = dst[h];
+      field[heads + h] = stats[h];
+      field[2 * heads + h] = stats[heads + h];
+      field[3 * heads + h] = dot[h];
       grad_dst[h] = (A(1) - slope) * (dot_pos[h] - dot[h] * stats[2 * heads + h]);
     }
   }

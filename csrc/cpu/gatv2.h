@@ -60,7 +60,7 @@ struct Gatv2Scorer {
 
   // logit[h] of one edge
   void logits(const EdgeSum<T, A>& sum, A* logit) const {
-    sum_heads(map, logit, [&](int64_t f, int lanes) {
+    sum_heads(map, logit, [&](int64_t f, int lanes) __attribute__((always_inline)) {
       const V a = lanes == V::kWidth ? V::load(att + f) : V::load(att + f, lanes);
       return a * leaky(sum(f, lanes));
     });

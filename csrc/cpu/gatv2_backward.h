@@ -15,9 +15,9 @@ struct Gatv2BackwardJob {
   const Gatv2Backward& p;
   HeadVectors<A, kHeads> lanes_of;
   HeadMap<A> map;
-  Gather<T> x;       // rows of x_src, by the columns of CSR
-  Gather<T> packed;  // rows of grad and x_dst, by the columns of CSC
-  const A* fields;   // behind each packed row: maximum, 1 / sum, delta [3, H]
+  Gather<T> x;            // x_src by the columns of CSR
+  Gather<T> grad, x_dst;  // by the columns of CSC
+  const A* fields;        // of each destination [3, H]: row maximum, 1 / sum, delta
   int64_t fields_stride;
   Gatv2Scorer<T, A, kHeads> scorer;
   int heads;
@@ -31,10 +31,12 @@ struct Gatv2BackwardJob {
         map(params.shape.heads, params.shape.channels, memory),
         x{static_cast<const T*>(params.x.data), params.x.stride,
           params.csr.col + params.csr.rowptr[params.csr.rows]},
-        packed{static_cast<const T*>(params.packed.data), params.packed.stride,
-               params.csc.col + params.csc.rowptr[params.csc.rows]},
-        fields(fields_behind<A>(packed, 2 * map.width)),
-        fields_stride(params.packed.stride * int64_t(sizeof(T)) / int64_t(sizeof(A))),
+        grad{static_cast<const T*>(params.grad.data), params.grad.stride,
+             params.csc.col + params.csc.rowptr[params.csc.rows]},
+        x_dst{static_cast<const T*>(params.scores.dst.data), params.scores.dst.stride,
+              grad.col_end},
+        fields(static_cast<const A*>(params.fields)),
+        fields_stride(4 * params.shape.heads),
         scorer(params, map, x),
         heads(int(params.shape.heads)),
         width(map.width),
@@ -45,12 +47,17 @@ struct Gatv2BackwardJob {
   // terms and of alpha m dO.
   int64_t partial_size() const { return 2 * width; }
   const T* x_of(int64_t j) const { return x.data + j * x.stride; }
-  const T* grad_of(int64_t i) const { return packed.data + i * packed.stride; }
-  const T* dst_of(int64_t i) const { return grad_of(i) + width; }
+  const T* grad_of(int64_t i) const { return grad.data + i * grad.stride; }
+  const T* dst_of(int64_t i) const { return x_dst.data + i * x_dst.stride; }
+
+  void prefetch_fields(const int32_t* at) const {
+    const int32_t* ahead = at + kPrefetch < grad.col_end ? at + kPrefetch : at;
+    const A* next = fields + *ahead * fields_stride;
+    for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
+  }
 
   void prologue(int64_t i, A* delta) const {
-    const T* grad = static_cast<const T*>(p.grad.data) + i * p.grad.stride;
-    dot_heads(map, static_cast<const T*>(p.out) + i * width, grad, delta);
+    dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_of(i), delta);
     if (p.grad_alpha) {
       for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
         const int64_t at = int64_t(p.csr.eid[edge]) * heads;
@@ -60,95 +67,127 @@ struct Gatv2BackwardJob {
         }
       }
     }
-    T* row = const_cast<T*>(grad_of(i));
-    std::memcpy(row, grad, size_t(width) * sizeof(T));
-    std::memcpy(row + width, scorer.x_dst + i * scorer.dst_stride, size_t(width) * sizeof(T));
-    A* field = const_cast<A*>(fields) + i * fields_stride;
+    A* field = static_cast<A*>(p.fields) + i * fields_stride;
     std::memcpy(field, static_cast<const A*>(p.stats) + i * 3 * heads,
                 size_t(2 * heads) * sizeof(A));
     std::memcpy(field + 2 * heads, delta, size_t(heads) * sizeof(A));
   }
 
-  // weight = alpha m and score = dl for n edges, whose sources and destinations are `src` and
-  // `dst` (one of them the same for all).
-  template <class Source, class Destination>
-  void terms(const int32_t* eid, int n, Source src, Destination dst, Scratch<A>& t) const {
-    const int stride = lanes_of.stride;
+  // weight = alpha m and score = dl for n edges between the row `own` and the rows `at`, the
+  // sources' where kBySource, the destinations' else.
+  template <bool kBySource>
+  void terms(int64_t own, const int32_t* at, const int32_t* eid, int n, Scratch<A>& t) const {
     for (int e = 0; e < n; ++e) {
-      const int64_t i = dst(e), j = src(e);
-      scorer.logits({x_of(j), dst_of(i), scorer.edge_row(eid[e])}, t.weight + e * stride);
-      dot_heads(map, grad_of(i), x_of(j), t.score + e * stride);
-      const A* field = fields + i * fields_stride;
-      for (int h = 0; h < heads; ++h) t.weight[e * stride + h] -= field[h];
+      if (kBySource) {
+        prefetch_row(grad, width, at + e);
+        prefetch_row(x_dst, width, at + e);
+        prefetch_fields(at + e);
+      } else {
+        prefetch_row(x, width, at + e);
+      }
+      const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;
+      scorer.logits({x_of(j), dst_of(i), scorer.edge_row(eid[e])}, t.weight + e * lanes_of.stride);
+      dot_heads(map, grad_of(i), x_of(j), t.score + e * lanes_of.stride);
     }
-    lanes_of.each_slot([&](int h, int) {
-      lanes_of.each_vector(
-          h, n, [&](int at, int, int) { V::exp(V::load(t.weight + at)).store(t.weight + at); });
+    lanes_of.each_slot([&](int h, int lanes) {
+      V own_field[3];
+      for (int k = 0; k < 3 && !kBySource; ++k) {
+        own_field[k] = lanes_of.repeat(fields + own * fields_stride + k * heads + h, lanes);
+      }
+      lanes_of.each_vector(h, n, [&](int place, int e, int edges) {
+        const auto field = [&](int k) {
+          if constexpr (!kBySource) return own_field[k];
+          return V::template load_edges<kHeads>(fields + k * heads + h, fields_stride, at + e,
+                                                edges, lanes);
+        };
+        const V alpha = V::exp(V::load(t.weight + place) - field(0)) * field(1);
+        alpha.store(t.weight + place);
+        (alpha * field(2)).store(t.weight_pos + place);
+      });
     });
-    for (int e = 0; e < n; ++e) {
-      const A* field = fields + dst(e) * fields_stride;
-      for (int h = 0; h < heads; ++h) {
-        const A alpha = t.weight[e * stride + h] * field[heads + h];
-        t.weight[e * stride + h] = alpha;
-        t.weight_pos[e * stride + h] = alpha * field[2 * heads + h];
-      }
-    }
     lanes_of.weigh(t, eid, n, nullptr, false);
-    for (int e = 0; e < n; ++e) {
-      const A* grad_alpha =
-          p.grad_alpha ? static_cast<const A*>(p.grad_alpha) + int64_t(eid[e]) * heads : nullptr;
-      for (int h = 0; h < heads; ++h) {
-        const int k = e * stride + h;
-        const A outer = grad_alpha ? t.score[k] + grad_alpha[h] : t.score[k];
-        t.score[k] = t.weight[k] * outer - t.weight_pos[k];
-      }
-    }
+    const auto* grad_alpha = static_cast<const A*>(p.grad_alpha);
+    lanes_of.each_slot([&](int h, int lanes) {
+      lanes_of.each_vector(h, n, [&](int place, int e, int edges) {
+        V outer = V::load(t.score + place);
+        if (grad_alpha) {
+          outer =
+              outer + V::template load_edges<kHeads>(grad_alpha + h, heads, eid + e, edges, lanes);
+        }
+        const V weighed = V::load(t.weight + place) * outer;
+        (weighed - V::load(t.weight_pos + place)).store(t.score + place);
+      });
+    });
   }
 
-  // One vector of features at a time over n edges: slopes (+)= sum dl leaky'(u), and `other` (+)=
-  // sum dl leaky(u) (by destination) or sum alpha m dO (by source).
-  template <bool kBySource, class Source, class Destination>
-  void accumulate_terms(const int32_t* eid, int n, Source src, Destination dst, const Scratch<A>& t,
-                        bool carry, A* slopes, A* other) const {
-    constexpr int kTile = V::kTile / 2;
-    for (int64_t begin = 0; begin < width; begin += kTile * V::kWidth) {
-      V first[kTile], second[kTile];
-      int lanes[kTile];
-      typename V::Index index[kTile];
-      int count = 0;
-      for (int64_t f = begin; f < width && count < kTile; f += V::kWidth, ++count) {
-        lanes[count] = width - f < V::kWidth ? int(width - f) : V::kWidth;
-        first[count] = carry ? V::load(slopes + f, lanes[count]) : V::set(A(0));
-        second[count] = carry ? V::load(other + f, lanes[count]) : V::set(A(0));
-        index[count] = V::index(map.offset + f);
-      }
-      for (int e = 0; e < n; ++e) {
-        const int64_t i = dst(e);
-        const EdgeSum<T, A> sum{x_of(src(e)), dst_of(i), scorer.edge_row(eid[e])};
-        const A* dl = t.score + e * lanes_of.stride;
-        const A* w = t.weight + e * lanes_of.stride;
-        for (int k = 0; k < count; ++k) {
-          const int64_t f = begin + k * V::kWidth;
-          const int head = map.first[f / V::kWidth];
-          const V u = sum(f, lanes[k]);
-          const V d = V::expand(dl + head, index[k]);
-          first[k] = V::fma(d, scorer.leaky_slope(u), first[k]);
-          if constexpr (kBySource) {
-            const V grad = EdgeSum<T, A>::load(grad_of(i) + f, lanes[k]);
-            second[k] = V::fma(V::expand(w + head, index[k]), grad, second[k]);
-          } else {
-            second[k] = V::fma(d, scorer.leaky(u), second[k]);
-            if (p.grad_edge) {
-              T* to = static_cast<T*>(p.grad_edge) + int64_t(eid[e]) * width + f;
-              (d * scorer.leaky_slope(u) * V::load(scorer.att + f, lanes[k])).store(to, lanes[k]);
-            }
+  // Over n edges and kN vectors of features: slopes (+)= sum dl leaky'(u), and other (+)= sum
+  // dl leaky(u) (by destination) or sum alpha m dO (by source).
+  template <bool kBySource, int kN>
+  void accumulate_tile(int64_t own, const int32_t* at, const int32_t* eid, int n, int64_t feature,
+                       bool carry, A* slopes, A* other, const Scratch<A>& t) const {
+    const T* own_row = kBySource ? x_of(own) : dst_of(own);
+    V first[kN], second[kN], fixed[kN];
+    int lanes[kN], head[kN];
+    typename V::Index index[kN];
+    for (int k = 0; k < kN; ++k) {
+      const int64_t f = feature + k * V::kWidth;
+      lanes[k] = width - f < V::kWidth ? int(width - f) : V::kWidth;
+      first[k] = carry ? V::load(slopes + f, lanes[k]) : V::set(A(0));
+      second[k] = carry ? V::load(other + f, lanes[k]) : V::set(A(0));
+      fixed[k] = V::load(own_row + f, lanes[k]);
+      head[k] = map.first[f / V::kWidth];
+      index[k] = V::index(map.offset + f);
+    }
+    for (int e = 0; e < n; ++e) {
+      const T* row = kBySource ? dst_of(at[e]) : x_of(at[e]);
+      const T* edge = scorer.edge_row(eid[e]);
+      const A* dl = t.score + e * lanes_of.stride;
+      const A* w = t.weight + e * lanes_of.stride;
+      for (int k = 0; k < kN; ++k) {
+        const int64_t f = feature + k * V::kWidth;
+        const auto load = [&](const T* p) {
+          return k < kN - 1 ? load_row<A>(p + f) : V::load(p + f, lanes[k]);
+        };
+        V u = fixed[k] + load(row);
+        if (edge) u = u + load(edge);
+        const V slope = V::expand(dl + head[k], index[k]) * scorer.leaky_slope(u);
+        first[k] = first[k] + slope;
+        if constexpr (kBySource) {
+          second[k] = V::fma(V::expand(w + head[k], index[k]), load(grad_of(at[e])), second[k]);
+        } else {
+          second[k] = V::fma(slope, u, second[k]);
+          if (p.grad_edge) {
+            T* to = static_cast<T*>(p.grad_edge) + int64_t(eid[e]) * width + f;
+            (slope * V::load(scorer.att + f, lanes[k])).store(to, lanes[k]);
           }
         }
       }
-      for (int k = 0; k < count; ++k) {
-        const int64_t f = begin + k * V::kWidth;
-        first[k].store(slopes + f, lanes[k]);
-        second[k].store(other + f, lanes[k]);
+    }
+    for (int k = 0; k < kN; ++k) {
+      first[k].store(slopes + feature + k * V::kWidth, lanes[k]);
+      second[k].store(other + feature + k * V::kWidth, lanes[k]);
+    }
+  }
+
+  // The widest tiles first.
+  template <bool kBySource, class... Rest>
+  void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
+                        Rest... rest) const {
+    constexpr int kTile = V::kTile / 2;
+    for (int64_t f = 0; f < width; f += kTile * V::kWidth) {
+      const int64_t vectors = HeadMap<A>::vectors(width - f);
+      switch (vectors < kTile ? int(vectors) : kTile) {
+        case 1:
+          accumulate_tile<kBySource, 1>(own, at, eid, n, f, rest...);
+          break;
+        case 2:
+          accumulate_tile<kBySource, 2>(own, at, eid, n, f, rest...);
+          break;
+        case 3:
+          accumulate_tile<kBySource, (kTile < 3 ? 1 : 3)>(own, at, eid, n, f, rest...);
+          break;
+        default:
+          accumulate_tile<kBySource, (kTile < 4 ? 1 : 4)>(own, at, eid, n, f, rest...);
       }
     }
   }
@@ -169,28 +208,16 @@ struct Gatv2BackwardJob {
     for (int64_t f = 0; f < width; ++f) to[f] += terms[f];
   }
 
-  void run_dst(int64_t i, int64_t begin, int64_t end, A* slopes, A* other, Scratch<A>& t) const {
+  // Edges [begin, end) of the row `own`, block by block.
+  template <bool kBySource>
+  void run(int64_t own, int64_t begin, int64_t end, A* slopes, A* other, Scratch<A>& t) const {
+    const Edges& edges = kBySource ? p.csc : p.csr;
     for (int64_t edge = begin; edge < end; edge += scorer.block) {
       const int n = int(end - edge < scorer.block ? end - edge : scorer.block);
-      const int32_t* col = p.csr.col + edge;
-      const int32_t* eid = p.csr.eid + edge;
-      const auto src = [&](int e) { return int64_t(col[e]); };
-      const auto dst = [&](int) { return i; };
-      for (int e = 0; e < n; ++e) prefetch_row(x, width, col + e);
-      terms(eid, n, src, dst, t);
-      accumulate_terms<false>(eid, n, src, dst, t, edge != begin, slopes, other);
-    }
-  }
-  void run_src(int64_t j, int64_t begin, int64_t end, A* slopes, A* other, Scratch<A>& t) const {
-    for (int64_t edge = begin; edge < end; edge += scorer.block) {
-      const int n = int(end - edge < scorer.block ? end - edge : scorer.block);
-      const int32_t* row = p.csc.col + edge;
-      const int32_t* eid = p.csc.eid + edge;
-      const auto src = [&](int) { return j; };
-      const auto dst = [&](int e) { return int64_t(row[e]); };
-      for (int e = 0; e < n; ++e) prefetch_row(packed, packed.stride, row + e);
-      terms(eid, n, src, dst, t);
-      accumulate_terms<true>(eid, n, src, dst, t, edge != begin, slopes, other);
+      const int32_t* at = edges.col + edge;
+      const int32_t* eid = edges.eid + edge;
+      terms<kBySource>(own, at, eid, n, t);
+      accumulate_terms<kBySource>(own, at, eid, n, edge != begin, slopes, other, t);
     }
   }
 
@@ -210,7 +237,7 @@ struct Gatv2BackwardJob {
         std::memset(job.grad_dst_of(i), 0, size_t(job.width) * sizeof(T));
         continue;
       }
-      job.run_dst(i, rowptr[i], rowptr[i + 1], t.row, t.row_pos, t);
+      job.template run<false>(i, rowptr[i], rowptr[i + 1], t.row, t.row_pos, t);
       job.store_grad(job.grad_dst_of(i), t.row, nullptr);
       job.add_att(task, t.row_pos);
     }
@@ -224,7 +251,7 @@ struct Gatv2BackwardJob {
         std::memset(job.grad_src_of(j), 0, size_t(job.width) * sizeof(T));
         continue;
       }
-      job.run_src(j, rowptr[j], rowptr[j + 1], t.row, t.row_pos, t);
+      job.template run<true>(j, rowptr[j], rowptr[j + 1], t.row, t.row_pos, t);
       job.store_grad(job.grad_src_of(j), t.row, t.row_pos);
     }
   }
@@ -233,14 +260,14 @@ struct Gatv2BackwardJob {
     const auto& job = self(context);
     Scratch<A> t(memory, job.heads, job.width);
     A* slopes = reinterpret_cast<A*>(partial);
-    job.run_dst(i, begin, end, slopes, slopes + job.width, t);
+    job.template run<false>(i, begin, end, slopes, slopes + job.width, t);
   }
   static void src_segment(void* context, int64_t j, int64_t begin, int64_t end, char* partial,
                           char* memory) {
     const auto& job = self(context);
     Scratch<A> t(memory, job.heads, job.width);
     A* slopes = reinterpret_cast<A*>(partial);
-    job.run_src(j, begin, end, slopes, slopes + job.width, t);
+    job.template run<true>(j, begin, end, slopes, slopes + job.width, t);
   }
   A* add_partials(const char* partials, int64_t count) const {
     A* total = reinterpret_cast<A*>(const_cast<char*>(partials));

@@ -188,21 +188,62 @@ static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32
   }
 }
 
+// The products of heads of kChannels, several to a vector, summed by head.
+template <class A, int kChannels, class Product>
+static inline void sum_small_heads(int64_t width, A* total, Product product) {
+  using V = Vec<A>;
+  constexpr int kWidth = V::kWidth, kPerVector = kWidth / kChannels;
+  int64_t f = 0;
+  for (; f + kWidth <= width; f += kWidth, total += kPerVector) {
+    V::group_sum(product(f, kWidth), kChannels).store_firsts(total, kChannels, kPerVector);
+  }
+  if (f < width) {
+    const int left = int(width - f);
+    V::group_sum(product(f, left), kChannels).store_firsts(total, kChannels, left / kChannels);
+  }
+}
+
+// The same for channels that do not divide a vector: products first, then head by head.
+template <class A, class Product>
+static inline void sum_odd_heads(const HeadMap<A>& map, A* total, Product product) {
+  using V = Vec<A>;
+  constexpr int kHeads = 16;
+  alignas(64) A products[(kHeads + 1) * V::kWidth];
+  for (int h = 0; h < map.heads; h += kHeads) {
+    const int heads = map.heads - h < kHeads ? map.heads - h : kHeads;
+    const int64_t begin = int64_t(h) * map.channels, count = int64_t(heads) * map.channels;
+    for (int64_t f = 0; f < count; f += V::kWidth) {
+      product(begin + f, int(count - f < V::kWidth ? count - f : V::kWidth)).store(products + f);
+    }
+    const A* part = products;
+    for (int k = 0; k < heads; ++k) {
+      A sum = A(0);
+      for (int c = 0; c < map.channels; ++c) sum += *part++;
+      total[h + k] = sum;
+    }
+  }
+}
+
 // total[h] = sum_c of the products that `product(feature, lanes)` gives as vectors
 template <class A, class Product>
 static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
   using V = Vec<A>;
   const int channels = map.channels;
-  alignas(64) A sums[V::kWidth];
-  if (0 < channels && channels < V::kWidth && (channels & (channels - 1)) == 0) {
-    // several heads to a vector
-    for (int64_t f = 0; f < map.width; f += V::kWidth) {
-      const int lanes = map.width - f < V::kWidth ? int(map.width - f) : V::kWidth;
-      V::group_sum(product(f, lanes), channels).store(sums);
-      for (int k = 0; k < lanes; k += channels) *total++ = sums[k];
+  if (channels < V::kWidth) {
+    switch (channels) {
+      case 1:
+        return sum_small_heads<A, 1>(map.width, total, product);
+      case 2:
+        return sum_small_heads<A, (V::kWidth > 2 ? 2 : 1)>(map.width, total, product);
+      case 4:
+        return sum_small_heads<A, (V::kWidth > 4 ? 4 : 1)>(map.width, total, product);
+      case 8:
+        return sum_small_heads<A, (V::kWidth > 8 ? 8 : 1)>(map.width, total, product);
+      default:
+        return sum_odd_heads(map, total, product);
     }
-    return;
   }
+  alignas(64) A sums[V::kWidth];
   int64_t f = 0;
   for (int h = 0; h < map.heads; ++h) {
     V part = V::set(A(0));
@@ -220,7 +261,7 @@ static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
 template <class A, class S, class T>
 static inline void dot_heads(const HeadMap<A>& map, const S* a, const T* b, A* dot) {
   using V = Vec<A>;
-  sum_heads(map, dot, [&](int64_t f, int lanes) {
+  sum_heads(map, dot, [&](int64_t f, int lanes) __attribute__((always_inline)) {
     if (lanes == V::kWidth) return load_row<A>(a + f) * load_row<A>(b + f);
     return V::load(a + f, lanes) * V::load(b + f, lanes);
   });

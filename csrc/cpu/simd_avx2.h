@@ -105,6 +105,12 @@ struct Vec<float> {
     if (lanes > 4) a = a + Vec{_mm256_permute2f128_ps(a.v, a.v, 1)};
     return a;
   }
+  // The first of every `lanes` neighbours, side by side; `count` of them.
+  void store_firsts(float* p, int lanes, int count) const {
+    alignas(32) float all[kWidth];
+    store(all);
+    for (int k = 0; k < count; ++k) p[k] = all[k * lanes];
+  }
   static Index index(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -191,6 +197,11 @@ struct Vec<double> {
     if (lanes > 1) a = a + Vec{_mm256_permute_pd(a.v, 0x5)};
     if (lanes > 2) a = a + Vec{_mm256_permute2f128_pd(a.v, a.v, 1)};
     return a;
+  }
+  void store_firsts(double* p, int lanes, int count) const {
+    alignas(32) double all[kWidth];
+    store(all);
+    for (int k = 0; k < count; ++k) p[k] = all[k * lanes];
   }
   static Index index(const int32_t* p) {
     return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2], 2 * p[2] + 1,

@@ -104,6 +104,11 @@ struct Vec<float> {
     if (lanes > 8) a = a + Vec{_mm512_shuffle_f32x4(a.v, a.v, 0x4E)};
     return a;
   }
+  // The first of every `lanes` neighbours, side by side; `count` of them.
+  void store_firsts(float* p, int lanes, int count) const {
+    const int mask = lanes == 1 ? 0xFFFF : lanes == 2 ? 0x5555 : lanes == 4 ? 0x1111 : 0x0101;
+    _mm512_mask_storeu_ps(p, first(count), _mm512_maskz_compress_ps(__mmask16(mask), v));
+  }
   static Index index(const int32_t* p) { return _mm512_loadu_si512(p); }
   // r[k] = p[index[k]], index[k] < kWidth
   static Vec expand(const float* p, Index index) {
@@ -192,6 +197,10 @@ struct Vec<double> {
     if (lanes > 2) a = a + Vec{_mm512_shuffle_f64x2(a.v, a.v, 0xB1)};
     if (lanes > 4) a = a + Vec{_mm512_shuffle_f64x2(a.v, a.v, 0x4E)};
     return a;
+  }
+  void store_firsts(double* p, int lanes, int count) const {
+    const int mask = lanes == 1 ? 0xFF : lanes == 2 ? 0x55 : 0x11;
+    _mm512_mask_storeu_pd(p, first(count), _mm512_maskz_compress_pd(__mmask8(mask), v));
   }
   static Index index(const int32_t* p) {
     return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -89,6 +89,10 @@ struct Vec {
     }
     return a;
   }
+  // The first of every `lanes` neighbours, side by side; `count` of them.
+  void store_firsts(A* p, int lanes, int count) const {
+    for (int k = 0; k < count; ++k) p[k] = lane[k * lanes];
+  }
   static Index index(const int32_t* p) {
     Index r;
     for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];

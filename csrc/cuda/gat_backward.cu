@@ -219,8 +219,8 @@ merge(GK_CONSTANT Call call) {
 template <class T>
 cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
-  const Prologue prologue{{},      p.csr,   p.scores,     p.grad,        p.out,     p.out_pos,
-                          p.stats, p.alpha, p.grad_alpha, p.packed.data, p.grad_dst};
+  const Prologue prologue{{},      p.csr,   p.scores,     p.grad,   p.out,     p.out_pos,
+                          p.stats, p.alpha, p.grad_alpha, p.fields, p.grad_dst};
   const cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
   if (error != cudaSuccess) return error;
   const auto run = [&](auto v, auto k) {
@@ -231,7 +231,7 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
                     Draw(p.scores.dropout),
                     p.x,
                     p.grad,
-                    p.packed.data,
+                    p.fields,
                     p.grad_alpha,
                     p.grad_edge,
                     plan.partials,

@@ -389,7 +389,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
   prologue.stats = p.stats;
   prologue.alpha = p.alpha;
   prologue.grad_alpha = p.grad_alpha;
-  prologue.fields = p.packed.data;
+  prologue.fields = p.fields;
   cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
   if (error != cudaSuccess) return error;
 
@@ -397,7 +397,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     constexpr int V = v(), K = k();
     const Layout layout = make_layout(p.shape, V, K);
     Call call{p.csr,      plan.csr,    layout,        p.scores,     Draw(p.scores.dropout),
-              p.x,        p.grad,      p.packed.data, p.grad_alpha, plan.partials,
+              p.x,        p.grad,      p.fields,      p.grad_alpha, plan.partials,
               p.grad_dst, p.grad_edge, plan.att_parts};
     const int groups = kThreads >> layout.log2_group;
     const int64_t wanted = (call.schedule.chunks + call.edges.rows + groups - 1) / groups;
