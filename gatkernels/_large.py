@@ -81,10 +81,39 @@ class _Dropout(torch.autograd.Function):
         return _Dropout.apply(grad, ctx.p, ctx.saved_tensors[0]), None, None
 
 
+class _EluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, seed)
+        ctx.p = p
+        result: Tensor = torch.ops.gatkernels.elu_dropout(x, p, seed)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, seed = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            grad = grad if seed is None else _Dropout.apply(grad, ctx.p, seed)
+            return grad * (F.elu(x.clamp(max=0.0)) + 1.0), None, None
+        return torch.ops.gatkernels.elu_dropout_backward(grad, x, ctx.p, seed), None, None
+
+
+def _native_values(x: Tensor) -> bool:
+    float_type = x.dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and float_type and _native.cpu_missing is None
+
+
+def elu_dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout of ``elu(x)``; none where ``p`` is 0."""
+    if not _native_values(x):
+        return F.dropout(F.elu(x), p)
+    result: Tensor = _EluDropout.apply(x, p, draw_seed(x.device) if p > 0.0 else None)
+    return result
+
+
 def dropout(x: Tensor, p: float) -> Tensor:
     """Dropout of ``x`` in training, the same for any number of threads."""
-    native = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if not native or _native.cpu_missing is not None:
+    if not _native_values(x):
         return F.dropout(x, p)
     result: Tensor = _Dropout.apply(x, p, draw_seed(x.device))
     return result

@@ -105,12 +105,18 @@ def sparse_product(
     return out
 
 
-def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    x = x.contiguous()
+#: What is done to features besides dropout, as numbered in the kernels.
+NONE, ELU, ELU_GRAD = range(3)
+
+
+def feature_dropout(
+    x: Tensor, p: float, seed: Tensor | None, activation: int = NONE, grad: Tensor | None = None
+) -> Tensor:
+    x, grad = x.contiguous(), _contiguous(grad)
     out = empty(x, *x.shape)
     cpu_module().feature_dropout(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), x.numel(), seed.data_ptr(), p,
-        x.data_ptr(), out.data_ptr(),
+        DTYPE_CODES[x.dtype], torch.get_num_threads(), x.numel(), place(seed), p, activation,
+        x.data_ptr(), place(grad), out.data_ptr(),
     )  # fmt: skip
     return out
 

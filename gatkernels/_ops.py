@@ -40,6 +40,8 @@ for _schema in (
     "sparse_product(Tensor rowptr, Tensor col, Tensor? order, Tensor values, Tensor dense)"
     " -> Tensor",
     "feature_dropout(Tensor x, float p, Tensor seed) -> Tensor",
+    "elu_dropout(Tensor x, float p, Tensor? seed) -> Tensor",
+    "elu_dropout_backward(Tensor grad, Tensor x, float p, Tensor? seed) -> Tensor",
 ):
     _library.define(_schema)
 
@@ -209,6 +211,14 @@ def _feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     return _native.feature_dropout(x, p, seed)
 
 
+def _elu_dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    return _native.feature_dropout(x, p, seed, _native.ELU)
+
+
+def _elu_dropout_backward(grad: Tensor, x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    return _native.feature_dropout(x, p, seed, _native.ELU_GRAD, grad)
+
+
 for _name, _kernel in {
     "gat_forward": _gat_forward,
     "gat_alpha": _gat_alpha,
@@ -224,6 +234,8 @@ _library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
 _library.impl("sparse_product", _sparse_product, "CPU")
 _library.impl("sparse_product", _sparse_product, "CUDA")
 _library.impl("feature_dropout", _feature_dropout, "CPU")
+_library.impl("elu_dropout", _elu_dropout, "CPU")
+_library.impl("elu_dropout_backward", _elu_dropout_backward, "CPU")
 
 
 @torch.library.register_fake("gatkernels::sparse_product", lib=_library)
@@ -232,7 +244,9 @@ def _(rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: 
 
 
 @torch.library.register_fake("gatkernels::feature_dropout", lib=_library)
-def _(x: Tensor, p: float, seed: Tensor) -> Tensor:
+@torch.library.register_fake("gatkernels::elu_dropout", lib=_library)
+@torch.library.register_fake("gatkernels::elu_dropout_backward", lib=_library)
+def _(x: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 

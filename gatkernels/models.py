@@ -99,9 +99,11 @@ class GAT(nn.Module):
             conv.reset_parameters()
 
     def forward(self, x: Features, edge_index: Tensor | Graph) -> Tensor:
-        for place, conv in enumerate(self.convs):
-            out: Tensor = conv(dropout(x, self.dropout, self.training), edge_index)
-            x = out if place == len(self.convs) - 1 else F.elu(out)
+        first, *others = self.convs
+        out: Tensor = first(dropout(x, self.dropout, self.training), edge_index)
+        for conv in others:
+            inputs = _large.elu_dropout(out, self.dropout if self.training else 0.0)
+            out = conv(inputs, edge_index)
         return out
 
 

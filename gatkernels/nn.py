@@ -144,7 +144,7 @@ class GATConv(nn.Module):
             return_attention=return_attention_weights,
             backend=self.backend,
         )
-        out = out.flatten(1) if self.concat else out.mean(dim=1)
+        out = out.flatten(1) if self.concat else out.sum(dim=1) / self.heads
         if self.res is not None and x_dst is not None:
             out = out + project(x_dst, self.res)
         if self.bias is not None:
@@ -250,7 +250,7 @@ class GATv2Conv(nn.Module):
         alpha = None
         if return_attention_weights:
             out, alpha = out
-        out = out.flatten(1) if self.concat else out.mean(dim=1)
+        out = out.flatten(1) if self.concat else out.sum(dim=1) / self.heads
         if self.res is not None:
             out = out + project(x_dst, self.res)
         if self.bias is not None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gatkernels import _large, _native, _ops, reference
@@ -118,6 +122,54 @@ def test_dropout_masks_its_gradient_alike() -> None:
     assert torch.equal(seeded(strided), seeded(strided.contiguous()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(0,), (1,), (7, 3), (513, 5), (20000, 3)])
+@pytest.mark.parametrize("p", [0.0, 0.6, 1.0])
+def test_elu_and_dropout_in_one(dtype: torch.dtype, shape: tuple[int, ...], p: float) -> None:
+    x = 4 * torch.randn(shape, dtype=dtype)
+    grad = torch.randn(shape, dtype=dtype)
+
+    def found(work: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
+        out = work(x.requires_grad_())
+        return out, torch.autograd.grad(out, x, grad.to(out))[0]
+
+    def apart(x: Tensor) -> Tensor:
+        return _large.dropout(F.elu(x), p) if p else F.elu(x)
+
+    truth = found(apart, x.double())
+    for ours, true in zip(found(lambda x: _large.elu_dropout(x, p), x), truth, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), true, rtol=8 * torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_elu_of_extreme_values(dtype: torch.dtype) -> None:
+    infinity, tiny = float("inf"), torch.finfo(dtype).tiny
+    x = torch.tensor([0.0, tiny, -tiny, -1e-6, -60, -95, -1e4, -infinity, infinity, torch.nan])
+    x = x.to(dtype).requires_grad_()
+    out = _large.elu_dropout(x, 0.0)
+    alike = functools.partial(
+        torch.testing.assert_close, rtol=8 * torch.finfo(dtype).eps, equal_nan=True
+    )
+    alike(out.double(), F.elu(x.double()), atol=0.0)
+    (grad,) = torch.autograd.grad(out.sum(), x)
+    slope = x.detach().double().clamp(max=0.0).exp()
+    alike(grad.double(), slope, atol=tiny)
+
+
+def test_elu_and_dropout_gradients() -> None:
+    def seeded(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return _large.elu_dropout(x, 0.5)
+
+    x = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(seeded, x)
+    assert torch.autograd.gradgradcheck(seeded, x)
+    strided = torch.randn(6, 40).t()
+    assert torch.equal(seeded(strided), seeded(strided.contiguous()))
+
+
 def test_ops_pass_torchs_checks() -> None:
     m = SparseRows.of(sparse_matrix(9, 7, 0.4, torch.float32).to_sparse_csr())
     pattern = (m.t_crow, m.t_col, m.t_order, m.values)
@@ -125,6 +177,9 @@ def test_ops_pass_torchs_checks() -> None:
     product, dropout = torch.ops.gatkernels.sparse_product, torch.ops.gatkernels.feature_dropout
     torch.library.opcheck(product, (*pattern, torch.randn(9, 5)), test_utils=tests)
     torch.library.opcheck(dropout, (torch.randn(9), 0.3, torch.tensor([5])), test_utils=tests)
+    elu = torch.ops.gatkernels.elu_dropout
+    for seed in (None, torch.tensor([5])):
+        torch.library.opcheck(elu, (torch.randn(9), 0.3, seed), test_utils=tests)
 
 
 @pytest.mark.parametrize("heads", [1, 4])

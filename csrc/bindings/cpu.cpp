@@ -137,10 +137,15 @@ PYBIND11_MODULE(_cpu, m) {
         });
 
   m.def("feature_dropout", [kernels](int dtype, int threads, int64_t count, Pointer seed, double p,
-                                     Pointer x, Pointer out) {
-    const FeatureDropout params{
-        DType(dtype),      threads,      count, {as<const int64_t>(seed), p},
-        as<const void>(x), as<void>(out)};
+                                     int activation, Pointer x, Pointer grad, Pointer out) {
+    const FeatureDropout params{DType(dtype),
+                                threads,
+                                count,
+                                {as<const int64_t>(seed), p},
+                                Activation(activation),
+                                as<const void>(x),
+                                as<const void>(grad),
+                                as<void>(out)};
     run([&] { return kernels.feature_dropout(params); });
   });
 }

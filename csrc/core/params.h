@@ -147,13 +147,17 @@ struct SparseProduct {
   void* out;  // [rows, width]
 };
 
-// Dropout of `count` contiguous values, in float32 or float64.
+// Of `count` contiguous values, in float32 or float64: dropped(x), dropped(elu(x)), or the gradient
+// of the latter, dropped(grad) elu'(x).
+enum class Activation { kNone, kElu, kEluGrad };
 struct FeatureDropout {
   DType dtype;
   int threads;
   int64_t count;
   Dropout dropout;
+  Activation activation;
   const void* x;
+  const void* grad;
   void* out;
 };
 

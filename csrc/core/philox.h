@@ -37,4 +37,27 @@ GK_HOST_DEVICE static inline uint32_t keep_threshold(double p) {
 }
 GK_HOST_DEVICE static inline double keep_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
 
+constexpr int kPhiloxLanes = 16;
+
+// word[w][l]: word w of counter (counter + l, 0). Lanes side by side need no transposing.
+inline void philox_lanes(uint64_t seed, uint64_t counter, uint32_t (&word)[4][kPhiloxLanes]) {
+  for (int l = 0; l < kPhiloxLanes; ++l) {
+    word[0][l] = uint32_t(counter + l);
+    word[1][l] = uint32_t((counter + l) >> 32);
+    word[2][l] = word[3][l] = 0;
+  }
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    for (int l = 0; l < kPhiloxLanes; ++l) {
+      const uint64_t p0 = uint64_t(kPhiloxM0) * word[0][l], p1 = uint64_t(kPhiloxM1) * word[2][l];
+      word[0][l] = uint32_t(p1 >> 32) ^ word[1][l] ^ k0;
+      word[2][l] = uint32_t(p0 >> 32) ^ word[3][l] ^ k1;
+      word[1][l] = uint32_t(p1);
+      word[3][l] = uint32_t(p0);
+    }
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
+  }
+}
+
 }  // namespace gatkernels

@@ -108,59 +108,50 @@ Status sparse_product(const SparseProduct& p) {
   return SparseProductKernel<A>(p).run();
 }
 
-constexpr int kLanes = 16;
+constexpr int kLanes = kPhiloxLanes;
 constexpr int kDropBlock = 4 * kLanes;  // values drawn for at a time
 
-// word[w][l]: word w of counter (counter + l, 0). Lanes side by side need no transposing.
-static inline void philox_lanes(uint64_t seed, uint64_t counter, uint32_t (&word)[4][kLanes]) {
-  for (int l = 0; l < kLanes; ++l) {
-    word[0][l] = uint32_t(counter + l);
-    word[1][l] = uint32_t((counter + l) >> 32);
-    word[2][l] = word[3][l] = 0;
-  }
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    for (int l = 0; l < kLanes; ++l) {
-      const uint64_t p0 = uint64_t(kPhiloxM0) * word[0][l], p1 = uint64_t(kPhiloxM1) * word[2][l];
-      word[0][l] = uint32_t(p1 >> 32) ^ word[1][l] ^ k0;
-      word[2][l] = uint32_t(p0 >> 32) ^ word[3][l] ^ k1;
-      word[1][l] = uint32_t(p1);
-      word[3][l] = uint32_t(p0);
-    }
-    k0 += kPhiloxW0;
-    k1 += kPhiloxW1;
-  }
-}
-
 // Value 64 b + 16 w + l is kept where word w of counter (16 b + l, 0) says so.
-template <class A>
+template <class A, Activation kActivation>
 struct FeatureDropoutKernel {
+  using V = Vec<A>;
   const FeatureDropout& p;
+  bool drop;
   uint64_t seed;
   uint32_t threshold;
-  A scale;
+  V scale;
 
   explicit FeatureDropoutKernel(const FeatureDropout& params)
       : p(params),
-        seed(uint64_t(*params.dropout.seed)),
+        drop(params.dropout.seed != nullptr),
+        seed(drop ? uint64_t(*params.dropout.seed) : 0),
         threshold(keep_threshold(params.dropout.p)),
-        scale(A(keep_scale(params.dropout.p))) {}
+        scale(V::set(A(keep_scale(params.dropout.p)))) {}
+
+  static V activate(V x, V grad) {
+    if constexpr (kActivation == Activation::kElu) return V::if_positive(x, x, V::expm1(x));
+    if constexpr (kActivation == Activation::kEluGrad) {
+      return V::if_positive(x, grad, grad * V::exp(x));
+    }
+    return x;
+  }
 
   static void blocks(void* context, int64_t begin, int64_t end, char*) {
     const auto& self = *static_cast<const FeatureDropoutKernel*>(context);
-    const uint32_t threshold = self.threshold;
-    const A scale = self.scale;
+    const A* x = static_cast<const A*>(self.p.x);
+    const A* grad = static_cast<const A*>(self.p.grad);
+    A* out = static_cast<A*>(self.p.out);
+    alignas(64) uint32_t word[4][kLanes];
     for (int64_t b = begin; b < end; ++b) {
-      alignas(64) uint32_t word[4][kLanes];
-      philox_lanes(self.seed, uint64_t(b) * kLanes, word);
-      const uint32_t* words = word[0];
-      const A* x = static_cast<const A*>(self.p.x) + b * kDropBlock;
-      A* out = static_cast<A*>(self.p.out) + b * kDropBlock;
-      if (self.p.count - b * kDropBlock >= kDropBlock) {
-        for (int k = 0; k < kDropBlock; ++k) out[k] = words[k] >= threshold ? x[k] * scale : A(0);
-      } else {
-        const int rest = int(self.p.count - b * kDropBlock);
-        for (int k = 0; k < rest; ++k) out[k] = words[k] >= threshold ? x[k] * scale : A(0);
+      if (self.drop) philox_lanes(self.seed, uint64_t(b) * kLanes, word);
+      for (int k = 0; k < kDropBlock; k += V::kWidth) {
+        const int64_t at = b * kDropBlock + k, left = self.p.count - at;
+        if (left <= 0) break;
+        const int lanes = left < V::kWidth ? int(left) : V::kWidth;
+        const V other = grad ? V::load(grad + at, lanes) : V::set(A(0));
+        V y = activate(V::load(x + at, lanes), other);
+        if (self.drop) y = V::keep(y * self.scale, word[0] + k, self.threshold);
+        y.store(out + at, lanes);
       }
     }
   }
@@ -172,7 +163,14 @@ struct FeatureDropoutKernel {
 
 template <class A>
 Status feature_dropout(const FeatureDropout& p) {
-  return FeatureDropoutKernel<A>(p).run();
+  switch (p.activation) {
+    case Activation::kElu:
+      return FeatureDropoutKernel<A, Activation::kElu>(p).run();
+    case Activation::kEluGrad:
+      return FeatureDropoutKernel<A, Activation::kEluGrad>(p).run();
+    default:
+      return FeatureDropoutKernel<A, Activation::kNone>(p).run();
+  }
 }
 
 }  // namespace GK_ISA

@@ -133,7 +133,13 @@ struct Vec<float> {
     return {_mm512_maskz_mov_ps(kept, w.v)};
   }
   // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
-  static Vec exp(Vec x) {
+  static Vec exp(Vec x) { return exponential<false>(x); }
+  // exp(x) - 1, precise near 0
+  static Vec expm1(Vec x) {
+    return exponential<true>({_mm512_max_ps(_mm512_set1_ps(-100.0f), x.v)});
+  }
+  template <bool kLessOne>
+  static Vec exponential(Vec x) {
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x.v, _mm512_set1_ps(1.44269504f)), 0x8);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x.v);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -143,7 +149,13 @@ struct Vec<float> {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    const __m512 one = _mm512_set1_ps(1.0f);
+    if constexpr (kLessOne) {
+      const __m512 power = _mm512_scalef_ps(one, n);
+      p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, r);
+      return {_mm512_fmadd_ps(p, power, _mm512_sub_ps(power, one))};
+    }
+    p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, _mm512_add_ps(r, one));
     const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
     return {_mm512_maskz_scalef_ps(keep, p, n)};
   }
@@ -224,7 +236,12 @@ struct Vec<double> {
     return {_mm512_maskz_mov_pd(kept, w.v)};
   }
   // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
-  static Vec exp(Vec x) {
+  static Vec exp(Vec x) { return exponential<false>(x); }
+  static Vec expm1(Vec x) {
+    return exponential<true>({_mm512_max_pd(_mm512_set1_pd(-800.0), x.v)});
+  }
+  template <bool kLessOne>
+  static Vec exponential(Vec x) {
     const __m512d n =
         _mm512_roundscale_pd(_mm512_mul_pd(x.v, _mm512_set1_pd(1.4426950408889634)), 0x8);
     __m512d r = _mm512_fnmadd_pd(n, _mm512_set1_pd(6.93145751953125e-1), x.v);
@@ -233,35 +250,61 @@ struct Vec<double> {
     const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
                                 720.0,       120.0,      24.0,      6.0,      2.0};
     for (double f : factorial) p = _mm512_fmadd_pd(p, r, _mm512_set1_pd(1.0 / f));
-    p = _mm512_fmadd_pd(_mm512_mul_pd(r, r), p, _mm512_add_pd(r, _mm512_set1_pd(1.0)));
+    const __m512d one = _mm512_set1_pd(1.0);
+    if constexpr (kLessOne) {
+      const __m512d power = _mm512_scalef_pd(one, n);
+      p = _mm512_fmadd_pd(_mm512_mul_pd(r, r), p, r);
+      return {_mm512_fmadd_pd(p, power, _mm512_sub_pd(power, one))};
+    }
+    p = _mm512_fmadd_pd(_mm512_mul_pd(r, r), p, _mm512_add_pd(r, one));
     const __mmask8 keep = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(-708.0), _CMP_NLT_UQ);
     return {_mm512_maskz_scalef_pd(keep, p, n)};
   }
 };
 
+// Ten rounds over counters in 64-bit lanes; the words are the lower halves of c.
+static inline void philox_rounds(uint64_t seed, __m512i (&c)[4]) {
+  const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const __m512i p0 = _mm512_mul_epu32(m0, c[0]), p1 = _mm512_mul_epu32(m1, c[2]);
+    c[0] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c[1], _mm512_set1_epi64(k0), 0x96);
+    c[2] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c[3], _mm512_set1_epi64(k1), 0x96);
+    c[1] = p1;
+    c[3] = p0;
+    k0 += kPhiloxW0;
+    k1 += kPhiloxW1;
+  }
+}
+
+// word[w][l]: word w of counter (counter + l, 0)
+static inline void philox_lanes(uint64_t seed, uint64_t counter,
+                                uint32_t (&word)[4][kPhiloxLanes]) {
+  const __m512i zero = _mm512_setzero_si512();
+  for (int l = 0; l < kPhiloxLanes; l += 8) {
+    const __m512i at = _mm512_add_epi64(_mm512_set1_epi64(int64_t(counter) + l),
+                                        _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+    __m512i c[4] = {at, _mm512_srli_epi64(at, 32), zero, zero};
+    philox_rounds(seed, c);
+    for (int w = 0; w < 4; ++w) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(word[w] + l), _mm512_cvtepi64_epi32(c[w]));
+    }
+  }
+}
+
 // words[e * stride + group * 4 ...] for n edges; eight edges at a time, one per 64-bit lane
 static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups, int stride,
                                 uint32_t* words) {
-  const __m512i m0 = _mm512_set1_epi64(kPhiloxM0), m1 = _mm512_set1_epi64(kPhiloxM1);
   for (int e = 0; e < n; e += 8) {
     const int count = n - e < 8 ? n - e : 8;
     const __m512i edge =
         _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(__mmask8((1u << count) - 1), eid + e));
     for (int g = 0; g < groups; ++g) {
-      __m512i c0 = edge, c1 = _mm512_setzero_si512(), c2 = _mm512_set1_epi64(g), c3 = c1;
-      uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-      for (int round = 0; round < kPhiloxRounds; ++round) {
-        const __m512i p0 = _mm512_mul_epu32(m0, c0), p1 = _mm512_mul_epu32(m1, c2);
-        c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1, _mm512_set1_epi64(k0), 0x96);
-        c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3, _mm512_set1_epi64(k1), 0x96);
-        c1 = p1;
-        c3 = p0;
-        k0 += kPhiloxW0;
-        k1 += kPhiloxW1;
-      }
+      __m512i c[4] = {edge, _mm512_setzero_si512(), _mm512_set1_epi64(g), _mm512_setzero_si512()};
+      philox_rounds(seed, c);
       const __m512i low = _mm512_set1_epi64(0xFFFFFFFF);
-      const __m512i a = _mm512_or_si512(_mm512_and_si512(c0, low), _mm512_slli_epi64(c1, 32));
-      const __m512i b = _mm512_or_si512(_mm512_and_si512(c2, low), _mm512_slli_epi64(c3, 32));
+      const __m512i a = _mm512_or_si512(_mm512_and_si512(c[0], low), _mm512_slli_epi64(c[1], 32));
+      const __m512i b = _mm512_or_si512(_mm512_and_si512(c[2], low), _mm512_slli_epi64(c[3], 32));
       alignas(64) uint32_t even[16], odd[16];  // edges 0 2 4 6 and 1 3 5 7
       _mm512_store_si512(even, _mm512_unpacklo_epi64(a, b));
       _mm512_store_si512(odd, _mm512_unpackhi_epi64(a, b));

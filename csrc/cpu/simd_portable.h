@@ -140,6 +140,10 @@ struct Vec {
     for (int k = 0; k < kWidth; ++k) x.lane[k] = std::exp(x.lane[k]);
     return x;
   }
+  static Vec expm1(Vec x) {
+    for (int k = 0; k < kWidth; ++k) x.lane[k] = std::expm1(x.lane[k]);
+    return x;
+  }
 };
 
 // words[e][group][4] for n edges
