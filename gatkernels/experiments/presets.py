@@ -111,6 +111,8 @@ _GAT: dict[str, dict[str, Any]] = {
     "physics": {"monitor": "loss"},
 }
 _PLAIN: dict[str, Any] = {"hidden": 16, "dropout": 0.5, "lr": 0.01, "monitor": "loss"}
+# Kipf and Welling stop after 200 epochs, or 10 without a lower validation loss.
+_PLAIN_PLANETOID = _PLAIN | {"epochs": 200, "patience": 10}
 _PLAIN_PPI: dict[str, Any] = {
     "layers": 3,
     "hidden": 1024,
@@ -130,7 +132,9 @@ def get_preset(dataset: str, model: str = "gat") -> Preset:
     if key not in _GAT:
         raise ValueError(f"unknown data set '{dataset}'; choose from {', '.join(DATASETS)}")
     if model in ("gcn", "mlp"):
-        return Preset(key, model, **(_PLAIN_PPI if key == "ppi" else _PLAIN))
+        planetoid = key in ("cora", "citeseer", "pubmed")
+        plain = _PLAIN_PPI if key == "ppi" else _PLAIN_PLANETOID if planetoid else _PLAIN
+        return Preset(key, model, **plain)
     recipe = dict(_GAT[key])
     if model == "gatv2":
         recipe.pop("feature_dropout", None)
