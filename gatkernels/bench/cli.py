@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -169,6 +170,8 @@ def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
 
 def execute(job: Job) -> int:
     """Run and write; 1 where a result was wrong. What is done is saved after every case."""
+    with suppress(ValueError):  # only the main thread may handle signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     os.environ["OMP_NUM_THREADS"] = str(job.settings.threads)
     torch.set_num_threads(job.settings.threads)
     settings = {**asdict(job.settings), "argv": sys.argv[1:]}

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -132,6 +133,7 @@ def _child(
     memory_limit: int | None,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     limit_memory(memory_limit)
@@ -145,3 +147,11 @@ def _child(
     else:
         sender.send(("done", result))
     sender.close()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that asked for the work, whatever ended it, and go too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

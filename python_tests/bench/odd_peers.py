@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import torch
@@ -82,6 +83,14 @@ class Absent(Peer):
 
     def unavailable(self, spec: Spec) -> str:
         return "not installed"
+
+
+class Sleeping(Right):
+    name = "sleeping"
+
+    def layer(self, case: Case, graph: Any) -> Layer:
+        time.sleep(60)
+        return super().layer(case, graph)
 
 
 class Crashing(Right):

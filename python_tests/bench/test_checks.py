@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,6 +224,34 @@ def sleep(tick: process.Tick) -> None:
 
 def take(size: int, tick: process.Tick) -> int:
     return torch.ones(size, dtype=torch.uint8).numel()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 130), ("SIGKILL", -9)])
+def test_a_run_that_is_ended_leaves_no_process(
+    number: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    command = [sys.executable, "-m", "gatkernels.bench", "--graphs", "hub", "--scale", "0.001"]
+    command += ["--peers", "odd_peers:Sleeping", "--threads", "1", "--no-memory"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as started:
+        try:
+            assert started.stderr is not None
+            assert any("sleeping checked" in line for line in started.stderr)
+            started.send_signal(getattr(signal, number))
+            started.communicate(timeout=10)  # until nobody holds the pipe any more
+            assert started.returncode == status
+            if number == "SIGTERM":
+                assert not list(tmp_path.glob("pymp-*"))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
 
 
 def test_failures_are_sorted() -> None:
