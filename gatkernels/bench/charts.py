@@ -33,8 +33,8 @@ DPI = 130
 AXES = {
     "edges": ("edges", "forward + backward, ms", "Time against edges (8 heads of 8)"),
     "memory": ("edges", "peak memory, MiB", "Memory of forward + backward against edges"),
-    "width": ("heads x channels", "forward + backward, ms", "Time against width (1 M edges)"),
-    "threads": ("threads", "forward + backward, ms", "Time against threads (1 M edges, 8x8)"),
+    "width": ("heads x channels", "forward + backward, ms", "Time against width (0.5 M edges)"),
+    "threads": ("threads", "forward + backward, ms", "Time against threads (0.5 M edges, 8x8)"),
 }
 UNITS = {"memory": 2.0**-20}
 

@@ -24,7 +24,7 @@ from gatkernels.experiments import MissingExtraError
 
 DEFAULT_OUT = Path("runs/bench")
 QUICK_SECONDS = 0.6
-FULL_SECONDS = 2.0
+FULL_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("measuring")
     how.add_argument("--device", default="cpu", help="torch device (cpu)")
     how.add_argument("--threads", type=int, help="torch's threads (as torch chooses)")
-    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (2; quick 0.6)")
+    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (1; quick 0.6)")
     how.add_argument(
         "--memory-limit", type=float, metavar="GIB", help="per process (most of what is free)"
     )
@@ -150,7 +150,7 @@ def prepare(args: argparse.Namespace) -> Job:
 
 #: A case of more elements `[E, H, C]` leaves out, by default, the naive formulas and torch.sparse,
 #: which take as long as PyG or longer. Compiling takes minutes and is left to the core cases.
-HEAVY = 170_000_000
+HEAVY = 50_000_000
 
 
 def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:

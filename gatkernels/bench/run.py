@@ -19,13 +19,16 @@ from gatkernels.bench.peers import Peer, Step, address, find
 from gatkernels.bench.process import ChildError, Tick
 from gatkernels.bench.results import CaseResult, LimitResult, PeerResult
 
+#: Longer steps are not timed on warm caches: it takes long, and their inputs matter little.
+WARM_BELOW = 0.1
+
 
 @dataclass(frozen=True)
 class Settings:
     """How a run measures; `memory_limit` in bytes, None for most of what is free."""
 
     threads: int
-    seconds: float = 2.0  # of timed runs per peer and case
+    seconds: float = 1.0  # of timed runs per peer and case
     memory: bool = True
     memory_limit: int | None = None
     timeout: float = process.TIMEOUT
@@ -144,11 +147,16 @@ def prepare(peer: Peer, case: Case, expected: check.Expected, outcome: PeerResul
 def warm(
     steps: dict[str, Step], outcomes: Sequence[PeerResult], device: torch.device, seconds: float
 ) -> None:
-    """Time the steps on unchanging inputs, as in training on a graph that fits the caches."""
-    for step in steps.values():
+    """Time short steps on unchanging inputs, as in training on a graph that fits the caches."""
+    short = {
+        outcome.name: steps[outcome.name]
+        for outcome in outcomes
+        if outcome.timings and outcome.timings["step"].median < WARM_BELOW
+    }
+    for step in short.values():
         step.hold = True
-    times = interleave(steps, device, seconds / 3)
-    for step in steps.values():
+    times = interleave(short, device, seconds / 3)
+    for step in short.values():
         step.hold = False
     for outcome in outcomes:
         if outcome.name in times:

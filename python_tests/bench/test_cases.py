@@ -138,7 +138,7 @@ def test_choose_combines_what_is_named() -> None:
 
 
 def test_scale_is_automatic_on_a_cpu() -> None:
-    assert Spec("reddit").graph_scale == 1 / 16
+    assert Spec("reddit").graph_scale == 1 / 32
     assert Spec("ppi", "4x256").graph_scale == 1 / 4
     assert Spec("arxiv").graph_scale == 1.0
     assert Spec("reddit", scale=0.5).graph_scale == 0.5

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from odd_peers import Right, timed
 
-from gatkernels.bench import cases, limits, measure, traffic
+from gatkernels.bench import cases, limits, measure, run, traffic
 from gatkernels.bench.cases import Spec
 
 CPU = torch.device("cpu")
@@ -44,6 +45,15 @@ def test_slow_steps_are_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure.plan(3.0, seconds=2.0) == (0, 2)
     assert measure.plan(0.25, seconds=3.0) == (5, 2)
     assert measure.plan(1e-4, seconds=3.0) == (5, measure.SAMPLES_PER_TURN)
+
+
+def test_only_short_steps_are_timed_on_warm_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    (short,) = timed(Spec("tiny"), Right()).peers
+    assert short.warm is not None
+    monkeypatch.setattr(run, "WARM_BELOW", 0.0)
+    (long,) = timed(Spec("tiny"), Right()).peers
+    assert long.timings
+    assert long.warm is None
 
 
 def test_quartiles() -> None:
