@@ -105,6 +105,20 @@ def sparse_product(
     return out
 
 
+def sparse_transposed_product(
+    crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int
+) -> Tensor:
+    dense, values = _rows(dense), values.contiguous()
+    rows, width = dense.shape
+    out = empty(dense, columns, width)
+    cpu_module().sparse_transposed_product(
+        DTYPE_CODES[dense.dtype], torch.get_num_threads(), crow.data_ptr(), col.data_ptr(),
+        rows, columns, width, values.data_ptr(), dense.data_ptr(), dense.stride(0),
+        out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
 #: What is done to features besides dropout, as numbered in the kernels.
 NONE, ELU, ELU_GRAD = range(3)
 

@@ -39,6 +39,8 @@ for _schema in (
     " -> (Tensor grad_x, Tensor grad_dst, Tensor grad_att, Tensor grad_edge)",
     "sparse_product(Tensor rowptr, Tensor col, Tensor? order, Tensor values, Tensor dense)"
     " -> Tensor",
+    "sparse_transposed_product(Tensor crow, Tensor col, Tensor values, Tensor dense,"
+    " SymInt columns) -> Tensor",
     "feature_dropout(Tensor x, float p, Tensor seed) -> Tensor",
     "elu_dropout(Tensor x, float p, Tensor? seed) -> Tensor",
     "elu_dropout_backward(Tensor grad, Tensor x, float p, Tensor? seed) -> Tensor",
@@ -181,6 +183,12 @@ def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return results
 
 
+def native_product(values: Tensor, dense: Tensor) -> bool:
+    """Whether a kernel of ours multiplies them."""
+    native = dense.device.type == "cpu" and dense.dtype in (torch.float32, torch.float64)
+    return native and dense.dtype == values.dtype and _native.cpu_missing is None
+
+
 def sparse_product(
     rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
 ) -> Tensor:
@@ -192,13 +200,27 @@ def sparse_product(
 def _sparse_product(
     rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
 ) -> Tensor:
-    native = dense.device.type == "cpu" and dense.dtype in (torch.float32, torch.float64)
-    if native and dense.dtype == values.dtype and _native.cpu_missing is None:
+    if native_product(values, dense):
         return _native.sparse_product(rowptr, col, order, values, dense)
     size = (rowptr.shape[0] - 1, dense.shape[0])
     values = values if order is None else values[order.long()]
     matrix = torch.sparse_csr_tensor(rowptr.int(), col, values, size, check_invariants=False)
     return matrix.to(dense.dtype) @ dense
+
+
+def sparse_transposed_product(
+    crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int
+) -> Tensor:
+    """The transpose of a CSR matrix times ``dense [rows, width]``; only a ``native_product``."""
+    arguments = (crow, col, values, dense, columns)
+    result: Tensor = torch.ops.gatkernels.sparse_transposed_product(*arguments)
+    return result
+
+
+def _sparse_transposed_product(
+    crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int
+) -> Tensor:
+    return _native.sparse_transposed_product(crow, col, values, dense, columns)
 
 
 def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -233,6 +255,7 @@ for _name, _kernel in {
 _library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
 _library.impl("sparse_product", _sparse_product, "CPU")
 _library.impl("sparse_product", _sparse_product, "CUDA")
+_library.impl("sparse_transposed_product", _sparse_transposed_product, "CPU")
 _library.impl("feature_dropout", _feature_dropout, "CPU")
 _library.impl("elu_dropout", _elu_dropout, "CPU")
 _library.impl("elu_dropout_backward", _elu_dropout_backward, "CPU")
@@ -241,6 +264,11 @@ _library.impl("elu_dropout_backward", _elu_dropout_backward, "CPU")
 @torch.library.register_fake("gatkernels::sparse_product", lib=_library)
 def _(rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor) -> Tensor:
     return dense.new_empty(rowptr.shape[0] - 1, dense.shape[1])
+
+
+@torch.library.register_fake("gatkernels::sparse_transposed_product", lib=_library)
+def _(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int) -> Tensor:
+    return dense.new_empty(columns, dense.shape[1])
 
 
 @torch.library.register_fake("gatkernels::feature_dropout", lib=_library)

@@ -136,6 +136,16 @@ PYBIND11_MODULE(_cpu, m) {
           run([&] { return kernels.sparse_product(params); });
         });
 
+  m.def("sparse_transposed_product", [kernels](int dtype, int threads, Pointer rowptr, Pointer col,
+                                               int64_t rows, int64_t columns, int64_t width,
+                                               Pointer values, Pointer x, int64_t x_stride,
+                                               Pointer out) {
+    const SparseTransposedProduct params{
+        DType(dtype), threads, as<const int64_t>(rowptr), as<const int32_t>(col), rows,
+        columns,      width,   as<const void>(values),    matrix(x, x_stride),    as<void>(out)};
+    run([&] { return kernels.sparse_transposed_product(params); });
+  });
+
   m.def("feature_dropout", [kernels](int dtype, int threads, int64_t count, Pointer seed, double p,
                                      int activation, Pointer x, Pointer grad, Pointer out) {
     const FeatureDropout params{DType(dtype),

@@ -147,6 +147,20 @@ struct SparseProduct {
   void* out;  // [rows, width]
 };
 
+// out = S^T x, in float32 or float64, for an S in CSR with few columns and many values in each.
+struct SparseTransposedProduct {
+  DType dtype;
+  int threads;
+  const int64_t* rowptr;  // [rows + 1]
+  const int32_t* col;     // [values]
+  int64_t rows;
+  int64_t columns;
+  int64_t width;
+  const void* values;
+  Matrix x;   // [rows, width]
+  void* out;  // [columns, width]
+};
+
 // Of `count` contiguous values, in float32 or float64: dropped(x), dropped(elu(x)), or the gradient
 // of the latter, dropped(grad) elu'(x).
 enum class Activation { kNone, kElu, kEluGrad };

@@ -108,6 +108,115 @@ Status sparse_product(const SparseProduct& p) {
   return SparseProductKernel<A>(p).run();
 }
 
+constexpr int kParts = 8;  // of the rows of S, whatever the number of threads
+
+// out = S^T x: S and x are read once, in order; what is written at random is a sum that stays in
+// the cache, one for each part of the rows.
+template <class A>
+struct SparseTransposedProductKernel {
+  using V = Vec<A>;
+  const SparseTransposedProduct& p;
+  const A* values;
+  const A* x;
+  A* out;
+  A* sums = nullptr;  // [kParts - 1, columns, width]: the first part's is out
+
+  explicit SparseTransposedProductKernel(const SparseTransposedProduct& params)
+      : p(params),
+        values(static_cast<const A*>(params.values)),
+        x(static_cast<const A*>(params.x.data)),
+        out(static_cast<A*>(params.out)) {}
+
+  // Adds value[e] * row to the sum of col[e], over one tile of kN vectors.
+  template <int kN>
+  void tile(const int32_t* col, const A* value, int n, const A* row, int64_t f, A* sum) const {
+    constexpr int kWidth = V::kWidth, last = (kN - 1) * kWidth;
+    const int64_t left = p.width - f - last;
+    const int tail = left < kWidth ? int(left) : kWidth;
+    const int64_t width = p.width;  // here, as stores might change p
+    V from[kN];
+    for (int k = 0; k < kN; ++k) {
+      from[k] = V::load(row + f + k * kWidth, k < kN - 1 ? kWidth : tail);
+    }
+    for (int e = 0; e < n; ++e) {
+      A* to = sum + int64_t(col[e]) * width + f;
+      const V v = V::set(value[e]);
+      for (int k = 0; k < kN - 1; ++k) {
+        V::fma(v, from[k], V::load(to + k * kWidth)).store(to + k * kWidth);
+      }
+      if (tail == kWidth) {
+        V::fma(v, from[kN - 1], V::load(to + last)).store(to + last);
+      } else {
+        V::fma(v, from[kN - 1], V::load(to + last, tail)).store(to + last, tail);
+      }
+    }
+  }
+
+  template <int kN>
+  void tiles(int vectors, const int32_t* col, const A* value, int n, const A* row, int64_t f,
+             A* sum) const {
+    if (vectors == kN) {
+      tile<kN>(col, value, n, row, f, sum);
+    } else if constexpr (kN > 1) {
+      tiles<kN - 1>(vectors, col, value, n, row, f, sum);
+    }
+  }
+
+  // Adds S[row]^T x[row] to sum [columns, width]; zeros are left out.
+  void add(int64_t row, A* sum) const {
+    int32_t col[kBlock];
+    A value[kBlock];
+    const int64_t end = p.rowptr[row + 1];
+    for (int64_t e = p.rowptr[row]; e < end; e += kBlock) {
+      const int64_t stop = e + kBlock < end ? e + kBlock : end;
+      int n = 0;
+      for (int64_t k = e; k < stop; ++k) {
+        const A v = values[k];
+        col[n] = p.col[k];
+        value[n] = v;
+        n += v != A(0);
+      }
+      for (int64_t f = 0; f < p.width; f += V::kTile * V::kWidth) {
+        const int64_t left = (p.width - f + V::kWidth - 1) / V::kWidth;
+        tiles<V::kTile>(left < V::kTile ? int(left) : V::kTile, col, value, n, x + row * p.x.stride,
+                        f, sum);
+      }
+    }
+  }
+
+  static void part(void* context, int index, int64_t begin, int64_t end) {
+    const auto& self = *static_cast<const SparseTransposedProductKernel*>(context);
+    const int64_t size = self.p.columns * self.p.width;
+    A* sum = index == 0 ? self.out : self.sums + (index - 1) * size;
+    for (int64_t k = 0; k < size; ++k) sum[k] = A(0);
+    for (int64_t row = begin; row < end; ++row) self.add(row, sum);
+  }
+  static void merge(void* context, int64_t begin, int64_t end, char*) {
+    const auto& self = *static_cast<const SparseTransposedProductKernel*>(context);
+    const int64_t size = self.p.columns * self.p.width;
+    for (int64_t k = begin; k < end; ++k) {
+      A total = self.out[k];
+      for (int index = 0; index < kParts - 1; ++index) total += self.sums[index * size + k];
+      self.out[k] = total;
+    }
+  }
+
+  Status run() {
+    const int64_t size = p.columns * p.width;
+    sums = reinterpret_cast<A*>(allocate(size_t(kParts - 1) * size_t(size) * sizeof(A)));
+    if (sums == nullptr) return Status::kOutOfMemory;
+    run_parts(p.rowptr, p.rows, kParts, p.threads, this, part);
+    const Status status = run_range(size, p.threads, this, merge, 0);
+    release(reinterpret_cast<char*>(sums));
+    return status;
+  }
+};
+
+template <class A>
+Status sparse_transposed_product(const SparseTransposedProduct& p) {
+  return SparseTransposedProductKernel<A>(p).run();
+}
+
 constexpr int kLanes = kPhiloxLanes;
 constexpr int kDropBlock = 4 * kLanes;  // values drawn for at a time
 

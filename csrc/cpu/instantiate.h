@@ -44,6 +44,10 @@ static Status sparse_product_of(const SparseProduct& p) {
   if (p.dtype == DType::kFloat32) return sparse_product<float>(p);
   return p.dtype == DType::kFloat64 ? sparse_product<double>(p) : Status::kUnsupported;
 }
+static Status sparse_transposed_product_of(const SparseTransposedProduct& p) {
+  if (p.dtype == DType::kFloat32) return sparse_transposed_product<float>(p);
+  return p.dtype == DType::kFloat64 ? sparse_transposed_product<double>(p) : Status::kUnsupported;
+}
 static Status feature_dropout_of(const FeatureDropout& p) {
   if (p.dtype == DType::kFloat32) return feature_dropout<float>(p);
   return p.dtype == DType::kFloat64 ? feature_dropout<double>(p) : Status::kUnsupported;
@@ -56,6 +60,7 @@ static Kernels table(const char* isa) {
           gatv2_forward_of,
           gatv2_backward_of,
           sparse_product_of,
+          sparse_transposed_product_of,
           feature_dropout_of};
 }
 

@@ -12,6 +12,7 @@ struct Kernels {
   Status (*gatv2_forward)(const Gatv2Forward&, const AlphaOut* to);
   Status (*gatv2_backward)(const Gatv2Backward&);
   Status (*sparse_product)(const SparseProduct&);
+  Status (*sparse_transposed_product)(const SparseTransposedProduct&);
   Status (*feature_dropout)(const FeatureDropout&);
 };
 

@@ -78,6 +78,18 @@ Status run_range(int64_t count, int threads, void* context,
   return failed ? Status::kOutOfMemory : Status::kOk;
 }
 
+void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads, void* context,
+               void (*body)(void* context, int part, int64_t begin, int64_t end)) {
+  const int64_t total = rowptr[rows] + rows;
+  if (total < kSmall || threads < 1) threads = 1;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
+  for (int part = 0; part < parts; ++part) {
+    const int64_t begin = row_at(rowptr, rows, total * part / parts);
+    body(context, part, begin,
+         part + 1 == parts ? rows : row_at(rowptr, rows, total * (part + 1) / parts));
+  }
+}
+
 int64_t task_count(const int64_t* rowptr, int64_t rows) {
   return std::max<int64_t>(1, std::min(kMaxTasks, (rowptr[rows] + rows) / kTask));
 }

@@ -32,6 +32,10 @@ int64_t long_row_limit(const int64_t* rowptr, int64_t rows);
 
 Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job);
 
+// body(context, part, begin, end) over `parts` runs of rows of about as many rows + edges each.
+void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads, void* context,
+               void (*body)(void* context, int part, int64_t begin, int64_t end));
+
 // body(context, begin, end, scratch) over pieces of [0, count).
 Status run_range(int64_t count, int threads, void* context,
                  void (*body)(void* context, int64_t begin, int64_t end, char* scratch),
