@@ -11,6 +11,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gatkernels import _ops
 from gatkernels._large import dropout
 
+#: Mean number of values of a column from which adding row by row beats gathering by column.
+LONG_COLUMN = 512
+#: The largest product added up row by row: there are several copies, which a cache must hold.
+LARGEST_SUM = 4 << 20  # bytes
+
 
 class SparseRows(NamedTuple):
     """A sparse CSR matrix ``[rows, columns]`` with its transpose, so that both products are CSR.
@@ -72,6 +77,8 @@ class _SparseProduct(torch.autograd.Function):
         ctx.matrix, ctx.transposed = matrix, transposed
         m = matrix
         with torch.autocast(dense.device.type, enabled=False):
+            if transposed and _by_rows(m, dense):
+                return _ops.sparse_transposed_product(m.crow, m.col, m.values, dense, m.shape[1])
             if transposed:
                 return _ops.sparse_product(m.t_crow, m.t_col, m.t_order, m.values, dense)
             return _ops.sparse_product(m.crow, m.col, None, m.values, dense)
@@ -79,6 +86,13 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         return None, _SparseProduct.apply(ctx.matrix, grad, not ctx.transposed), None
+
+
+def _by_rows(m: SparseRows, dense: Tensor) -> bool:
+    """Whether ``m.T @ dense`` is best added up along the rows of ``m``."""
+    columns, size = m.shape[1], m.shape[1] * dense.shape[1] * dense.element_size()
+    long = m.col.shape[0] >= LONG_COLUMN * columns and size <= LARGEST_SUM
+    return long and _ops.native_product(m.values, dense)
 
 
 _cache: Any = WeakTensorKeyDictionary()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatkernels import _large, _native, _ops, reference
+from gatkernels import _large, _native, _ops, reference, sparse
 from gatkernels.nn import GATConv
 from gatkernels.sparse import SparseRows
 
@@ -73,13 +74,13 @@ def test_stored_zeros_take_no_part() -> None:
     assert out.tolist() == [[6.0]]
 
 
-def test_same_bits_for_any_number_of_threads() -> None:
+def test_same_bits_for_any_number_of_threads(by_rows: list[Any]) -> None:
     dense = sparse_matrix(3000, 90, 0.9, torch.float32)
     matrix = SparseRows.of(dense.to_sparse_csr())
     weight, grad = torch.randn(17, 90, requires_grad=True), torch.randn(3000, 17)
     threads, found = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
             torch.manual_seed(0)
             dropped = matrix.dropout(0.4, True)
@@ -87,8 +88,114 @@ def test_same_bits_for_any_number_of_threads() -> None:
             found.append((out, *torch.autograd.grad(out, weight, grad)))
     finally:
         torch.set_num_threads(threads)
+    assert by_rows == [(90, 17)] * 4
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
+
+
+@pytest.fixture
+def by_rows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The shapes of the products that were added up row by row."""
+    shapes: list[Any] = []
+    product = _ops.sparse_transposed_product
+
+    def counted(*args: Any) -> Tensor:
+        out = product(*args)
+        shapes.append(tuple(out.shape))
+        return out
+
+    monkeypatch.setattr(_ops, "sparse_transposed_product", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 3, 16, 80, 129, 300])
+@pytest.mark.parametrize("columns", [1, 7, 200])
+def test_gradient_of_long_columns(
+    columns: int, width: int, dtype: torch.dtype, by_rows: list[Any]
+) -> None:
+    rows = 4000
+    dense = sparse_matrix(rows, columns, 0.6, dtype)
+    dense[::3] = 0.0
+    dense[-1400:] = 0.0
+    dense[1] = 1.0  # longer than what is looked at at a time
+    matrix = SparseRows.of(dense.to_sparse_csr())
+    values = matrix.values * (torch.rand(matrix.values.shape) < 0.9)
+    dense[dense != 0.0] = values
+    matrix = matrix._replace(values=values)
+    wide = torch.randn(rows, width + 2, dtype=dtype)
+    for grad in (wide[:, 1:-1], wide[:, 1:-1].contiguous(), torch.ones(1, 1, dtype=dtype)):
+        grad = grad.expand(rows, width)
+        weight = torch.zeros(width, columns, dtype=dtype, requires_grad=True)
+        (found,) = torch.autograd.grad(matrix.linear(weight), weight, grad)
+        truth = (dense.double().t() @ grad.double()).t()
+        scale = (dense.double().abs().t() @ grad.double().abs()).t()
+        assert torch.all((found - truth).abs() <= 8 * torch.finfo(dtype).eps * scale)
+    assert by_rows == [(columns, width)] * 3
+
+
+def test_only_long_columns_are_added_up_by_rows(
+    by_rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient(columns: int, values: int, width: int, dtype: torch.dtype) -> None:
+        rows = -(-values // columns)
+        dense = (torch.arange(rows * columns) < values).to(dtype).view(rows, columns)
+        weight = torch.randn(width, columns, dtype=dtype, requires_grad=True)
+        SparseRows.of(dense.to_sparse_csr()).linear(weight).sum().backward()
+        torch.testing.assert_close(weight.grad, dense.sum(0).expand(width, -1))
+
+    long = 4 * sparse.LONG_COLUMN
+    gradient(4, long - 1, 5, torch.float32)
+    assert not by_rows
+    gradient(4, long, 5, torch.float32)
+    assert by_rows == [(4, 5)]
+    monkeypatch.setattr(sparse, "LARGEST_SUM", 4 * 5 * 4)
+    gradient(4, long, 5, torch.float32)
+    assert by_rows == [(4, 5)] * 2
+    gradient(4, long, 6, torch.float32)
+    gradient(4, long, 5, torch.float64)
+    assert by_rows == [(4, 5)] * 2
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("columns", [0, 4])
+@pytest.mark.parametrize("width", [0, 2])
+def test_empty_transposed_product(rows: int, columns: int, width: int) -> None:
+    m = SparseRows.of(torch.zeros(rows, columns).to_sparse_csr())
+    out = _ops.sparse_transposed_product(m.crow, m.col, m.values, torch.ones(rows, width), columns)
+    assert torch.equal(out, torch.zeros(columns, width))
+
+
+def test_stored_zeros_of_long_columns_take_no_part(by_rows: list[Any]) -> None:
+    matrix = SparseRows.of(torch.ones(2000, 3).to_sparse_csr())
+    values = torch.ones(2000, 3)
+    values[100], values[200, :2] = 0.0, 0.0
+    grad = torch.ones(2000, 5)
+    grad[100], grad[200] = float("nan"), float("inf")
+    weight = torch.zeros(5, 3, requires_grad=True)
+    out = matrix._replace(values=values.view(-1)).linear(weight)
+    (found,) = torch.autograd.grad(out, weight, grad)
+    assert found.tolist() == [[1998.0, 1998.0, float("inf")]] * 5
+    assert by_rows
+
+
+def test_derivatives_through_long_columns(
+    by_rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse, "LONG_COLUMN", 1)
+    matrix = SparseRows.of(sparse_matrix(9, 4, 0.7, torch.float64).to_sparse_csr())
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(matrix.linear, weight)
+    assert torch.autograd.gradgradcheck(matrix.linear, weight)
+    assert by_rows
+
+
+def test_no_memory_for_the_sums() -> None:
+    m = SparseRows.of(torch.ones(2, 2).to_sparse_csr())
+    with pytest.raises(MemoryError):
+        _native.cpu_module().sparse_transposed_product(
+            0, 1, m.crow.data_ptr(), m.col.data_ptr(), 2, 2**57, 1, 0, 0, 1, 0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -176,6 +283,9 @@ def test_ops_pass_torchs_checks() -> None:
     tests = ("test_schema", "test_faketensor")
     product, dropout = torch.ops.gatkernels.sparse_product, torch.ops.gatkernels.feature_dropout
     torch.library.opcheck(product, (*pattern, torch.randn(9, 5)), test_utils=tests)
+    transposed = torch.ops.gatkernels.sparse_transposed_product
+    by_rows = (m.crow, m.col, m.values, torch.randn(9, 5), 7)
+    torch.library.opcheck(transposed, by_rows, test_utils=tests)
     torch.library.opcheck(dropout, (torch.randn(9), 0.3, torch.tensor([5])), test_utils=tests)
     elu = torch.ops.gatkernels.elu_dropout
     for seed in (None, torch.tensor([5])):
