@@ -116,6 +116,26 @@ def test_the_emulator_finds_what_a_gpu_would_not_say(tmp_path: Path) -> None:
     ]
 
 
+def test_whether_cuda_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    setup = emulator.setup_script()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch()
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path == nvcc and exists(path))
+    monkeypatch.setenv("PATH", "")
+    for wanted, home, found in (("auto", "", None), ("0", tmp_path, None), ("1", tmp_path, nvcc)):
+        monkeypatch.setenv("GATKERNELS_CUDA", wanted)
+        monkeypatch.setenv("CUDA_HOME", str(home))
+        assert setup.find_nvcc() == found
+    monkeypatch.delenv("CUDA_HOME")
+    with pytest.raises(SystemExit, match="GATKERNELS_CUDA=1, but there is no nvcc: set CUDA_HOME"):
+        setup.find_nvcc()
+    monkeypatch.setenv("GATKERNELS_CUDA", "yes")
+    with pytest.raises(SystemExit, match="GATKERNELS_CUDA must be auto, 0 or 1, got 'yes'"):
+        setup.find_nvcc()
+
+
 def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     """All of it for one architecture; a register spilled to memory costs what the kernels save."""
     setup = emulator.setup_script()
