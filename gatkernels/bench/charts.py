@@ -103,9 +103,9 @@ def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
     axes.set_xlabel("forward + backward, times as long as ours (hollow: out of memory)")
     axes.grid(axis="both", color="0.9")
     axes.set_axisbelow(True)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="upper center", ncols=len(names), frameon=False,
-        bbox_to_anchor=(0.5, 1.0), fontsize=9, columnspacing=1.2, handletextpad=0.2,
+    axes.legend(
+        loc="lower center", ncols=len(names), frameon=False, bbox_to_anchor=(0.4, 1.0), fontsize=9,
+        columnspacing=1.2, handletextpad=0.2,
     )  # fmt: skip
     return figure
 
@@ -125,16 +125,15 @@ def _curves(plots: Any, figure_name: str, lines: Sequence[Curve]) -> Any:
     if figure_name == "threads":
         ticks = sorted({x for line in lines for x in line.x})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_ylim(bottom=0)
     else:
         axes.set_xscale("log", base=2 if figure_name == "width" else 10)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     if figure_name == "width":
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel=across, ylabel=up)
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
