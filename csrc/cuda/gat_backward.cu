@@ -141,7 +141,7 @@ backward(GK_CONSTANT Call call) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
             if (e + u >= n || !lane.has(k)) continue;
-            const A w = weights[(e + u) * heads + lane.head_of(k)];
+            const A w = weights[(e + u) * heads + lane.weight_of(k)];
             add_signed(rows[u][k], w, true, sums.all[k], sums.positive[k]);
           }
         }
@@ -160,7 +160,7 @@ backward(GK_CONSTANT Call call) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
             if (e + u >= n || !lane.leads(k)) continue;
-            const A w = weights[(e + u) * heads + lane.head_of(k)];
+            const A w = weights[(e + u) * heads + lane.weight_of(k)];
             grad_edge[id * all_heads + lane.first_head + lane.head_of(k)] +=
                 (w > A(0) ? w : -w * scorer.slope) * gain[k];
           }

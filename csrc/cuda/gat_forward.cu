@@ -104,7 +104,7 @@ forward(GK_CONSTANT Call call) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
             if (e + u >= n || !lane.has(k)) continue;
-            const A w = weights[(e + u) * heads + lane.head_of(k)];
+            const A w = weights[(e + u) * heads + lane.weight_of(k)];
             add_signed(rows[u][k], w, pair, state.out[k], state.pos[k]);
           }
         }

@@ -128,7 +128,7 @@ forward(GK_CONSTANT Call call) {
             if (e + u >= n) continue;
             A w = exp_below(logits[u][k], top);
             state.sum[k] += w;
-            if (call.dropout.seed) w *= factors[(e + u) * heads + lane.head_of(k)];
+            if (call.dropout.seed) w *= factors[(e + u) * heads + lane.weight_of(k)];
             A values[V];
             rows[u][k].get(values);
             GK_UNROLL

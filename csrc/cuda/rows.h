@@ -122,6 +122,8 @@ struct Lane {
   GK_DEVICE bool has(int k) const { return feature[k] >= 0; }
   // The head of a vector, in the tile.
   GK_DEVICE int head_of(int k) const { return (k * group_lanes + lane) >> layout.log2_slots; }
+  // The same where there is such a head; one that is there for vectors that are none.
+  GK_DEVICE int weight_of(int k) const { return head_of(k) & (layout.padded_heads() - 1); }
   // Whether this lane's vector is the first of its head.
   GK_DEVICE bool leads(int k) const { return head_of(k) < tile_heads && slot_of(k) == 0; }
 
