@@ -99,10 +99,14 @@ __attribute__((naked, noinline)) inline void switch_stacks(void** /*from*/, void
 }
 #endif
 
+#ifdef SIMT_ASAN
+// The scheduler's stack, as the sanitizer tells whoever is switched to from it.
+inline const void* main_bottom = nullptr;
+inline size_t main_size = 0;
+#endif
+
 inline void switch_to(Fiber& from, Fiber& to, bool ends = false) {
 #ifdef SIMT_ASAN
-  static const void* main_bottom = nullptr;
-  static size_t main_size = 0;
   const bool enters = &to != &scheduler;
   __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack, enters ? to.stack : main_bottom,
                                  enters ? kStack : main_size);
@@ -134,9 +138,7 @@ inline void leave(Wait wait) {
 
 inline void enter() {
 #ifdef SIMT_ASAN
-  const void* bottom;
-  size_t size;
-  __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+  __sanitizer_finish_switch_fiber(nullptr, &main_bottom, &main_size);
 #endif
   run_body(body);
   leave(Wait::kEnded);
