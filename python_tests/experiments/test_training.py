@@ -149,7 +149,9 @@ def test_another_network_through_the_same_loop(cora_like):
 @pytest.mark.parametrize("data", ["small_cora", "small_ppi"])
 def test_every_model_learns(model, data, request):
     data = request.getfixturevalue(data)
-    preset = get_preset(data.name, model).with_options(epochs=40, hidden=16, lr=0.01, dropout=0.0)
+    preset = get_preset(data.name, model).with_options(
+        epochs=40, patience=40, hidden=16, lr=0.01, dropout=0.0
+    )
     losses = train(preset, data).curves["train_loss"]
     assert losses[-1] < 0.9 * losses[0]
 
