@@ -52,7 +52,7 @@ def test_numbers_are_those_of_the_results():
     assert f"the median node lies {second[below]:.0f} below" in words
     assert f"in the third {third[below]:.0f}," in words
     assert f"epoch {RESULTS['epoch']} of" in words
-    assert max(layer["exact_sum_of_row_off_by"] for layer in RESULTS["layers"]) < 6e-7
+    assert max(layer["exact_sum_of_row_off_by"] for layer in RESULTS["layers"]) < 7e-7
 
 
 def test_the_softmax_with_the_global_maximum_loses_rows():
