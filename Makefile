@@ -9,9 +9,14 @@ SIMT := $(wildcard python_tests/simt/*)
 # The operator suite, which runs on every backend.
 OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py determinism.py philox.py)
 
-# An address sanitizer for the emulated CUDA kernels, where the compiler has one to load beforehand
+# An address sanitizer for the emulated CUDA kernels, where the compiler is GCC and has one to load beforehand
 # (and the C++ library with it, or it misses exceptions).
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+ifeq ($(findstring clang,$(shell $(CXX) --version)),)
 ASAN := $(realpath $(shell $(CXX) -print-file-name=libasan.so))
+endif
 ifneq ($(ASAN),)
 LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"

@@ -74,6 +74,15 @@ def project(x: Features, lin: Any) -> Tensor:
     return projected if lin.bias is None else add_bias(projected, lin.bias)
 
 
+def mean_of_heads(out: Tensor) -> Tensor:
+    """``[N, H, C]`` to ``[N, C]``; torch's own mean over a middle dimension has a slow backward.
+
+    16-bit values are summed in float32: their mean may be finite where their sum is not.
+    """
+    total = out.sum(dim=1, dtype=torch.promote_types(out.dtype, torch.float32))
+    return (total / out.shape[1]).to(out.dtype)
+
+
 def autocast(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
 

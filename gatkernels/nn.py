@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gatkernels._large import add_bias
-from gatkernels._layers import Features, Side, attend, project
+from gatkernels._layers import Features, Side, attend, mean_of_heads, project
 from gatkernels.functional import gatv2_attention
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.sparse import SparseRows
@@ -144,7 +144,7 @@ class GATConv(nn.Module):
             return_attention=return_attention_weights,
             backend=self.backend,
         )
-        out = out.flatten(1) if self.concat else out.sum(dim=1) / self.heads
+        out = out.flatten(1) if self.concat else mean_of_heads(out)
         if self.res is not None and x_dst is not None:
             out = out + project(x_dst, self.res)
         if self.bias is not None:
@@ -250,7 +250,7 @@ class GATv2Conv(nn.Module):
         alpha = None
         if return_attention_weights:
             out, alpha = out
-        out = out.flatten(1) if self.concat else out.sum(dim=1) / self.heads
+        out = out.flatten(1) if self.concat else mean_of_heads(out)
         if self.res is not None:
             out = out + project(x_dst, self.res)
         if self.bias is not None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gatkernels import Graph, _large, _native
+from gatkernels._layers import mean_of_heads
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv
 from gatkernels.sparse import SparseRows
@@ -302,3 +303,11 @@ def test_training_is_the_same_on_both_backends(dropout: float, sparse: bool) -> 
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(curves["cpu"], curves["reference"], rtol=1e-5, atol=1e-5)
     assert curves["cpu"][-1] < curves["cpu"][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_mean_of_heads_is_finite_where_the_sum_is_not(dtype: torch.dtype) -> None:
+    out = torch.full((3, 8, 2), torch.finfo(torch.float16).max / 2).to(dtype)
+    mean = mean_of_heads(out)
+    assert mean.dtype == dtype
+    torch.testing.assert_close(mean, out[:, 0])
