@@ -155,7 +155,7 @@ def gat_backward(
         _prologue(gatb.prologue, rows, cut, kept, *args)
         args = (x_rows, grad_rows, given, terms, grad_alpha, to, partial, seed, slope, *dropout)
         launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
-        plan = columns.plan
+        plan, cut = columns.plan, tile(heads, channels, stats.dtype, unit, tiles=2)
         launch(gatb.merge, plan.hubs, cut, plan.order, plan.hub_ptr, x_rows, to, partial, slope)
 
 
@@ -173,7 +173,7 @@ def gatv2_forward(
     out = x.new_empty(job.rows, heads, channels)
     stats = sums.new_empty(job.rows, 3, heads) if statistics else None
     unit, chunks = _unit(x, x_dst), job.plan.chunks
-    cut = tile(heads, channels, sums.dtype, unit)
+    cut = tile(heads, channels, sums.dtype, unit, tiles=1 if scores[2] is None else 2)
     partial = gat.Partial(
         sums.new_empty(chunks, 3, heads), sums.new_empty(chunks, heads, channels), None
     )
@@ -190,7 +190,7 @@ def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tens
     heads, channels = x.shape[1:]
     alpha = stats.new_zeros(csr[1].shape[0], heads)
     unit = _unit(x, x_dst)
-    cut = tile(heads, channels, stats.dtype, unit)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
     given = _gatv2_scores((x_dst, *scores[1:]), unit)
     with _guard(x):
         args = (_matrix(x, unit), given, stats, alpha, *_options(scores))

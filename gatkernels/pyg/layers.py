@@ -126,7 +126,7 @@ def _why_not_now(layer: Any) -> str | None:
         return "explain mode"
     if any(getattr(layer, hooks) for hooks in HOOKS):
         return "message passing hooks are registered"
-    if layer._overridden or not METHODS.isdisjoint(layer.__dict__.keys() - {"propagate"}):
+    if layer._overridden or any(name in layer.__dict__ for name in METHODS - {"propagate"}):
         return "a method of message passing is overridden"
     if torch.compiler.is_compiling():
         return None
