@@ -4,12 +4,15 @@
 // row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>.
 #include "backward.h"
 #include "gat.h"
+#include "gather.h"
 #include "kernels.h"
 #include "merge.h"
 
 namespace gatkernels {
 namespace cuda {
 namespace {
+
+constexpr int kTables = 2;  // weights, and those of positive scores
 
 struct Call {
   Edges edges;
@@ -70,8 +73,8 @@ backward(GK_CONSTANT Call call) {
   const Item item = item_of(call.edges, call.schedule, first + lane.group);
   const int longest = warp_max(item.there ? item.count : -1);
   if (longest < 0) return;
-  A* weights = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
-  const int heads = call.layout.padded_heads(), head = lane.first_head + lane.head;
+  const Board<A> board(shared, lane, kTables);
+  const int head = lane.first_head + lane.head;
   const int64_t all_heads = call.layout.heads;
   const bool ids = call.dropout.seed || call.grad_edge || call.grad_alpha || call.scores.edge;
   const EdgeReader edges(call.edges, item, ids);
@@ -81,74 +84,77 @@ backward(GK_CONSTANT Call call) {
   const A* grad_alpha = static_cast<const A*>(call.grad_alpha);
   A* grad_edge = static_cast<A*>(call.grad_edge);
   const Mask<A> mask(call.dropout);
-  const Rows<T, V, K> grads(call.grad), x(call.x);
+  const Rows<T, V, K> x(call.x);
+  const int place = lane.head * board.pitch;  // of this lane's weights
+  const int apart = kScored * lane.edges_apart, start = kScored * lane.first_edge;
 
   A dots[K] = {}, sum = A(0);
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
+    const Source<T, V, K> grads(Rows<T, V, K>(call.grad), lane);
     RowSums<T, V, K> sums;
     A x_row[K][V];
     x.get(item.row, item.there && grad_edge != nullptr, lane, x_row);
     Edge next = edges.get(lane.lane);
     for (int base = 0; base < longest; base += lane.group_lanes) {
-      const Edge mine = next;
       const int n = at_most(item.count - base, lane.group_lanes);
       const int steps = at_most(longest - base, lane.group_lanes);
-      __syncwarp();  // the weights of the edges before have been read
+      board.post(lane, next);
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
       if (call.dropout.seed) {
-        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { weights[at] = factor; });
+        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
+          board.weights[head * board.pitch + e] = factor;
+        });
         __syncwarp();
       }
 
-      for (int step = 0; step < steps; step += kScored * lane.edges_apart) {
+      for (int e = start; e < steps && lane.scores(); e += apart) {
+        int32_t node[kScored], id[kScored];
         Fields<A> gathered[kScored];
+        A w[kScored], kept[kScored];
+        load_plain(board.nodes + e, node);
+        load_plain(board.ids + e, id);
+        if (call.dropout.seed) load_plain(board.weights + place + e, w);
         GK_UNROLL
         for (int i = 0; i < kScored; ++i) {
-          const int e = step + i * lane.edges_apart + lane.first_edge;
-          const int64_t node = lane.from_lane(mine.node, e);
           gathered[i] = {};
-          if (e < n && lane.scores()) gathered[i] = load_fields(fields + node * all_heads * 4);
+          if (e + i < n) gathered[i] = load_fields(fields + int64_t(node[i]) * all_heads * 4);
         }
         GK_UNROLL
         for (int i = 0; i < kScored; ++i) {
-          const int e = step + i * lane.edges_apart + lane.first_edge;
-          const int32_t id = lane.from_lane(mine.id, e);
-          if (e >= n || !lane.scores()) continue;
+          const A factor = call.dropout.seed ? w[i] : A(1);
+          w[i] = kept[i] = A(0);
+          if (e + i >= n) continue;
           const A(&f)[4] = gathered[i].values;
-          const A s = scorer.score(score_src + f[kScoreDst], id);
+          const A s = scorer.score(score_src + f[kScoreDst], id[i]);
           const A slope = scorer.logit_slope(s);
           const A alpha = exp_below(scorer.logit(s), f[kTop]) * f[kInverse];
-          const A w = call.dropout.seed ? alpha * weights[e * heads + lane.head] : alpha;
-          const int64_t at = int64_t(id) * all_heads + head;
+          w[i] = alpha * factor;
+          if (s > A(0)) kept[i] = w[i];
+          const int64_t at = int64_t(id[i]) * all_heads + head;
           A own = -slope * alpha * f[kDelta];  // what does not come from rows
-          if (grad_alpha) own += slope * w * __ldg(grad_alpha + at);
+          if (grad_alpha) own += slope * w[i] * __ldg(grad_alpha + at);
           if (grad_edge && part == 0) grad_edge[at] = own;
           sums.sum += own;
-          weights[e * heads + lane.head] = s > A(0) ? w : -w;
         }
+        store_plain(board.weights + place + e, w);
+        store_plain(board.kept + place + e, kept);
       }
       __syncwarp();
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
 
-      for (int e = 0; e < steps; e += U) {
-        Raw<T, V> rows[U][K];
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          grads.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
-        }
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          GK_UNROLL
-          for (int k = 0; k < K; ++k) {
-            if (e + u >= n || !lane.has(k)) continue;
-            const A w = weights[(e + u) * heads + lane.weight_of(k)];
-            add_signed(rows[u][k], w, true, sums.all[k], sums.positive[k]);
-          }
-        }
+      Raw<T, V> rows[U][K];
+      const int whole = lane.least(n);
+      int e = 0;
+      for (; e + U <= whole && !grad_edge; e += U) {
+        grads.template load<true>(board.nodes, e, n, rows);
+        add_rows(rows, board, lane, e, true, sums.all, sums.positive);
+      }
+      for (; e < steps; e += U) {
+        grads.load(board.nodes, e, n, rows);
+        add_rows(rows, board, lane, e, true, sums.all, sums.positive);
         if (!grad_edge) continue;
         GK_UNROLL
         for (int u = 0; u < U; ++u) {  // alpha m leaky' <dO_i, x_j> of each edge
-          const int64_t id = lane.from_lane(mine.id, e + u);
           A gain[K];
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
@@ -160,9 +166,11 @@ backward(GK_CONSTANT Call call) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
             if (e + u >= n || !lane.leads(k)) continue;
-            const A w = weights[(e + u) * heads + lane.weight_of(k)];
+            const int at = lane.head_of(k) * board.pitch + e + u;
+            const A kept = board.kept[at], rest = board.weights[at] - kept;
+            const int64_t id = board.ids[e + u];
             grad_edge[id * all_heads + lane.first_head + lane.head_of(k)] +=
-                (w > A(0) ? w : -w * scorer.slope) * gain[k];
+                (kept + rest * scorer.slope) * gain[k];
           }
         }
       }
@@ -237,7 +245,8 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
                     plan.partials,
                     p.grad_x,
                     p.grad_src};
-    const cudaError_t failed = launch_items<Sum<T>>(backward<T, v(), k()>, call, plan.stream);
+    const cudaError_t failed =
+        launch_items<Sum<T>>(backward<T, v(), k()>, call, kTables, plan.stream);
     if (failed != cudaSuccess) return failed;
     return launch_merge<RowSums<T, v(), k()>, Sum<T>>(merge<T, v(), k()>, call, plan.stream);
   };

@@ -1,11 +1,14 @@
 // GAT forward. Lanes are edges when scoring and features when summing rows.
 #include "forward.h"
 #include "gat.h"
+#include "gather.h"
 #include "kernels.h"
 
 namespace gatkernels {
 namespace cuda {
 namespace {
+
+constexpr int kTables = 2;  // weights, and those of positive scores
 
 struct Call {
   Edges edges;
@@ -28,44 +31,42 @@ forward(GK_CONSTANT Call call) {
   const Item item = item_of(call.edges, call.schedule, first + lane.group);
   const int longest = warp_max(item.there ? item.count : -1);
   if (longest < 0) return;
-  A* weights = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
-  const int heads = call.layout.padded_heads();
+  const Board<A> board(shared, lane, kTables);
   const bool pair = call.to.out_pos != nullptr;
   const EdgeReader edges(call.edges, item, call.dropout.seed || call.scores.edge);
   const GatScorer<A> scorer(call.scores, call.layout.heads, lane.first_head + lane.head);
   const A score_dst = item.there && lane.scores() ? scorer.dst_of(item.row) : A(0);
   const Mask<A> mask(call.dropout);
-  const Rows<T, V, K> x(call.x);
+  const int place = lane.head * board.pitch;  // of this lane's scores
+  const int apart = kScored * lane.edges_apart, start = kScored * lane.first_edge;
 
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
+    const Source<T, V, K> x(Rows<T, V, K>(call.x), lane);
     RowState<T, V, K> state;
     A top = minus_infinity<A>(), sum = A(0), sum_pos = A(0);
     Edge next = edges.get(lane.lane);
     for (int base = 0; base < longest; base += lane.group_lanes) {
-      const Edge mine = next;
       const int n = at_most(item.count - base, lane.group_lanes);
       const int steps = at_most(longest - base, lane.group_lanes);
-      __syncwarp();  // the weights of the edges before have been read
+      board.post(lane, next);
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
 
       A best = top;
-      for (int step = 0; step < steps; step += kScored * lane.edges_apart) {
-        A score_src[kScored];
+      for (int e = start; e < n && lane.scores(); e += apart) {
+        int32_t node[kScored], id[kScored];
+        A s[kScored];
+        load_plain(board.nodes + e, node);
+        load_plain(board.ids + e, id);
+        GK_UNROLL
+        for (int i = 0; i < kScored; ++i) s[i] = e + i < n ? scorer.src_of(node[i]) : A(0);
         GK_UNROLL
         for (int i = 0; i < kScored; ++i) {
-          const int e = step + i * lane.edges_apart + lane.first_edge;
-          const int32_t node = lane.from_lane(mine.node, e);
-          score_src[i] = e < n && lane.scores() ? scorer.src_of(node) : A(0);
+          if (e + i >= n) continue;
+          s[i] = scorer.score(s[i] + score_dst, id[i]);
+          best = larger(best, scorer.logit(s[i]));
         }
-        GK_UNROLL
-        for (int i = 0; i < kScored; ++i) {
-          const int e = step + i * lane.edges_apart + lane.first_edge;
-          const int32_t id = lane.from_lane(mine.id, e);
-          if (e >= n || !lane.scores()) continue;
-          const A s = scorer.score(score_src[i] + score_dst, id);
-          weights[e * heads + lane.head] = s;
-          best = larger(best, scorer.logit(s));
-        }
+        store_plain(board.weights + place + e, s);
       }
       best = lane.max_edges(best);
       const A factor = rescale(top, best);
@@ -77,37 +78,39 @@ forward(GK_CONSTANT Call call) {
         for (int k = 0; k < K; ++k) state.scale(k, lane.from_lane(factor, lane.head_of(k)), pair);
       }
 
-      for (int e = lane.first_edge; e - lane.first_edge < steps; e += lane.edges_apart) {
-        if (e < n && lane.scores()) {
-          const A s = weights[e * heads + lane.head];
-          const A w = exp_below(scorer.logit(s), top);
-          sum += w;
-          if (s > A(0)) sum_pos += w;
-          weights[e * heads + lane.head] = s > A(0) ? w : -w;
+      for (int e = start; e < steps && lane.scores(); e += apart) {
+        A w[kScored], kept[kScored];
+        load_plain(board.weights + place + e, w);
+        GK_UNROLL
+        for (int i = 0; i < kScored; ++i) {
+          const A s = w[i];
+          w[i] = e + i < n ? exp_below(scorer.logit(s), top) : A(0);
+          kept[i] = e + i < n && s > A(0) ? w[i] : A(0);
+          sum += w[i];
+          sum_pos += kept[i];
         }
+        store_plain(board.weights + place + e, w);
+        store_plain(board.kept + place + e, kept);
       }
       if (call.dropout.seed) {
         __syncwarp();
-        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { weights[at] *= factor; });
+        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
+          board.weights[head * board.pitch + e] *= factor;
+          board.kept[head * board.pitch + e] *= factor;
+        });
       }
       __syncwarp();
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
 
-      for (int e = 0; e < steps; e += U) {
-        Raw<T, V> rows[U][K];
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          x.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
-        }
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          GK_UNROLL
-          for (int k = 0; k < K; ++k) {
-            if (e + u >= n || !lane.has(k)) continue;
-            const A w = weights[(e + u) * heads + lane.weight_of(k)];
-            add_signed(rows[u][k], w, pair, state.out[k], state.pos[k]);
-          }
-        }
+      Raw<T, V> rows[U][K];
+      const int whole = lane.least(n);
+      int e = 0;
+      for (; e + U <= whole; e += U) {
+        x.template load<true>(board.nodes, e, n, rows);
+        add_rows(rows, board, lane, e, pair, state.out, state.pos);
+      }
+      for (; e < steps; e += U) {
+        x.load(board.nodes, e, n, rows);
+        add_rows(rows, board, lane, e, pair, state.out, state.pos);
       }
     }
     state.set_softmax(lane, top, lane.add_edges(sum), lane.add_edges(sum_pos));
@@ -158,7 +161,8 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
   const auto run = [&](auto v, auto k) {
     const Call call{p.csr, plan.csr, make_layout(p.shape, v, k), p.scores, Draw(p.scores.dropout),
                     p.x,   to};
-    const cudaError_t error = launch_items<Sum<T>>(forward<T, v(), k()>, call, plan.stream);
+    const cudaError_t error =
+        launch_items<Sum<T>>(forward<T, v(), k()>, call, kTables, plan.stream);
     if (error != cudaSuccess) return error;
     return merge_forward<T>(p.shape, rows_aligned, plan, to);
   };
@@ -171,7 +175,7 @@ cudaError_t gat_alpha(const GatForward& p, const AlphaOut& to, const Plan& plan)
   shape.channels = 0;
   const AlphaCall call{p.csr, plan.csr, make_layout(shape, 1, 1), p.scores, Draw(p.scores.dropout),
                        to};
-  return launch_items<A>(weights<A>, call, plan.stream);
+  return launch_items<A>(weights<A>, call, 0, plan.stream);
 }
 
 template cudaError_t gat_forward<GK_TYPE>(const GatForward&, const Plan&);

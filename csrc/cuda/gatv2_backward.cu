@@ -3,6 +3,7 @@
 //   grad_dst += dl att leaky'(u),  grad_att += dl leaky(u),
 //   grad_src += dl att leaky'(u) + alpha m dO,              u = x_src + x_dst + edge.
 #include "backward.h"
+#include "gather.h"
 #include "gatv2.h"
 #include "kernels.h"
 #include "merge.h"
@@ -10,6 +11,8 @@
 namespace gatkernels {
 namespace cuda {
 namespace {
+
+constexpr int kTables = 1;  // dropout factors
 
 struct Call {
   Edges edges;
@@ -84,8 +87,8 @@ struct EdgeFactors {
 // Every lane of the warp comes here; zeros where there is no edge.
 template <class A, int V, int K>
 GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const EdgeFactors<A, V, K>& f,
-                          bool there, int64_t id, const A* factors, A (&logit)[K], A (&gain)[K],
-                          A (&w)[K], A (&dl)[K]) {
+                          bool there, int64_t id, const Board<A>& board, int e, A (&logit)[K],
+                          A (&gain)[K], A (&w)[K], A (&dl)[K]) {
   lane.add_channels(logit);
   lane.add_channels(gain);
   GK_UNROLL
@@ -98,7 +101,8 @@ GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const EdgeFa
       outer += __ldg(static_cast<const A*>(call.grad_alpha) + id * call.layout.heads +
                      lane.first_head + lane.head_of(k));
     }
-    w[k] = call.dropout.seed ? alpha * factors[lane.head_of(k)] : alpha;
+    w[k] = alpha;
+    if (call.dropout.seed) w[k] *= board.weights[lane.head_of(k) * board.pitch + e];
     dl[k] = w[k] * outer - alpha * f.delta[k];
   }
 }
@@ -111,8 +115,7 @@ by_destination(GK_CONSTANT Call call) {
   constexpr int U = kGathered<K>;
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
-  A* factors = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
-  const int heads = call.layout.padded_heads();
+  const Board<A> board(shared, lane, kTables);
   Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
   const Rows<T, V, K> grads(call.grad);
   T* grad_edge = static_cast<T*>(call.grad_edge);
@@ -123,6 +126,7 @@ by_destination(GK_CONSTANT Call call) {
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     scorer.enter(lane);
+    const Source<T, V, K> from_x(scorer.x, lane), from_edge(scorer.edge, lane);
     OneRow<T, V, K> att;
     for (int64_t first = int64_t(blockIdx.x) * lane.groups(); first < items;
          first += int64_t(gridDim.x) * lane.groups()) {
@@ -138,31 +142,24 @@ by_destination(GK_CONSTANT Call call) {
       OneRow<T, V, K> slopes;
       Edge next = edges.get(lane.lane);
       for (int base = 0; base < longest; base += lane.group_lanes) {
-        const Edge mine = next;
         const int n = at_most(item.count - base, lane.group_lanes);
         const int steps = at_most(longest - base, lane.group_lanes);
+        board.post(lane, next);
+        next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
         if (call.dropout.seed) {
-          __syncwarp();  // the factors of the edges before have been read
-          mask.each(lane, mine.id, n, steps, [&](int at, A factor) { factors[at] = factor; });
+          mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
+            board.weights[head * board.pitch + e] = factor;
+          });
           __syncwarp();
         }
-        next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
 
         for (int e = 0; e < steps; e += U) {
           Raw<T, V> rows[U][K], edge_rows[U][K];
+          from_x.load(board.nodes, e, n, rows);
+          if (call.scores.edge) from_edge.load(board.ids, e, n, edge_rows);
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
-            scorer.x.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
-          }
-          if (call.scores.edge) {
-            GK_UNROLL
-            for (int u = 0; u < U; ++u) {
-              scorer.edge.load(lane.from_lane(mine.id, e + u), e + u < n, lane, edge_rows[u]);
-            }
-          }
-          GK_UNROLL
-          for (int u = 0; u < U; ++u) {
-            const int64_t id = lane.from_lane(mine.id, e + u);
+            const int64_t id = board.ids[e + u];
             A sums[K][V], logit[K], gain[K], w[K], dl[K];
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
@@ -174,13 +171,13 @@ by_destination(GK_CONSTANT Call call) {
               logit[k] = scorer.share(k, sums[k]);
             }
             if (call.layout.parts > 1) {
-              const int64_t j = lane.from_lane(mine.node, e + u);
+              const int64_t j = board.nodes[e + u];
               if (e + u < n) {
                 logit[0] += scorer.other_parts(j, item.row, id, lane, part);
                 gain[0] += scorer.other_gain(grads, j, item.row, lane, part);
               }
             }
-            edge_terms(call, lane, f, e + u < n, id, factors + (e + u) * heads, logit, gain, w, dl);
+            edge_terms(call, lane, f, e + u < n, id, board, e + u, logit, gain, w, dl);
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
               A terms[V];
@@ -240,8 +237,7 @@ by_source(GK_CONSTANT Call call) {
   const Item item = item_of(call.edges, call.schedule, first + lane.group);
   const int longest = warp_max(item.there ? item.count : -1);
   if (longest < 0) return;
-  A* factors = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
-  const int heads = call.layout.padded_heads();
+  const Board<A> board(shared, lane, kTables);
   const EdgeReader edges(call.edges, item,
                          call.dropout.seed || call.scores.edge || call.grad_alpha);
   Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
@@ -251,40 +247,35 @@ by_source(GK_CONSTANT Call call) {
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     scorer.enter(lane);
+    const Source<T, V, K> from_grad(grads, lane), from_dst(scorer.dst, lane);
+    const Source<T, V, K> from_edge(scorer.edge, lane);
     OneRow<T, V, K> result;
     A x[K][V];
     scorer.x.get(item.row, item.there, lane, x);
     Edge next = edges.get(lane.lane);
     for (int base = 0; base < longest; base += lane.group_lanes) {
-      const Edge mine = next;
       const int n = at_most(item.count - base, lane.group_lanes);
       const int steps = at_most(longest - base, lane.group_lanes);
+      board.post(lane, next);
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
       if (call.dropout.seed) {
-        __syncwarp();  // the factors of the edges before have been read
-        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { factors[at] = factor; });
+        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
+          board.weights[head * board.pitch + e] = factor;
+        });
         __syncwarp();
       }
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
 
       for (int e = 0; e < steps; e += U) {
         Raw<T, V> grad_rows[U][K], dst_rows[U][K], edge_rows[U][K];
         EdgeFactors<A, V, K> f[U];
+        from_grad.load(board.nodes, e, n, grad_rows);
+        from_dst.load(board.nodes, e, n, dst_rows);
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) f[u].load(call, board.nodes[e + u], e + u < n, lane);
+        if (call.scores.edge) from_edge.load(board.ids, e, n, edge_rows);
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
-          const int64_t i = lane.from_lane(mine.node, e + u);
-          grads.load(i, e + u < n, lane, grad_rows[u]);
-          scorer.dst.load(i, e + u < n, lane, dst_rows[u]);
-          f[u].load(call, i, e + u < n, lane);
-        }
-        if (call.scores.edge) {
-          GK_UNROLL
-          for (int u = 0; u < U; ++u) {
-            scorer.edge.load(lane.from_lane(mine.id, e + u), e + u < n, lane, edge_rows[u]);
-          }
-        }
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          const int64_t id = lane.from_lane(mine.id, e + u);
+          const int64_t id = board.ids[e + u];
           A sums[K][V], logit[K], gain[K], w[K], dl[K];
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
@@ -298,14 +289,13 @@ by_source(GK_CONSTANT Call call) {
             logit[k] = scorer.share(k, sums[k]);
           }
           if (call.layout.parts > 1) {
-            const int64_t i = lane.from_lane(mine.node, e + u);
+            const int64_t i = board.nodes[e + u];
             if (e + u < n) {
               logit[0] += scorer.other_parts(item.row, i, id, lane, part);
               gain[0] += scorer.other_gain(grads, item.row, i, lane, part);
             }
           }
-          edge_terms(call, lane, f[u], e + u < n, id, factors + (e + u) * heads, logit, gain, w,
-                     dl);
+          edge_terms(call, lane, f[u], e + u < n, id, board, e + u, logit, gain, w, dl);
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
             A grad[V];
@@ -402,10 +392,10 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     const int groups = kThreads >> layout.log2_group;
     const int64_t wanted = (call.schedule.chunks + call.edges.rows + groups - 1) / groups;
     const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;
-    const int64_t weights = int64_t(groups) * layout.weights();
-    const int64_t table = int64_t(kWarps) * K * V * kWarp;
+    const int64_t boards = int64_t(groups) * BoardSize(layout).template bytes<A>(kTables);
+    const int64_t table = int64_t(kWarps) * K * V * kWarp * int64_t(sizeof(A));
     error = launch(by_destination<T, V, K>, blocks, layout.tiles, kThreads,
-                   (weights > table ? weights : table) * int64_t(sizeof(A)), plan.stream, call);
+                   boards > table ? boards : table, plan.stream, call);
     if (error != cudaSuccess) return error;
     const SumCall sum{plan.att_parts, p.grad_att, blocks, layout.width()};
     error = launch(sum_rows<A>, (sum.width + kWarp - 1) / kWarp, 1, kSumWarps * kWarp,
@@ -417,7 +407,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     call.edges = p.csc;
     call.schedule = plan.csc;
     call.result = p.grad_src;
-    error = launch_items<A>(by_source<T, V, K>, call, plan.stream);
+    error = launch_items<A>(by_source<T, V, K>, call, kTables, plan.stream);
     if (error != cudaSuccess) return error;
     return launch_merge<OneRow<T, V, K>, A>(merge<T, V, K>, call, plan.stream);
   };

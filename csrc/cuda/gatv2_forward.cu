@@ -1,12 +1,15 @@
 // GATv2 forward, and its attention weights: a gathered row stays in registers between score and
 // sum.
 #include "forward.h"
+#include "gather.h"
 #include "gatv2.h"
 #include "kernels.h"
 
 namespace gatkernels {
 namespace cuda {
 namespace {
+
+constexpr int kTables = 1;  // dropout factors
 
 struct Call {
   Edges edges;
@@ -30,8 +33,7 @@ forward(GK_CONSTANT Call call) {
   const Item item = item_of(call.edges, call.schedule, first + lane.group);
   const int longest = warp_max(item.there ? item.count : -1);
   if (longest < 0) return;
-  A* factors = reinterpret_cast<A*>(shared) + lane.group * call.layout.weights();
-  const int heads = call.layout.padded_heads();
+  const Board<A> board(shared, lane, kTables);
   const int64_t all_heads = call.layout.heads;
   A* alphas = static_cast<A*>(call.weights.alpha);
   const EdgeReader edges(call.edges, item, call.dropout.seed || call.scores.edge || alphas);
@@ -43,6 +45,7 @@ forward(GK_CONSTANT Call call) {
   for (int part = 0; part < (alphas ? 1 : call.layout.parts); ++part) {
     lane.enter(part);
     scorer.enter(lane);
+    const Source<T, V, K> x(scorer.x, lane), edge(scorer.edge, lane);
     RowState<T, V, K> state;
     A x_dst[K][V], inverse[K];
     scorer.dst.get(item.row, item.there, lane, x_dst);
@@ -56,30 +59,22 @@ forward(GK_CONSTANT Call call) {
     }
     Edge next = edges.get(lane.lane);
     for (int base = 0; base < longest; base += lane.group_lanes) {
-      const Edge mine = next;
       const int n = at_most(item.count - base, lane.group_lanes);
       const int steps = at_most(longest - base, lane.group_lanes);
+      board.post(lane, next);
+      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
       if (call.dropout.seed) {
-        __syncwarp();  // the factors of the edges before have been read
-        mask.each(lane, mine.id, n, steps, [&](int at, A factor) { factors[at] = factor; });
+        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
+          board.weights[head * board.pitch + e] = factor;
+        });
         __syncwarp();
       }
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
 
       for (int e = 0; e < steps; e += U) {
-        Raw<T, V> rows[U][K];
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          scorer.x.load(lane.from_lane(mine.node, e + u), e + u < n, lane, rows[u]);
-        }
+        Raw<T, V> rows[U][K], edge_rows[U][K];
+        x.load(board.nodes, e, n, rows);
+        if (call.scores.edge) edge.load(board.ids, e, n, edge_rows);
         A logits[U][K];
-        Raw<T, V> edge_rows[U][K];
-        if (call.scores.edge) {
-          GK_UNROLL
-          for (int u = 0; u < U; ++u) {
-            scorer.edge.load(lane.from_lane(mine.id, e + u), e + u < n, lane, edge_rows[u]);
-          }
-        }
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
           GK_UNROLL
@@ -92,7 +87,7 @@ forward(GK_CONSTANT Call call) {
             logits[u][k] = scorer.share(k, sum);
           }
           if (call.layout.parts > 1) {
-            const int64_t j = lane.from_lane(mine.node, e + u), id = lane.from_lane(mine.id, e + u);
+            const int64_t j = board.nodes[e + u], id = board.ids[e + u];
             if (e + u < n) logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
           }
           lane.add_channels(logits[u]);
@@ -101,12 +96,12 @@ forward(GK_CONSTANT Call call) {
         if (alphas) {
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
-            const int64_t id = lane.from_lane(mine.id, e + u);
+            const int64_t id = board.ids[e + u];
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
               if (e + u >= n || !lane.leads(k)) continue;
               A alpha = exp_below(logits[u][k], state.top[k]) * inverse[k];
-              if (call.dropout.seed) alpha *= factors[(e + u) * heads + lane.head_of(k)];
+              if (call.dropout.seed) alpha *= board.weights[lane.head_of(k) * board.pitch + e + u];
               alphas[id * all_heads + lane.first_head + lane.head_of(k)] = alpha;
             }
           }
@@ -128,7 +123,7 @@ forward(GK_CONSTANT Call call) {
             if (e + u >= n) continue;
             A w = exp_below(logits[u][k], top);
             state.sum[k] += w;
-            if (call.dropout.seed) w *= factors[(e + u) * heads + lane.weight_of(k)];
+            if (call.dropout.seed) w *= board.weights[lane.weight_of(k) * board.pitch + e + u];
             A values[V];
             rows[u][k].get(values);
             GK_UNROLL
@@ -153,7 +148,7 @@ cudaError_t gatv2_forward(const Gatv2Forward& p, const AlphaOut* weights, const 
     const Call call{
         p.csr, plan.csr, make_layout(p.shape, v, k),     p.scores, Draw(p.scores.dropout),
         p.x,   to,       weights ? *weights : AlphaOut{}};
-    return launch_items<Sum<T>>(forward<T, v(), k()>, call, plan.stream);
+    return launch_items<Sum<T>>(forward<T, v(), k()>, call, kTables, plan.stream);
   };
   const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, run);
   return error != cudaSuccess || weights ? error

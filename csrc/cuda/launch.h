@@ -55,12 +55,12 @@ cudaError_t launch(Kernel kernel, int64_t blocks, int64_t tiles, int threads, in
   return cudaGetLastError();
 }
 
-// A kernel over the items of a graph's rows, with room for the weights of each group.
+// A kernel over the items of a graph's rows, with a board of so many tables for each group.
 template <class A, class Call>
-cudaError_t launch_items(void (*kernel)(Call), const Call& call, cudaStream_t stream) {
+cudaError_t launch_items(void (*kernel)(Call), const Call& call, int tables, cudaStream_t stream) {
   const int groups = kThreads >> call.layout.log2_group;
   const int64_t items = call.schedule.chunks + call.edges.rows;
-  const int64_t shared = int64_t(groups) * call.layout.weights() * int64_t(sizeof(A));
+  const int64_t shared = int64_t(groups) * BoardSize(call.layout).template bytes<A>(tables);
   return launch(kernel, (items + groups - 1) / groups, call.layout.tiles, kThreads, shared, stream,
                 call);
 }

@@ -28,10 +28,10 @@ struct Layout {
   GK_HOST_DEVICE int group() const { return 1 << log2_group; }
   GK_HOST_DEVICE int padded_heads() const { return 1 << log2_heads; }
   GK_HOST_DEVICE int width() const { return heads * channels; }
-  // Weights of the edges a group scores at a time, one per lane, with a gap that keeps the groups
-  // of a warp in different banks.
-  GK_HOST_DEVICE int weights() const { return (group() + 1) * padded_heads(); }
 };
+
+// Heads of a tile, so that what the edges of a block leave in shared memory stays below 48 KB.
+constexpr int kMostHeads = 16;
 
 inline int log2_at_least(int64_t n) {
   int k = 0;
@@ -48,7 +48,7 @@ inline Layout make_layout(const GatShape& shape, int values, int vectors) {
   l.parts = needed > places ? int((needed + places - 1) / places) : 1;
   l.log2_slots = l.parts > 1 ? log2_at_least(places) : log2_at_least(needed);
   int64_t heads = places >> l.log2_slots;
-  if (heads > 32) heads = 32;
+  if (heads > kMostHeads) heads = kMostHeads;
   if (heads > shape.heads) heads = shape.heads;
   if (heads < 1) heads = 1;
   l.tile_heads = int(heads);
@@ -61,6 +61,21 @@ inline Layout make_layout(const GatShape& shape, int values, int vectors) {
   }
   return l;
 }
+
+// The size of a group's board: the nodes at the other ends and the edges' ids [pitch], and tables
+// [heads, pitch] of what the lanes that score leave for those that sum. Four edges are read in one
+// access.
+struct BoardSize {
+  int pitch, heads;
+
+  GK_HOST_DEVICE explicit BoardSize(const Layout& l)
+      : pitch(l.group() + 4),  // the gap keeps heads in different banks
+        heads(l.padded_heads()) {}
+  template <class A>
+  GK_HOST_DEVICE int bytes(int tables) const {
+    return pitch * (2 * int(sizeof(int32_t)) + tables * heads * int(sizeof(A)));
+  }
+};
 
 }  // namespace cuda
 }  // namespace gatkernels

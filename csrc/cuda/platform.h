@@ -9,6 +9,7 @@
 #define GK_DEVICE __device__ __forceinline__
 #define GK_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 #define GK_CONSTANT const __grid_constant__
+#define GK_GLOBAL static __device__
 #define GK_UNROLL _Pragma("unroll")
 #define GK_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
 #define GK_LAUNCH(kernel, grid, threads, shared, stream, call) \
@@ -21,6 +22,7 @@
 #define GK_DEVICE inline
 #define GK_KERNEL(threads) void
 #define GK_CONSTANT const
+#define GK_GLOBAL static
 #define GK_UNROLL
 #define GK_SHARED_MEMORY(name) unsigned char* name = simt::shared_memory()
 #define GK_LAUNCH(kernel, grid, threads, shared, stream, call) \
@@ -35,6 +37,8 @@ constexpr unsigned kFull = 0xFFFFFFFFu;  // all lanes of a warp
 constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarp * kWarps;
+
+GK_GLOBAL uint4 zero_vector;  // what vectors that are none read
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -146,6 +146,13 @@ struct Lane {
     }
     return value;
   }
+  // The least of the warp's groups' values.
+  GK_DEVICE int least(int value) const {
+    for (int apart = group_lanes; apart < kWarp; apart *= 2) {
+      value = at_most(value, __shfl_xor_sync(kFull, value, apart));
+    }
+    return value;
+  }
   // sums[k] <- the sum over all vectors of the head of vector k
   template <class A>
   GK_DEVICE void add_channels(A (&sums)[K]) const {
@@ -210,24 +217,6 @@ GK_DEVICE void put_row(T* row, const Lane<V, K>& lane, const Sum<T> (&from)[K][V
   }
 }
 
-// all += |w| row, and positive += max(w, 0) row where `pair`: the sign of a weight is that of its
-// edge's score.
-template <class T, int V>
-GK_DEVICE void add_signed(const Raw<T, V>& row, Sum<T> w, bool pair, Sum<T> (&all)[V],
-                          Sum<T> (&positive)[V]) {
-  using A = Sum<T>;
-  A values[V];
-  row.get(values);
-  const A size = w < A(0) ? -w : w;
-  GK_UNROLL
-  for (int v = 0; v < V; ++v) all[v] += size * values[v];
-  if (pair) {
-    const A kept = larger(w, A(0));
-    GK_UNROLL
-    for (int v = 0; v < V; ++v) positive[v] += kept * values[v];
-  }
-}
-
 template <class A, int V>
 GK_DEVICE A dot(const A (&a)[V], const A (&b)[V]) {
   A sum = A(0);
@@ -239,7 +228,7 @@ GK_DEVICE A dot(const A (&a)[V], const A (&b)[V]) {
 // Edges gathered at a time: enough 128-bit loads in flight, few enough registers.
 template <int K>
 constexpr int kGathered = K >= 4 ? 2 : 4;
-// Edges that a lane scores at a time, their loads in flight together.
+// Consecutive edges that a lane scores at a time, their loads in flight together.
 constexpr int kScored = 4;
 
 // Dropout as the contract has it: m_e is 0 or 1 / (1 - p).
@@ -260,25 +249,20 @@ struct Mask {
     const uint32_t low = head & 1 ? word[1] : word[0], high = head & 1 ? word[3] : word[2];
     return factor(head & 2 ? high : low);
   }
-  // Calls apply(place, m_e) for the n edges of a group whose lanes hold their ids, with the place
-  // of each edge and head among the group's weights: each lane draws four heads of an edge at a
-  // time. Every lane of the warp comes here; `steps` is the same for all of them.
+  // Calls apply(edge, head, m_e) for the n edges whose ids are given and the heads of a tile: each
+  // lane draws four heads of an edge at a time.
   template <int V, int K, class Apply>
-  GK_DEVICE void each(const Lane<V, K>& lane, int32_t id, int n, int steps, Apply apply) const {
+  GK_DEVICE void each(const Lane<V, K>& lane, const int32_t* ids, int n, Apply apply) const {
     const int first = lane.first_head >> 2;
     const int draws = ((lane.first_head + lane.tile_heads - 1) >> 2) - first + 1;  // per edge
-    for (int done = 0; done < steps * draws; done += lane.group_lanes) {
-      const int e = (done + lane.lane) / draws, quad = first + (done + lane.lane) % draws;
-      const int32_t edge = lane.from_lane(id, e);
-      if (e >= n) continue;
+    for (int i = lane.lane; i < n * draws; i += lane.group_lanes) {
+      const int e = i / draws, quad = first + i % draws;
       uint32_t word[4];
-      philox(seed, uint64_t(edge), uint64_t(quad), word);
+      philox(seed, uint64_t(ids[e]), uint64_t(quad), word);
       GK_UNROLL
       for (int j = 0; j < 4; ++j) {
         const int head = 4 * quad + j - lane.first_head;
-        if (head >= 0 && head < lane.tile_heads) {
-          apply(e * lane.layout.padded_heads() + head, factor(word[j]));
-        }
+        if (head >= 0 && head < lane.tile_heads) apply(e, head, factor(word[j]));
       }
     }
   }

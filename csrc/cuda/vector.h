@@ -111,6 +111,18 @@ GK_DEVICE void load_plain(const A* p, A (&to)[V]) {
   }
 }
 
+template <class A, int V>
+GK_DEVICE void store_plain(A* p, const A (&from)[V]) {
+  constexpr int kPart = sizeof(A) * V > 16 ? 16 / int(sizeof(A)) : V;
+  using Words = typename Word<sizeof(A) * kPart>::type;
+  GK_UNROLL
+  for (int v = 0; v < V; v += kPart) {
+    Words words;
+    std::memcpy(&words, &from[v], sizeof(words));
+    *reinterpret_cast<Words*>(p + v) = words;
+  }
+}
+
 // Streaming: nothing in the same launch reads it again.
 template <class T, int V>
 GK_DEVICE void store(T* p, const Sum<T> (&from)[V]) {
