@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ KNOWN = {
     ),
 }
 SEEDS = (0, 1, -1, 0x0123_4567_89AB_CDEF, -(2**63))
+#: Where the state lies of the generator that a call on DEVICE draws from.
+RNG: Any = torch if DEVICE.type == "cpu" else torch.cuda
 
 
 def _wide(low: int, high: int) -> Tensor:
@@ -111,13 +114,6 @@ def test_scale_keeps_the_expectation() -> None:
     assert set(scale.unique().tolist()) == {0.0, 1.0 / (1.0 - 0.6)}
 
 
-def _generator() -> torch.Generator:
-    """Which torch.manual_seed seeds and a call on DEVICE draws from."""
-    if DEVICE.type == "cpu":
-        return torch.default_generator
-    return torch.cuda.default_generators[torch.cuda.current_device()]
-
-
 def _draw(backend: str = BACKEND) -> Tensor:
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 4, 3, torch.float64)
@@ -135,9 +131,9 @@ def test_manual_seed_rules_the_mask() -> None:
 
 
 def test_saved_generator_state_repeats_the_mask() -> None:
-    state = _generator().get_state()
+    state = RNG.get_rng_state()
     first, second = _draw(), _draw()
-    _generator().set_state(state)
+    RNG.set_rng_state(state)
     assert torch.equal(_draw(), first)
     assert torch.equal(_draw(), second)
 
@@ -154,6 +150,6 @@ def test_backends_draw_the_same_mask_and_use_the_generator_alike() -> None:
 def test_without_dropout_the_generator_rests() -> None:
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 4, 3, torch.float32)
-    state = _generator().get_state()
+    state = RNG.get_rng_state()
     gat_attention(graph, *inputs[:3], backend=BACKEND)
-    assert torch.equal(_generator().get_state(), state)
+    assert torch.equal(RNG.get_rng_state(), state)
