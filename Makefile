@@ -27,12 +27,13 @@ ifeq ($(shell uname),Linux)
 INTERPRETED := $(addprefix interpreted-,gat gatv2 philox ops determinism)
 endif
 
-.PHONY: demo test test-cuda test-triton $(INTERPRETED) lint format bench clean
+.PHONY: demo test test-cuda test-triton $(INTERPRETED) gpu lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
 	@echo "make test    all tests; parts of them alone: make test-cuda, make test-triton"
+	@echo "make gpu     build, check and measure everything on a GPU (bench/gpu.sh)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
 
@@ -58,8 +59,7 @@ test: $(VENV)/ready
 	$(MAKE) test-cuda
 	$(MAKE) --jobs=2 --output-sync test-triton
 
-# The CUDA kernels on the tests' emulator, out-of-bounds accesses caught; on a GPU
-# `gatkernels verify --device cuda`.
+# The CUDA kernels on the tests' emulator, out-of-bounds accesses caught; on a GPU `make gpu`.
 test-cuda: $(VENV)/ready
 	$(SANITIZED) GATKERNELS_TEST_BACKEND=cuda $(BIN)/python -m pytest $(OPERATORS)
 
@@ -70,6 +70,10 @@ $(INTERPRETED): interpreted-%: $(VENV)/ready
 	TRITON_INTERPRET=1 GATKERNELS_TEST_BACKEND=triton \
 	  $(BIN)/python -m pytest python_tests/test_$*.py
 endif
+
+# In the virtual environment where there is one, else with what PYTHON has.
+gpu:
+	PYTHON=$(firstword $(wildcard $(BIN)/python) $(PYTHON)) bench/gpu.sh
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check gatkernels python_tests bench docs setup.py

@@ -35,14 +35,14 @@ def _cpu(case: Case) -> str | None:
 
 
 #: Triton's interpreter runs the kernels on CPU tensors, slowly: for tests.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _TRITON_MISSING = importlib.util.find_spec("triton") is None
 
 
 def _triton(case: Case) -> str | None:
     if _TRITON_MISSING:
         return "the package triton is missing: pip install triton"
-    if case.device.type != ("cpu" if _INTERPRETED else "cuda"):
+    if case.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"runs on CUDA and HIP devices, got device {case.device}"
     return None
 
@@ -112,6 +112,7 @@ def isa() -> str:
 
 __all__ = [
     "BACKENDS",
+    "INTERPRETED",
     "BackendUnavailable",
     "Case",
     "explain",

@@ -172,6 +172,10 @@ def _add_bench(commands: Any) -> None:
 def _add_verify(commands: Any) -> None:
     verify = commands.add_parser("verify", help="check every backend on this machine")
     verify.add_argument("--device", default="cpu", help="torch device (cpu)")
+    verify.add_argument(
+        "--backend", nargs="+", default=[], metavar="NAME",
+        help="check these alone (every one that can run)",
+    )  # fmt: skip
     verify.set_defaults(command=_verify)
 
 
@@ -269,16 +273,19 @@ def _bench(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     import torch
 
-    from gatkernels import verify
+    from gatkernels import _dispatch, verify
 
     try:
         device = torch.device(args.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {args.device}: {error}") from error
+    case = _dispatch.Case(device, torch.float32)
+    with usage_errors():
+        backends = [_dispatch.select("--backend", name, case) for name in args.backend]
     failed = 0
     print(f"{'backend':<10} {'check':<28} {'worst error / allowed':>22}  result")
-    for check in verify.run(device):
+    for check in verify.run(device, backends):
         failed += not check.passed
         worst, result = f"{check.worst:.2f}", "pass" if check.passed else "FAIL"
         print(f"{check.backend:<10} {check.name:<28} {worst:>22}  {result}", flush=True)

@@ -6,7 +6,7 @@ kernels, its gradients with finite differences, and its dropout with the referen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,12 +36,12 @@ class Check(NamedTuple):
     passed: bool
 
 
-def run(device: torch.device | str = "cpu") -> Iterator[Check]:
-    """All checks of every backend that can run on ``device``, one at a time."""
+def run(device: torch.device | str = "cpu", backends: Sequence[str] = ()) -> Iterator[Check]:
+    """All checks of ``backends``, or of every one that can run on ``device``, one at a time."""
     device = torch.device(device)
-    for backend in _dispatch.BACKENDS:
-        if _dispatch.supports(backend, _dispatch.Case(device, torch.float32)) is None:
-            yield from _checks_of(backend, device)
+    case = _dispatch.Case(device, torch.float32)
+    for backend in backends or [b for b, reason in _dispatch.explain(case) if reason is None]:
+        yield from _checks_of(backend, device)
 
 
 def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
@@ -123,7 +123,9 @@ def _results(
 
 
 def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -> float:
-    worst = 0.0
+    unit, worst = _ALLOWED[dtype], 0.0
+    if backend == "triton" and _dispatch.INTERPRETED and dtype == torch.bfloat16:
+        unit *= 2  # Triton's interpreter cuts bfloat16 off where a GPU rounds
     for graph in graphs(device).values():
         for heads, channels, dropouts in _SHAPES:
             for dropout in dropouts:
@@ -136,7 +138,7 @@ def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -
                     if not t.numel():
                         continue
                     scale = max(1.0, float(t.abs().max())) * max(1.0, graph.num_edges / 500)
-                    allowed = 2 * float((b.double() - t).abs().max()) + _ALLOWED[dtype] * scale
+                    allowed = 2 * float((b.double() - t).abs().max()) + unit * scale
                     error = float((a.double() - t).abs().max())
                     worst = max(worst, error / allowed if error == error else float("inf"))
     return worst
@@ -151,7 +153,8 @@ def _gradcheck(kind: str, backend: str, device: torch.device, second: bool) -> f
         return _apply(kind, backend, graph, list(tensors), 0.3)
 
     run_check = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
-    run_check(call, leaves, fast_mode=True)
+    # the reference, which second derivatives go through, adds up by atomics on a GPU
+    run_check(call, leaves, nondet_tol=1e-10, fast_mode=True)
     return 0.0
 
 

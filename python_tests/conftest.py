@@ -13,14 +13,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import emulator
 import pytest
 import torch
+from graphs import DEVICE
 from hypothesis import settings
 from tolerance import BACKEND
 from torch import Tensor
 
-from gatkernels import _native_cuda
+from gatkernels import _dispatch, _native_cuda
 
-if BACKEND == "cuda":  # on CPU tensors, like every backend under test
+if BACKEND == "cuda" and DEVICE.type == "cpu":
     _native_cuda.module = emulator.module()
+
+
+def pytest_sessionstart() -> None:
+    """Without the backend under test, one line instead of a failure of every test."""
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("GATKERNELS_TEST_DEVICE=cuda: torch.cuda.is_available() is false")
+    reason = _dispatch.supports(BACKEND, _dispatch.Case(DEVICE, torch.float32))
+    if reason is not None:
+        raise pytest.UsageError(f"GATKERNELS_TEST_BACKEND={BACKEND}: {reason}")
+
 
 settings.register_profile(
     "gatkernels",

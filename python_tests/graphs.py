@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gatkernels import Graph
 
+#: Where operators are tested. Inputs are drawn on the CPU, which makes them the same everywhere.
+DEVICE = torch.device(os.environ.get("GATKERNELS_TEST_DEVICE", "cpu"))
 #: Triton's interpreter is a thousand times slower than a kernel; it splits rows sooner, too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 #: Degrees around the sizes at which the kernels change course: vectors, blocks, segments.
@@ -20,21 +22,25 @@ if INTERPRETED:
 BLOCK, SEGMENTS = (300, 600) if INTERPRETED else (700, 7000)  # edges of hubs
 
 
+def _graph(edge_index: Tensor, num_nodes: int | tuple[int, int], loops: bool = False) -> Graph:
+    return Graph.from_edge_index(edge_index.to(DEVICE), num_nodes, loops)
+
+
 def _random(num_src: int, num_dst: int, edges: int, loops: bool = False) -> Graph:
     generator = torch.Generator().manual_seed(num_src + 7 * num_dst + 31 * edges)
     src = torch.randint(0, num_src, (edges,), generator=generator)
     dst = torch.randint(0, num_dst, (edges,), generator=generator)
-    return Graph.from_edge_index(torch.stack([src, dst]), (num_src, num_dst), loops)
+    return _graph(torch.stack([src, dst]), (num_src, num_dst), loops)
 
 
 def _empty(num_src: int, num_dst: int) -> Graph:
-    return Graph.from_edge_index(torch.empty(2, 0, dtype=torch.int64), (num_src, num_dst))
+    return _graph(torch.empty(2, 0, dtype=torch.int64), (num_src, num_dst))
 
 
 def _hub(spokes: int, edges: int) -> Graph:
     """Every edge into node 3, from ``spokes`` sources."""
     src = torch.arange(edges) % spokes
-    return Graph.from_edge_index(torch.stack([src, torch.full_like(src, 3)]), spokes)
+    return _graph(torch.stack([src, torch.full_like(src, 3)]), spokes)
 
 
 def _degrees() -> Graph:
@@ -43,21 +49,21 @@ def _degrees() -> Graph:
     dst = torch.arange(len(DEGREES)).repeat_interleave(torch.tensor(DEGREES))
     dst = dst[torch.randperm(len(dst), generator=generator)]
     src = torch.randint(0, 50, dst.shape, generator=generator)
-    return Graph.from_edge_index(torch.stack([src, dst]), (50, len(DEGREES)))
+    return _graph(torch.stack([src, dst]), (50, len(DEGREES)))
 
 
 def _isolated() -> Graph:
-    return Graph.from_edge_index(torch.tensor([[2, 9, 2], [9, 2, 4]]), 12)
+    return _graph(torch.tensor([[2, 9, 2], [9, 2, 4]]), 12)
 
 
 def _parallel() -> Graph:
     src = torch.tensor([0, 1]).repeat_interleave(20)
-    return Graph.from_edge_index(torch.stack([src, 1 - src]), 3)
+    return _graph(torch.stack([src, 1 - src]), 3)
 
 
 def _loops() -> Graph:
     nodes = torch.arange(6)
-    return Graph.from_edge_index(torch.stack([nodes, nodes]), 6)
+    return _graph(torch.stack([nodes, nodes]), 6)
 
 
 GRAPHS: dict[str, Callable[[], Graph]] = {
@@ -71,7 +77,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "loops": _loops,
     "self_loops_replaced": lambda: _random(6, 6, 30, loops=True),
     "self_loops_bipartite": lambda: _random(5, 8, 40, loops=True),
-    "self_loops_only": lambda: Graph.from_edge_index(torch.empty(2, 0).long(), 7, True),
+    "self_loops_only": lambda: _graph(torch.empty(2, 0).long(), 7, True),
     "bipartite": lambda: _random(7, 11, 60),
     "one_destination": lambda: _random(9, 1, 40),
     "one_source": lambda: _random(1, 9, 40),
@@ -94,8 +100,8 @@ class Inputs(NamedTuple):
     grad_out: Tensor  # [Nd, H, C]
     grad_alpha: Tensor | None  # [E, H]
 
-    def to(self, dtype: torch.dtype) -> Inputs:
-        return Inputs(*(None if t is None else t.to(dtype) for t in self))
+    def to(self, target: torch.dtype | torch.device) -> Inputs:
+        return Inputs(*(None if t is None else t.to(target) for t in self))
 
 
 def random_inputs(
@@ -108,18 +114,22 @@ def random_inputs(
     attention: bool = False,
     spread: float = 1.0,
 ) -> Inputs:
-    """Normal values; scores have standard deviation ``spread``."""
+    """Normal values on DEVICE; scores have standard deviation ``spread``."""
     generator = torch.Generator().manual_seed(1000 * heads + channels)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
     ns, nd, edges = graph.num_src, graph.num_dst, graph.num_edges
-    return Inputs(
-        normal(ns, heads, channels),
-        spread * normal(ns, heads),
-        spread * normal(nd, heads),
-        spread * normal(edges, heads) if edge_score else None,
-        normal(nd, heads, channels),
-        normal(edges, heads) if attention else None,
-    ).to(dtype)
+    return (
+        Inputs(
+            normal(ns, heads, channels),
+            spread * normal(ns, heads),
+            spread * normal(nd, heads),
+            spread * normal(edges, heads) if edge_score else None,
+            normal(nd, heads, channels),
+            normal(edges, heads) if attention else None,
+        )
+        .to(dtype)
+        .to(DEVICE)
+    )

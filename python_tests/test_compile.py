@@ -9,7 +9,7 @@ import torch
 from graphs import GRAPHS
 from torch import Tensor
 
-from gatkernels import Graph, verify
+from gatkernels import Graph, _native_cuda, verify
 from gatkernels.cli import main
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv, GATv2Conv
@@ -127,6 +127,21 @@ def test_gatv2conv_bipartite() -> None:
     torch.testing.assert_close(ours(x, graph.edge_index), theirs(x, graph.edge_index))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fast", "'backend' must be one of auto, cpu, cuda, triton, reference, got 'fast'"),
+        ("cuda", "backend 'cuda' cannot run this: runs on CUDA tensors, got device cpu"),
+    ],
+)
+def test_verify_names_a_backend_it_cannot_check(
+    name: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native_cuda, "module", None)
+    assert main(["verify", "--backend", "cpu", name]) == 2
+    assert capsys.readouterr().err == f"gatkernels verify: error: --backend: {message}\n"
+
+
 def test_verify_passes_and_notices(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,3 +161,5 @@ def test_verify_passes_and_notices(
     monkeypatch.setattr(verify.functional, "gat_attention", wrong)
     assert main(["verify"]) == 1
     assert "FAIL" in capsys.readouterr().out
+    assert main(["verify", "--backend", "reference"]) == 0
+    assert "\ncpu " not in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The CUDA backend, where it differs from the others, on the emulator; and how it compiles.
+"""The CUDA backend, where it differs from the others, on a GPU or the emulator; how it compiles.
 
 The operator suite itself runs on it with GATKERNELS_TEST_BACKEND=cuda.
 """
@@ -13,17 +13,20 @@ from pathlib import Path
 import emulator
 import pytest
 import torch
-from graphs import GRAPHS, random_inputs
+from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
 
 from gatkernels import Graph, _dispatch, _native_cuda, gat_attention, gatv2_attention
 from gatkernels._dispatch import Case
 
-SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
+SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 ROOT = Path(__file__).parents[1]
 
-emulated = pytest.mark.skipif(
+cuda = pytest.mark.skipif(
     BACKEND != "cuda", reason="runs with GATKERNELS_TEST_BACKEND=cuda (make test-cuda)"
+)
+without_gpu = pytest.mark.skipif(
+    DEVICE.type != "cpu", reason="about the emulator or the build, which need no GPU"
 )
 
 
@@ -37,7 +40,8 @@ def reversed_threads() -> Iterator[None]:
     _native_cuda.module.reverse_threads(False)
 
 
-@emulated
+@cuda
+@without_gpu
 @pytest.mark.parametrize("shape", [(1, 1), (4, 16), (8, 8), (33, 3), (1, 300)], ids=str)
 @pytest.mark.parametrize("name", ["random", "degrees", "degrees_out"])
 @pytest.mark.usefixtures("reversed_threads")
@@ -58,13 +62,13 @@ def test_no_result_depends_on_the_order_of_threads(name: str, shape: tuple[int, 
     assert all(map(torch.equal, *found))
 
 
-@emulated
+@cuda
 def test_rows_that_begin_at_odd_places() -> None:
     """Where rows are not aligned to 128 bits, values are read one by one."""
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 4, 8, torch.float32)
     for offset, gap in ((1, 0), (0, 1), (4, 4)):
-        memory = torch.randn(offset + graph.num_src * (32 + gap))
+        memory = torch.randn(offset + graph.num_src * (32 + gap)).to(DEVICE)
         rows = memory[offset:].view(graph.num_src, 32 + gap)[:, :32].unflatten(1, (4, 8))
         rows.copy_(inputs.x)
         # rows are handed over as they are, without autograd, which would copy them
@@ -75,7 +79,7 @@ def test_rows_that_begin_at_odd_places() -> None:
         assert_right(graph, packed)
 
 
-@emulated
+@cuda
 def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
     graph = GRAPHS["hub_block"]()
     for shape in ((1, 1025), (2, 2049), (70, 9), (129, 1)):
@@ -83,12 +87,13 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
         assert_right(graph, inputs, Options(0.2, 0.6, SEED))
 
 
-@emulated
+@cuda
 def test_a_failed_launch_is_an_exception() -> None:
-    graph = Graph.from_edge_index(torch.tensor([[0], [0]]), 1)
+    graph = Graph.from_edge_index(torch.tensor([[0], [0]], device=DEVICE), 1)
     heads = 32 * 65536  # tiles of 32 heads, one more than a grid takes
+    ones = torch.ones(1, heads, device=DEVICE)
     with pytest.raises(RuntimeError, match="gatkernels: CUDA: invalid configuration argument"):
-        gat_attention(graph, torch.ones(1, heads, 1), torch.ones(1, heads), backend="cuda")
+        gat_attention(graph, ones[..., None], ones, backend="cuda")
 
 
 def test_who_runs_a_case_and_why_not() -> None:
@@ -101,6 +106,7 @@ def test_who_runs_a_case_and_why_not() -> None:
     assert reason == "runs on CUDA tensors, got device meta"
 
 
+@without_gpu
 def test_the_emulator_finds_what_a_gpu_would_not_say(tmp_path: Path) -> None:
     """A barrier not all threads come to, in a warp and in a block, and an unaligned access."""
     program = str(tmp_path / "faults")
@@ -116,6 +122,7 @@ def test_the_emulator_finds_what_a_gpu_would_not_say(tmp_path: Path) -> None:
     ]
 
 
+@without_gpu
 def test_whether_cuda_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     setup = emulator.setup_script()
     nvcc = tmp_path / "bin" / "nvcc"
@@ -136,6 +143,7 @@ def test_whether_cuda_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         setup.find_nvcc()
 
 
+@without_gpu
 def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     """All of it for one architecture; a register spilled to memory costs what the kernels save."""
     setup = emulator.setup_script()

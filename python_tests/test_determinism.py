@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from graphs import INTERPRETED, SEGMENTS, random_inputs
+from graphs import DEVICE, INTERPRETED, SEGMENTS, random_inputs
 from tolerance import BACKEND, DTYPES, Options, Results, by_kernel
 from torch import Tensor
 
 from gatkernels import Graph
 from gatkernels.models import GAT
 
-SEED = torch.tensor([31337])
+SEED = torch.tensor([31337], device=DEVICE)
 NODES, THREADS = (60, (2,)) if INTERPRETED else (3000, (1, 2, 3, 4, 2))
 
 
@@ -33,7 +33,8 @@ def _graph() -> Graph:
     dst[:SEGMENTS] = 17
     src[SEGMENTS : 2 * SEGMENTS] = NODES - 1
     order = torch.randperm(edges, generator=generator)
-    return Graph.from_edge_index(torch.stack([src, dst])[:, order], NODES, self_loops=True)
+    edge_index = torch.stack([src, dst])[:, order].to(DEVICE)
+    return Graph.from_edge_index(edge_index, NODES, self_loops=True)
 
 
 GRAPH = _graph()
@@ -59,7 +60,7 @@ def test_same_bits(dtype: torch.dtype, shape: tuple[int, int], everything: bool)
 
 @pytest.mark.parametrize("self_loops", [False, True])
 def test_graph_build(self_loops: bool) -> None:
-    edge_index = torch.randint(0, 9000, (2, 200_000))
+    edge_index = torch.randint(0, 9000, (2, 200_000)).to(DEVICE)
     torch.set_num_threads(1)
     expected = Graph.from_edge_index(edge_index, 9000, self_loops)
     for threads in (2, 3, 4):
@@ -71,11 +72,11 @@ def test_graph_build(self_loops: bool) -> None:
 
 def test_training() -> None:
     """Whole training steps repeat, dropout included."""
-    x = torch.randn(NODES, 12)
+    x = torch.randn(NODES, 12).to(DEVICE)
 
     def train() -> list[Tensor]:
         torch.manual_seed(3)
-        model = GAT(12, 4, 3, heads=4, backend=BACKEND)
+        model = GAT(12, 4, 3, heads=4, backend=BACKEND).to(DEVICE)
         optimizer = torch.optim.Adam(model.parameters())
         for _ in range(3):
             optimizer.zero_grad()

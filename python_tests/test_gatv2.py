@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import GRAPHS
+from graphs import DEVICE, GRAPHS
 from tolerance import BACKEND, assert_within, longest_row
 from torch import Tensor
 
@@ -21,8 +21,9 @@ from gatkernels import (
     reference,
 )
 from gatkernels._autograd import Options
+from gatkernels.functional import draw_seed
 
-SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
+SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 
 Call = Callable[..., tuple[Tensor, Tensor]]
 dtypes = pytest.mark.parametrize("dtype", list(_checks.DTYPE_CODES), ids=str)
@@ -40,14 +41,14 @@ def inputs_of(
         sizes = [(ns, heads, channels), (nd, heads, channels), (heads, channels)]
         sizes.append((graph.num_edges, heads, channels))
     made = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
-    return [(0.5 * t).to(dtype) for t in (made if edge else made[:3])]
+    return [(0.5 * t).to(dtype).to(DEVICE) for t in (made if edge else made[:3])]
 
 
 def results(call: Call, inputs: list[Tensor]) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in inputs]
     outputs = call(*leaves)
     generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
+    grads = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
     return [t.detach() for t in (*outputs, *torch.autograd.grad(outputs, leaves, grads))]
 
 
@@ -60,13 +61,15 @@ def check(kind: str, graph: Graph, inputs: list[Tensor], slope: float, dropout: 
         options: dict[str, Any] = {"negative_slope": slope, "dropout": dropout}
         return public(graph, *tensors, **options, return_attention=True, backend=BACKEND)
 
-    def naive(*tensors: Tensor) -> Any:
-        torch.manual_seed(3)
-        seed = torch.empty(1, dtype=torch.int64).random_() if dropout else None
-        return plain(graph, *tensors, negative_slope=slope, dropout=dropout, seed=seed)
+    on_cpu = graph.to("cpu")
+    torch.manual_seed(3)
+    seed = draw_seed(DEVICE).cpu()  # as the call draws it
 
-    got, same = results(ours, inputs), results(naive, inputs)
-    truth = results(naive, [t.double() for t in inputs])
+    def naive(*tensors: Tensor) -> Any:
+        return plain(on_cpu, *tensors, negative_slope=slope, dropout=dropout, seed=seed)
+
+    got, inputs = results(ours, inputs), [t.cpu() for t in inputs]
+    same, truth = results(naive, inputs), results(naive, [t.double() for t in inputs])
     longest = longest_row(graph)
     names = ("out", "alpha", *(f"grad of input {place}" for place in range(len(inputs))))
     for name, *three in zip(names, got, same, truth, strict=True):
@@ -143,7 +146,7 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
 
 def test_gatv2_keeps_nothing_the_size_of_the_edges() -> None:
     nodes, edges = 20, 20_000
-    graph = Graph.from_edge_index(torch.randint(0, nodes, (2, edges)), nodes)
+    graph = Graph.from_edge_index(torch.randint(0, nodes, (2, edges)).to(DEVICE), nodes)
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:

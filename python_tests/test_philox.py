@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from graphs import GRAPHS, random_inputs
+from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND
 from torch import Tensor
 
@@ -28,6 +29,8 @@ KNOWN = {
     ),
 }
 SEEDS = (0, 1, -1, 0x0123_4567_89AB_CDEF, -(2**63))
+#: Where the state lies of the generator that a call on DEVICE draws from.
+RNG: Any = torch if DEVICE.type == "cpu" else torch.cuda
 
 
 def _wide(low: int, high: int) -> Tensor:
@@ -45,11 +48,11 @@ def test_known_answers(name: str) -> None:
 
 def _kernel_keeps(graph: Graph, heads: int, dropout: float, seed: Tensor) -> Tensor:
     """Where the kernel kept an edge, ``[E, H]``, read off its attention."""
-    x = torch.zeros(graph.num_src, heads, 1)
-    scores = torch.zeros(graph.num_src, heads), torch.zeros(graph.num_dst, heads)
-    _, alpha = _autograd.gat(graph, x, (*scores, None, seed), Options(0.2, dropout, True, BACKEND))
+    x = torch.zeros(graph.num_src, heads, 1, device=DEVICE)
+    scores = (x[..., 0], torch.zeros(graph.num_dst, heads, device=DEVICE), None, seed.to(DEVICE))
+    _, alpha = _autograd.gat(graph, x, scores, Options(0.2, dropout, True, BACKEND))
     assert alpha is not None
-    return alpha != 0
+    return (alpha != 0).cpu()
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 33])
@@ -128,9 +131,9 @@ def test_manual_seed_rules_the_mask() -> None:
 
 
 def test_saved_generator_state_repeats_the_mask() -> None:
-    state = torch.get_rng_state()
+    state = RNG.get_rng_state()
     first, second = _draw(), _draw()
-    torch.set_rng_state(state)
+    RNG.set_rng_state(state)
     assert torch.equal(_draw(), first)
     assert torch.equal(_draw(), second)
 
@@ -139,7 +142,7 @@ def test_backends_draw_the_same_mask_and_use_the_generator_alike() -> None:
     results = {}
     for backend in (BACKEND, "reference"):
         torch.manual_seed(8)
-        results[backend] = (_draw(backend), torch.rand(3, dtype=torch.float64))
+        results[backend] = (_draw(backend), torch.rand(3, device=DEVICE))
     for got, expected in zip(results[BACKEND], results["reference"], strict=True):
         torch.testing.assert_close(got, expected)
 
@@ -147,6 +150,6 @@ def test_backends_draw_the_same_mask_and_use_the_generator_alike() -> None:
 def test_without_dropout_the_generator_rests() -> None:
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 4, 3, torch.float32)
-    state = torch.get_rng_state()
+    state = RNG.get_rng_state()
     gat_attention(graph, *inputs[:3], backend=BACKEND)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(RNG.get_rng_state(), state)

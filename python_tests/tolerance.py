@@ -3,6 +3,7 @@
 A result may be ``RATIO`` times as far from the float64 reference as the same formula in the
 result's own dtype is, plus a few roundings on the element's own scale: the sum of the absolute
 values of the terms it is made of, or where nobody worked that out, the result's largest value.
+Both formulas run on the CPU, so that the rule is the same for every device.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def assert_within(
     """The rule for one result, given that of the plain formula in its dtype and in float64."""
     __tracebackhide__ = True
     assert value.shape == truth.shape, name
+    value = value.cpu()
     error = (value.double() - truth).abs()
     theirs = (plain.double() - truth).abs()
     limit = allowance(value.dtype, scale, longest)
@@ -152,6 +154,8 @@ def assert_right(
     __tracebackhide__ = True
     options = options or Options()
     got = by_kernel(graph, inputs, options) if got is None else got
+    graph, inputs = graph.to("cpu"), inputs.to(torch.device("cpu"))
+    options = options._replace(seed=None if options.seed is None else options.seed.cpu())
     plain = by_reference(graph, inputs, options)
     truth = by_reference(graph, inputs.to(torch.float64), options)
     scale = scales(graph, inputs, options)
