@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gatkernels bench`."""
     parser.add_argument("--quick", action="store_true", help="a few cases, within two minutes")
     parser.add_argument(
-        "--targets", action="store_true", help="no layers: the stated speed targets as ratios"
+        "--targets",
+        action="store_true",
+        help="instead of layers, the stated speed targets as ratios",
     )
     choice = parser.add_argument_group("cases (every combination of what is named)")
     choice.add_argument("--graphs", nargs="+", metavar="GRAPH", help=", ".join(GRAPHS))
@@ -47,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("measuring")
     how.add_argument("--device", default="cpu", help="torch device (cpu)")
     how.add_argument("--threads", type=int, help="torch's threads (as torch chooses)")
-    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (1; quick 0.6)")
+    how.add_argument(
+        "--seconds", type=float, help="of timed runs per peer and case (1; quick 0.6; targets 0.3)"
+    )
     how.add_argument(
         "--memory-limit", type=float, metavar="GIB", help="per process (most of what is free)"
     )

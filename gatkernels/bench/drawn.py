@@ -60,8 +60,7 @@ def draw(name: str, scale: float = 1.0, device: torch.device | str = "cpu") -> E
         # Left in random order: sorted, the hub would meet each source's parallel edges in a row.
         return Edges(torch.stack([src, dst]), nodes, nodes, f"drawn, {note}")
     arcs = edges - (nodes if size.loops else 0)
-    top = size.top * nodes / size.nodes if name != "cora" else size.top
-    edge_index = power_law(nodes, arcs // 2, top, generator)
+    edge_index = power_law(nodes, arcs // 2, size.top, generator)
     if size.loops:
         loops = torch.arange(nodes, device=device)
         src, dst = (torch.cat([end, loops]) for end in edge_index)
@@ -69,9 +68,9 @@ def draw(name: str, scale: float = 1.0, device: torch.device | str = "cpu") -> E
     return Edges(edge_index, nodes, nodes, f"drawn with the size and skew of {name}")
 
 
-def power_law(nodes: int, links: int, top: float, generator: torch.Generator) -> Tensor:
+def power_law(nodes: int, links: int, top: int, generator: torch.Generator) -> Tensor:
     """Both directions of `links` different links, as `generate.power_law` draws them."""
-    ranks = Ranks(nodes, max(top, 1.0) * nodes / (2 * links))
+    ranks = Ranks(nodes, min(top, nodes // 2) * nodes / (2 * links))
     keys = _distinct_links(lambda count: _ranks(ranks, count, generator), nodes, links, generator)
     label = torch.randperm(nodes, generator=generator, device=generator.device)
     one, other = label[keys // nodes], label[keys % nodes]

@@ -68,7 +68,8 @@ def limit_memory(limit: int | None, device: str = "cpu") -> None:
     if device != "cpu":
         if limit is not None:
             total = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+            index = torch.device(device).index
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), index)
         return
     try:
         import resource

@@ -150,14 +150,14 @@ def target_tables(report: Report) -> list[Table]:
             f"{row.case} ({row.backend})",
             row.status if row.value is None else figure(row.target, row.value),
             bound(row.target),
-            _met(report, [row]),
+            met(report, [row]),
             _detail(row),
         ]
         for row in found
     ]
     columns = ("target", "case (backend)", "measured", "bound", "met", "from")
     worst = [
-        [target.name, target.what, summary(own), bound(target), _met(report, own)]
+        [target.name, target.what, summary(own), bound(target), met(report, own)]
         for target, own in targets.by_target(found)
     ]
     return [
@@ -172,7 +172,7 @@ def figure(target: Target, value: float) -> str:
 
 def bound(target: Target) -> str:
     value = f"{target.bound * 1e6:g} us" if target.unit == "us" else f"{target.bound:g}x"
-    return f"{'>=' if target.at_least else '<='} {value}"
+    return f"{'≥' if target.at_least else '≤'} {value}"
 
 
 def summary(own: Sequence[Row]) -> str:
@@ -186,7 +186,7 @@ def summary(own: Sequence[Row]) -> str:
     return "; ".join(parts)
 
 
-def _met(report: Report, own: Sequence[Row]) -> str:
+def met(report: Report, own: Sequence[Row]) -> str:
     """Nothing on another device than the targets'; "yes" takes that no line is open."""
     values = [row.excess for row in own if row.excess is not None]
     if not targets.applies(report):
@@ -273,7 +273,8 @@ def target_notes(report: Report) -> list[str]:
         if "projection replay" in one.figures
     ]
     if projections:
-        lines.append(f"Cora-size layer, its dense products alone: {', '.join(projections)}.")
+        alone = ", ".join(projections)
+        lines.append(f"Layer of Cora's size, its dense products alone in a CUDA graph: {alone}.")
     return lines
 
 

@@ -63,28 +63,28 @@ class Target:
 _FLOOR, _PHASES = "floor {}", ("forward", "backward")
 _LAYER = _wide(PEER_GRAPHS, "gat")
 TARGETS = (
-    Target("cuda-floor", "cuda", "operators over the gather floor: large graphs", 1.25,
+    Target("cuda-floor", "cuda", "GAT and GATv2 operators over the gather floor, each phase", 1.25,
            "operator", _LARGE_CASES, _PHASES, base=_FLOOR),
-    Target("cuda-floor-arxiv", "cuda", "operators over the gather floor: arxiv", 1.0,
+    Target("cuda-floor-arxiv", "cuda", "the same on a graph that fits the cache", 1.0,
            "operator", _ARXIV_CASES, _PHASES, base=_FLOOR),
-    Target("triton-floor", "triton", "GAT operator over the gather floor", 1.5,
+    Target("triton-floor", "triton", "GAT operator over the gather floor, each phase", 1.5,
            "operator", _wide(LARGE[:2], "gat"), _PHASES, base=_FLOOR),
-    Target("triton-floor-gatv2", "triton", "GATv2 operator over the gather floor", 2.0,
+    Target("triton-floor-gatv2", "triton", "GATv2 operator over the gather floor, both phases", 2.0,
            "operator", _wide(LARGE[:2], "gatv2"), base=_FLOOR),
-    Target("triton-bfloat16", "triton", "GAT operator in bfloat16 against float32", 1.7,
+    Target("triton-bfloat16", "triton", "GAT operator, bfloat16 against float32", 1.7,
            "operator", _wide(LARGE[:2], "gat", dtype="bfloat16"), base_dtype="float32",
            at_least=True),
-    Target("cuda-triton", "cuda", "operators against our Triton backend", 1.0,
+    Target("cuda-triton", "cuda", "all these operators against our Triton backend", 1.0,
            "operator", (*_LARGE_CASES, *_ARXIV_CASES), other="triton", at_least=True),
-    Target("cuda-small", "cuda", "Cora-size layer in a CUDA graph", 25e-6,
+    Target("cuda-small", "cuda", "GAT layer of Cora's size in a CUDA graph", 25e-6,
            "small", _CORA, ("replay",), unit="us"),
-    Target("cuda-small-host", "cuda", "Cora-size layer, time of the host", 50e-6,
+    Target("cuda-small-host", "cuda", "GAT layer of Cora's size, time of the host", 50e-6,
            "small", _CORA, ("host",), unit="us"),
-    Target("triton-small", "triton", "Cora-size layer on the GPU's clock", 120e-6,
+    Target("triton-small", "triton", "GAT layer of Cora's size by the GPU's clock", 120e-6,
            "small", _CORA, unit="us"),
-    Target("triton-small-replay", "triton", "Cora-size layer in a CUDA graph", 40e-6,
+    Target("triton-small-replay", "triton", "GAT layer of Cora's size in a CUDA graph", 40e-6,
            "small", _CORA, ("replay",), unit="us"),
-    Target("cuda-hub", "cuda", "half of 2 M edges into one node, over spread evenly", 1.5,
+    Target("cuda-hub", "cuda", "GAT operator: 1 of 2 M edges into one node, over spread", 1.5,
            "hub", _wide(["hub"], "gat"), ("hub",), base="even"),
     Target("triton-pyg-compiled", "triton", "GAT layer against PyG compiled", 3.0,
            "layer", _LAYER, other="pyg-compiled", at_least=True),
@@ -92,7 +92,7 @@ TARGETS = (
            "layer", _LAYER, other="pyg", at_least=True),
     Target("triton-memory", "triton", "peak memory of the GAT layer over PyG's", 0.1,
            "layer", _LAYER, ("peak",), other="pyg"),
-    Target("cuda-pyg-compiled", "cuda", "layers against PyG compiled", 4.0,
+    Target("cuda-pyg-compiled", "cuda", "GAT and GATv2 layers against PyG compiled", 4.0,
            "layer", (*_LAYER, *_wide(["arxiv"], "gatv2")), other="pyg-compiled", at_least=True),
     Target("cuda-dgnn", "cuda", "GAT layer against dgNN", 2.0,
            "layer dgnn", _LAYER, other="dgnn", at_least=True),
@@ -138,7 +138,7 @@ class Row:
 
 def stand_in(backend: str, device: str) -> str:
     """Our backend that is measured where a target names `backend`."""
-    return "cpu" if device == "cpu" and backend == "cuda" else backend
+    return "cpu" if device == "cpu" else backend
 
 
 def rows(found: Report) -> list[Row]:
@@ -156,7 +156,8 @@ def rows(found: Report) -> list[Row]:
         if one is None:
             return None, "open", f"{name} was not measured in this run"
         if one.status != "ok":
-            return None, one.status, f"{name} {one.status}: {one.reason}"
+            reason = "" if one.status == "OOM" else f", {one.reason}"
+            return None, one.status, f"{name}: {one.status}{reason}"
         if figure not in one.figures:
             return None, "open", one.missing.get(figure, f"no figure '{figure}' of {name}")
         return one.figures[figure], "ok", ""

@@ -27,7 +27,7 @@ from gatkernels.bench.results import Measured, PeerResult, Report, environment
 from gatkernels.bench.run import Settings
 
 SECONDS = 0.3
-#: A group that takes longer, compiling PyG's layer included, is given up.
+#: A group that takes a GPU longer, compiling PyG's layer included, is given up.
 TIMEOUT = 240.0
 #: Options that choose cases, which the targets do themselves.
 OWN_CASES = ("quick", "shapes", "layers", "dtypes", "peers", "curves", "compare")
@@ -69,8 +69,10 @@ def prepare(args: argparse.Namespace) -> Job:
             raise ValueError(f"--graphs: no target is stated on '{graph}'; those with: {known}")
     limit = None if args.memory_limit is None else int(args.memory_limit * 2**30)
     threads = args.threads or torch.get_num_threads()
-    settings = Settings(threads, args.seconds or SECONDS, not args.no_memory, limit, TIMEOUT)
-    found = plan(torch.device(args.device).type, graphs)
+    device = torch.device(args.device).type
+    timeout = process.TIMEOUT if device == "cpu" else TIMEOUT
+    settings = Settings(threads, args.seconds or SECONDS, not args.no_memory, limit, timeout)
+    found = plan(device, graphs)
     placed = [
         replace(group, specs=tuple(place(spec, args.device, args.scale) for spec in group.specs))
         for group in found
@@ -89,7 +91,7 @@ def place(spec: Spec, device: str, scale: float) -> Spec:
 
 def plan(device: str, graphs: Sequence[str]) -> list[Group]:
     """The groups in the order in which they matter."""
-    backends = tuple(targets.stand_in(name, device) for name in ("cuda", "triton"))
+    backends = tuple(dict.fromkeys(targets.stand_in(name, device) for name in ("cuda", "triton")))
     found = [
         Group("operator", (backend,), specs_of("operator", graph))
         for backend in backends
@@ -97,9 +99,10 @@ def plan(device: str, graphs: Sequence[str]) -> list[Group]:
         if graph in graphs
     ]
     for kind, graph in (("small", "cora"), ("hub", "hub")):
-        used = dict.fromkeys(target.backend for target in targets.TARGETS if target.kind == kind)
-        for backend in used if graph in graphs else ():
-            found.append(Group(kind, (targets.stand_in(backend, device),), specs_of(kind, graph)))
+        used = [target.backend for target in targets.TARGETS if target.kind == kind]
+        for backend in backends if graph in graphs else ():
+            if device == "cpu" or backend in used:
+                found.append(Group(kind, (backend,), specs_of(kind, graph)))
     # The libraries that were only ever adapted from their sources come last and by themselves: a
     # crash of one takes nobody else's figures along.
     for kind, peers, ours in (
@@ -180,7 +183,7 @@ def run_group(group: Group, settings: Settings, tick: Tick) -> list[Measured]:
 def _layers(group: Group, settings: Settings, fresh: Callable[..., Any]) -> list[Measured]:
     """On a CPU memory is weighed in processes of its own; who runs out of it is not timed."""
     (spec,) = group.specs
-    outcomes = [PeerResult(_address(name)) for name in group.names]
+    outcomes = [PeerResult(address(name)) for name in group.names]
     if spec.device == "cpu" and settings.memory and group.kind == "layer":
         for outcome in outcomes:
             try:
@@ -219,9 +222,11 @@ def compare_layers(
         for outcome in outcomes:
             outcome.timings = times.get(outcome.name, {})
     else:
+        others = [outcome for outcome in outcomes if not _ours(outcome.name)]
+        reasons = "; ".join(f"{other.name} {other.status}, {other.reason}" for other in others)
         for outcome in outcomes:
             if outcome.status == "ok":
-                outcome.status, outcome.reason = "skipped", "no peer to be compared with"
+                outcome.status, outcome.reason = "skipped", f"nobody beside it ({reasons})"
     return [
         _measured(group, spec, name, outcome, size)
         for name, outcome in zip(group.names, outcomes, strict=True)
@@ -266,7 +271,7 @@ def time_small(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) 
     tick("checked")
     case = cases.build(_drawn(spec))
     found.size = [case.edges.num_dst, case.num_edges]
-    outcome = PeerResult(_address(backend))
+    outcome = PeerResult(address(backend))
     step = run.prepare(find(outcome.name), case, check.expect(case), outcome)
     if step is None:
         found.status, found.reason = outcome.status, outcome.reason
@@ -296,6 +301,6 @@ def _ours(name: str) -> bool:
     return isinstance(find(name), Ours)
 
 
-def _address(name: str) -> str:
+def address(name: str) -> str:
     """The peer of a backend of ours, or `name`."""
     return f"gatkernels-{name}" if name in _dispatch.BACKENDS else name
