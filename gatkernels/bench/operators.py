@@ -6,7 +6,8 @@ floor: the bytes of `traffic.attention` over the copy bandwidth measured in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -143,18 +144,23 @@ def _formula(
 def prepare(
     spec: Spec, edges: Edges, graph: Graph, backend: str, found: Measured
 ) -> Operator | None:
-    """The step if its results are right; else None, and `found` says why."""
-    try:
-        step = Operator(spec, edges, graph, backend)
-        wrong = excess(step)
-    except Exception as error:
-        failed = process.failure(error)
-        found.status, found.reason = failed.status, failed.reason
-        return None
+    """The step if its results are right; else None, and `found` says how wrong they are."""
+    step = Operator(spec, edges, graph, backend)
+    wrong = excess(step)
     if not wrong <= 1.0:
         found.status, found.reason = "FAIL", f"off by {wrong:.1f} times what is allowed"
         return None
     return step
+
+
+@contextmanager
+def noted(found: Measured) -> Iterator[None]:
+    """What fails inside costs this result alone."""
+    try:
+        yield
+    except Exception as error:
+        failed = process.failure(error)
+        found.status, found.reason = failed.status, failed.reason
 
 
 def time_floors(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> list[Measured]:
@@ -170,16 +176,18 @@ def time_floors(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick)
             drawn_at, edges, graph = spec.scale, *_graph(spec)
         found = Measured("operator", backend, spec.graph, spec.shape, spec.layer, spec.dtype)
         found.size = [edges.num_dst, edges.edge_index.shape[1]]
-        tick(f"{spec.shape} {spec.layer} {spec.dtype}")
-        step = prepare(spec, edges, graph, backend, found)
-        if step is not None:
-            timings = interleave({backend: step}, device, seconds)[backend]
-            found.figures = {phase: timings[phase].median for phase in PHASES}
-            for phase, floor in step.floor(bandwidth).items():
-                found.figures[f"floor {phase}"] = floor
-            found.figures["bandwidth"] = bandwidth
         results.append(found)
-        del step
+        tick(f"{spec.shape} {spec.layer} {spec.dtype}")
+        with noted(found):
+            step = prepare(spec, edges, graph, backend, found)
+            if step is not None:
+                timings = interleave({backend: step}, device, seconds)[backend]
+                floor = step.floor(bandwidth)
+                for phase in PHASES:
+                    found.figures[phase] = timings[phase].median
+                    found.figures[f"floor {phase}"] = floor[phase]
+                found.figures["bandwidth"] = bandwidth
+            del step  # its tensors make room for the next case's
     return results
 
 
@@ -188,16 +196,18 @@ def time_hub(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) ->
     (spec,) = specs
     found = Measured("hub", backend, spec.graph, spec.shape, spec.layer, spec.dtype)
     steps = {}
-    for name in ("hub", "even"):
-        tick(f"{name} graph")
-        edges, graph = _graph(spec, name)
-        found.size = [edges.num_dst, edges.edge_index.shape[1]]
-        step = prepare(spec, edges, graph, backend, found)
-        if step is None:
-            return [found]
-        steps[name] = step
-    times = interleave(steps, torch.device(spec.device), seconds, tick)
-    found.figures = {name: timings["step"].median for name, timings in times.items()}
+    with noted(found):
+        for name in ("hub", "even"):
+            tick(f"{name} graph")
+            edges, graph = _graph(spec, name)
+            found.size = [edges.num_dst, edges.edge_index.shape[1]]
+            step = prepare(spec, edges, graph, backend, found)
+            if step is None:
+                return [found]
+            steps[name] = step
+        tick("timed")
+        times = interleave(steps, torch.device(spec.device), seconds)
+        found.figures = {name: timings["step"].median for name, timings in times.items()}
     return [found]
 
 
