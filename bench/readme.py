@@ -6,7 +6,17 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from gatkernels.bench.report import Table, case_label, markdown_table, ms, times
+from gatkernels.bench import targets
+from gatkernels.bench.report import (
+    Table,
+    bound,
+    case_label,
+    markdown_table,
+    met,
+    ms,
+    summary,
+    times,
+)
 from gatkernels.bench.results import CaseResult, PeerResult, Report, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +75,34 @@ def section(found: dict[str, Report]) -> str:
         for path in sorted(RESULTS.glob(f"*/{chart}.png")):
             if path.parent.name == "cpu-2-threads":
                 parts.append(f"![{text}]({path.relative_to(ROOT).as_posix()})")
+    parts += _targets(found)
     return "\n\n".join(parts) + "\n"
+
+
+def _targets(found: dict[str, Report]) -> list[str]:
+    """The targets with the worst case of each, from the last result on the device they are for."""
+    ran = [
+        (report.environment["date"], folder)
+        for folder, report in found.items()
+        if report.targets is not None and targets.applies(report)
+    ]
+    folder = max(ran)[1] if ran else None
+    last = found[folder] if folder else Report({}, {}, targets=[])
+    where = (
+        f"`bench/results/{folder}` has every case."
+        if folder
+        else "Open: no result from one has been committed yet."
+    )
+    rows = [
+        [target.backend, target.what, bound(target), summary(own), met(last, own)]
+        for target, own in targets.by_target(targets.rows(last))
+    ]
+    columns = ("backend", "target", "bound", f"worst case, {targets.DEVICE}", "met")
+    return [
+        f"The targets for one NVIDIA {targets.DEVICE}, all measured by `gatkernels bench --targets "
+        f"--device cuda`; `bench/README.md` says how. {where}",
+        markdown_table(Table("", columns, rows)),
+    ]
 
 
 def _cases(found: dict[str, Report], name: str) -> Iterable[tuple[str, CaseResult]]:

@@ -264,7 +264,7 @@ def _bench(args: argparse.Namespace) -> int:
     from gatkernels.bench import cli
 
     with usage_errors():
-        if args.compare:
+        if args.compare and not args.targets:
             return cli.show_comparison(*args.compare)
         job = cli.prepare(args)
     return cli.execute(job)

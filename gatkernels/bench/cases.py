@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatkernels.bench import generate
+from gatkernels.bench import drawn, generate
 from gatkernels.bench.graphs import GRAPHS, Edges, Unavailable, cached
 from gatkernels.bench.measure import copies_for_cold_caches
 
@@ -60,11 +60,7 @@ class Spec:
         known = GRAPHS.get(self.graph)
         if self.scale or known is None or not known.generated or self.device != "cpu":
             return self.scale or 1.0
-        width = math.prod(parse_shape(self.shape, known.classes))
-        scale = 1.0
-        while known.num_edges * scale > min(AUTO_EDGES, AUTO_ELEMENTS / width):
-            scale /= 2
-        return scale
+        return auto_scale(known.num_edges, math.prod(parse_shape(self.shape, known.classes)))
 
     @property
     def elements(self) -> float:
@@ -162,6 +158,14 @@ class Case:
         return f"{self.in_channels} -> {self.heads}x{self.channels}"
 
 
+def auto_scale(num_edges: int, width: int) -> float:
+    """The power of two by which a CPU cuts a graph that is to carry rows of `width` elements."""
+    scale = 1.0
+    while num_edges * scale > min(AUTO_EDGES, AUTO_ELEMENTS / width):
+        scale /= 2
+    return scale
+
+
 def tiny_edges(num_dst: int = 64) -> Edges:
     """For tests: parallel edges, self loops, a hub and isolated nodes; 64 sources."""
     rng = np.random.default_rng(SEED)
@@ -189,6 +193,11 @@ def build(spec: Spec) -> Case:
         return Case(spec, tiny_edges(int(size or 64)), 12, *parse_shape(spec.shape, 5))
     if kind == "power-law":
         return Case(spec, curve_edges(int(size)), 64, *parse_shape(spec.shape, 8))
+    if kind == "drawn":
+        edges = drawn.draw(size, spec.graph_scale, spec.device)
+        edges = replace(edges, edge_index=edges.edge_index.cpu())
+        in_channels = GRAPHS[size].in_channels if size in GRAPHS else 64
+        return Case(spec, edges, in_channels, *parse_shape(spec.shape, 8))
     if spec.graph not in GRAPHS:
         raise Unavailable(f"no graph '{spec.graph}'; known: {', '.join(GRAPHS)}")
     known = GRAPHS[spec.graph]

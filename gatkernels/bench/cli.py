@@ -17,7 +17,7 @@ import torch
 
 from gatkernels import _dispatch
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
-from gatkernels.bench import cases, charts, compare, curves, report, results, run
+from gatkernels.bench import cases, charts, compare, curves, report, results, run, targets_run
 from gatkernels.bench.graphs import GRAPHS
 from gatkernels.bench.peers import PEERS, REFERENCE, Ours, Peer, find
 from gatkernels.experiments import MissingExtraError
@@ -30,6 +30,11 @@ FULL_SECONDS = 1.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `gatkernels bench`."""
     parser.add_argument("--quick", action="store_true", help="a few cases, within two minutes")
+    parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="instead of layers, the stated speed targets as ratios",
+    )
     choice = parser.add_argument_group("cases (every combination of what is named)")
     choice.add_argument("--graphs", nargs="+", metavar="GRAPH", help=", ".join(GRAPHS))
     choice.add_argument("--shapes", nargs="+", metavar="HxC", help=", ".join(cases.SHAPES))
@@ -44,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("measuring")
     how.add_argument("--device", default="cpu", help="torch device (cpu)")
     how.add_argument("--threads", type=int, help="torch's threads (as torch chooses)")
-    how.add_argument("--seconds", type=float, help="of timed runs per peer and case (1; quick 0.6)")
+    how.add_argument(
+        "--seconds", type=float, help="of timed runs per peer and case (1; quick 0.6; targets 0.3)"
+    )
     how.add_argument(
         "--memory-limit", type=float, metavar="GIB", help="per process (most of what is free)"
     )
@@ -108,7 +115,7 @@ class Job:
         return self.peers or peers_for(spec, self.quick)
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace) -> Job | targets_run.Job:
     """What the options ask for. Raises: ValueError naming the option."""
     for name in ("threads", "seconds", "memory_limit"):
         value = getattr(args, name)
@@ -125,6 +132,8 @@ def prepare(args: argparse.Namespace) -> Job:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {args.device}: {error}") from error
+    if args.targets:
+        return targets_run.prepare(args)
     try:
         named = None if args.peers is None else [find(name) for name in args.peers]
     except (KeyError, ImportError, AttributeError) as error:
@@ -168,15 +177,29 @@ def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
     return [peer for name, peer in PEERS.items() if name not in left_out]
 
 
-def execute(job: Job) -> int:
+def execute(job: Job | targets_run.Job) -> int:
     """Run and write; 1 where a result was wrong. What is done is saved after every case."""
     with suppress(ValueError):  # only the main thread may handle signals
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     os.environ["OMP_NUM_THREADS"] = str(job.settings.threads)
     torch.set_num_threads(job.settings.threads)
+    path = job.out / "results.json"
+    if isinstance(job, targets_run.Job):
+        with progress(len(job.groups)) as tell:
+            found = targets_run.execute(job, tell, partial(results.save, path=path))
+    else:
+        found = measure_layers(job, path)
+    report.show(found)
+    print(f"written to {', '.join(str(name) for name in write_readable(found, path))}")
+    wrong = [peer.status == "FAIL" for case in found.cases for peer in case.peers]
+    wrong += [one.status == "FAIL" for one in found.targets or []]
+    return int(any(wrong))
+
+
+def measure_layers(job: Job, path: Path) -> results.Report:
+    """The cases, the epoch and the curves of a run, saved to `path` after each."""
     settings = {**asdict(job.settings), "argv": sys.argv[1:]}
     found = results.Report(results.environment(job.device), settings)
-    path = job.out / "results.json"
     lines = curves.Curves(
         job.peers or peers_for(replace(cases.CORE[0], device=job.device), quick=True)
     )
@@ -196,9 +219,7 @@ def execute(job: Job) -> int:
             results.save(found, path)
     found.settings["wall_seconds"] = round(time.perf_counter() - start)
     results.save(found, path)
-    report.show(found)
-    print(f"written to {', '.join(str(name) for name in write_readable(found, path))}")
-    return int(any(peer.status == "FAIL" for case in found.cases for peer in case.peers))
+    return found
 
 
 def write_readable(found: results.Report, path: Path) -> list[Path]:

@@ -167,6 +167,21 @@ def replayed(step: Timed, runs: int, rounds: int = 20) -> Timing:
     return Timing.of(samples[1:])
 
 
+def issued(step: Timed, runs: int = 20, rounds: int = 10) -> Timing:
+    """Seconds of the host for a forward and a backward it does not wait for, on a GPU."""
+    samples = []
+    with no_collection():
+        for _ in range(rounds + 1):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(runs):
+                step.forward()
+                step.backward()
+            samples.append((time.perf_counter() - start) / runs)
+    torch.cuda.synchronize()
+    return Timing.of(samples[1:])
+
+
 def warm(step: Timed, sample: Callable[[Timed], Any]) -> float:
     """Run untimed for WARM seconds; return the seconds of the last step."""
     start = time.perf_counter()

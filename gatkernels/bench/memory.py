@@ -77,9 +77,13 @@ def peak_memory(spec: Spec, address: str, tick: Tick) -> Peak:
 
 
 def _on_gpu(spec: Spec, peer: Peer) -> Peak:
-    """By the allocator's own statistics."""
     step = peer.prepare(cases.build(spec))
     run(step)
+    return on_gpu(step)
+
+
+def on_gpu(step: Step) -> Peak:
+    """The peak of a step that has run before, by the allocator's own statistics."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

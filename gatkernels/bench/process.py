@@ -59,8 +59,18 @@ def available_memory() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def limit_memory(limit: int | None) -> None:
-    """Let this process take `limit` bytes more: what passes that raises and harms nobody else."""
+def limit_memory(limit: int | None, device: str = "cpu") -> None:
+    """Let this process take `limit` bytes more: what passes that raises and harms nobody else.
+
+    On a GPU the limit is one of its own memory. CUDA reserves address space for all memory there
+    is, so that a limit on addresses would keep it from starting.
+    """
+    if device != "cpu":
+        if limit is not None:
+            total = torch.cuda.get_device_properties(device).total_memory
+            index = torch.device(device).index
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), index)
+        return
     try:
         import resource
 
@@ -89,14 +99,20 @@ def call(
     *arguments: Any,
     threads: int,
     memory_limit: int | None = None,
+    device: str = "cpu",
     timeout: float = TIMEOUT,
     tick: Tick = lambda text: None,
 ) -> Any:
-    """`work(*arguments, tick)` in a fresh process. Raises: ChildError."""
+    """`work(*arguments, tick)` in a fresh process; `device` is whose memory is limited.
+
+    Raises: ChildError.
+    """
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(
-        target=_child, args=(sender, work, arguments, threads, memory_limit), daemon=False
+        target=_child,
+        args=(sender, work, arguments, threads, (memory_limit, device)),
+        daemon=False,
     )
     child.start()
     sender.close()
@@ -130,14 +146,14 @@ def _child(
     work: Callable[..., Any],
     arguments: tuple[Any, ...],
     threads: int,
-    memory_limit: int | None,
+    limit: tuple[int | None, str],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
-    limit_memory(memory_limit)
     try:
+        limit_memory(*limit)
         result = work(*arguments, lambda text: sender.send(("tick", text)))
     except Exception as error:
         failed = failure(error)

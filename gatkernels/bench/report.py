@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gatkernels.bench import targets
 from gatkernels.bench.measure import PHASES, Timing
 from gatkernels.bench.memory import Peak
 from gatkernels.bench.peers import REFERENCE
 from gatkernels.bench.results import CaseResult, PeerResult, Report
+from gatkernels.bench.targets import Row, Target
 
 COLUMNS = (
     "case",
@@ -134,7 +136,75 @@ def tables(report: Report) -> list[Table]:
         found.append(case_table(report.cases))
     if report.epoch:
         found.append(epoch_table(report.epoch))
+    if report.targets is not None:
+        found += target_tables(report)
     return found
+
+
+def target_tables(report: Report) -> list[Table]:
+    """Every line of the targets, and the worst line of each."""
+    found = targets.rows(report)
+    lines = [
+        [
+            row.target.name,
+            f"{row.case} ({row.backend})",
+            row.status if row.value is None else figure(row.target, row.value),
+            bound(row.target),
+            met(report, [row]),
+            _detail(row),
+        ]
+        for row in found
+    ]
+    columns = ("target", "case (backend)", "measured", "bound", "met", "from")
+    worst = [
+        [target.name, target.what, summary(own), bound(target), met(report, own)]
+        for target, own in targets.by_target(found)
+    ]
+    return [
+        Table(f"Targets, stated for one NVIDIA {targets.DEVICE}", columns, lines),
+        Table("Worst case of each", ("target", "what", "measured", "bound", "met"), worst),
+    ]
+
+
+def figure(target: Target, value: float) -> str:
+    return f"{value * 1e6:,.1f} us" if target.unit == "us" else times(value)
+
+
+def bound(target: Target) -> str:
+    value = f"{target.bound * 1e6:g} us" if target.unit == "us" else f"{target.bound:g}x"
+    return f"{'≥' if target.at_least else '≤'} {value}"
+
+
+def summary(own: Sequence[Row]) -> str:
+    """The worst value with its case, and how many lines have none."""
+    worst = targets.worst(own)
+    wrong = sum(row.status == "FAIL" for row in own)
+    left = sum(row.value is None for row in own) - wrong
+    parts = [] if worst is None else [f"{figure(worst.target, worst.value or 0.0)} ({worst.case})"]
+    parts += [f"{wrong} of {len(own)} FAIL"] * (wrong > 0)
+    parts += ["open" if left == len(own) else f"{left} of {len(own)} open"] * (left > 0)
+    return "; ".join(parts)
+
+
+def met(report: Report, own: Sequence[Row]) -> str:
+    """Nothing on another device than the targets'; "yes" takes that no line is open."""
+    values = [row.excess for row in own if row.excess is not None]
+    if not targets.applies(report):
+        return ""
+    if any(row.status == "FAIL" for row in own) or any(value > 1.0 for value in values):
+        return "no"
+    return "yes" if values and len(values) == len(own) else ""
+
+
+def _detail(row: Row) -> str:
+    """The two figures behind a ratio, or why there is none."""
+    if row.value is None or row.ours is None:
+        return row.reason
+    if row.target.unit == "us":
+        return row.reason
+    if row.figure == "peak":
+        return f"{row.ours / 2**20:,.1f} over {(row.base or 0.0) / 2**20:,.1f} MiB"
+    return f"{milliseconds(row.ours)} over {milliseconds(row.base)} ms"
 
 
 def epoch_table(epoch: dict[str, Any]) -> Table:
@@ -153,6 +223,7 @@ def epoch_table(epoch: dict[str, Any]) -> Table:
 def notes(report: Report) -> list[str]:
     """Where each graph came from, the floors' routines and how far each layer was off."""
     lines = [LEGEND] if report.cases else []
+    lines += target_notes(report)
     for case in report.cases:
         if not case.num_edges:
             continue
@@ -173,6 +244,37 @@ def notes(report: Report) -> list[str]:
                 f"{case_label(case)}: other processes kept {case.foreign_cores} cores busy; "
                 "these times are high"
             )
+    return lines
+
+
+def target_notes(report: Report) -> list[str]:
+    """Where the bounds count, the copy bandwidths behind the floors, and the graphs' sizes."""
+    if report.targets is None:
+        return []
+    lines = []
+    if not targets.applies(report):
+        lines.append(
+            f"The bounds are for one NVIDIA {targets.DEVICE}; on this device the ratios are what "
+            "they are, and no bound is met or missed."
+        )
+    rates = [one.figures["bandwidth"] for one in report.targets if "bandwidth" in one.figures]
+    if rates:
+        low, high = min(rates) / 1e9, max(rates) / 1e9
+        lines.append(
+            f"Floors: bytes of gatkernels/bench/traffic.py over the copy bandwidth measured in "
+            f"the same process, {low:,.1f} to {high:,.1f} GB/s."
+        )
+    sizes = {(one.graph, *one.size) for one in report.targets if one.size}
+    drawn = "; ".join(f"{name} {nodes:,}, {edges:,}" for name, nodes, edges in sorted(sizes))
+    lines += [f"Graphs drawn (nodes, edges): {drawn}."] if drawn else []
+    projections = [
+        f"{one.name} {one.figures['projection replay'] * 1e6:.1f} us"
+        for one in report.targets
+        if "projection replay" in one.figures
+    ]
+    if projections:
+        alone = ", ".join(projections)
+        lines.append(f"Layer of Cora's size, its dense products alone in a CUDA graph: {alone}.")
     return lines
 
 

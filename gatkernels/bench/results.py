@@ -103,6 +103,27 @@ class Curve:
 
 
 @dataclass
+class Measured:
+    """What one contestant did in one case of the stated targets: seconds, and bytes of memory.
+
+    `kind` is operator (attention alone), hub, small (a layer of Cora's size), or layer, with the
+    peer's name behind it where that peer is timed apart from the others.
+    """
+
+    kind: str
+    name: str  # a backend of ours, or a peer
+    graph: str
+    shape: str
+    layer: str
+    dtype: str
+    status: str = "ok"
+    reason: str = ""
+    size: list[int] = field(default_factory=list)  # nodes, edges
+    figures: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # why a figure is not there
+
+
+@dataclass
 class Report:
     """Everything one run found out."""
 
@@ -112,6 +133,7 @@ class Report:
     curves: list[Curve] = field(default_factory=list)
     epoch: dict[str, Any] | None = None
     format: int = FORMAT
+    targets: list[Measured] | None = None  # where `--targets` asked for them
 
     def case(self, name: str) -> CaseResult | None:
         return next((case for case in self.cases if case.name == name), None)
@@ -133,6 +155,8 @@ def load(path: Path) -> Report:
             raise ValueError(f"format {data['format']}, expected {FORMAT}")
         data["cases"] = [_case(case) for case in data["cases"]]
         data["curves"] = [Curve(**curve) for curve in data["curves"]]
+        if data.get("targets") is not None:
+            data["targets"] = [Measured(**measured) for measured in data["targets"]]
         return Report(**data)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a result of this benchmark ({error})") from error

@@ -46,6 +46,7 @@ def run_case(
             *arguments,
             threads=settings.threads,
             memory_limit=settings.memory_limit,
+            device=spec.device,
             timeout=settings.timeout,
             tick=lambda text: tick(f"{spec.name}: {text}"),
         )

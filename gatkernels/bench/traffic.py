@@ -2,7 +2,7 @@
 
 With R = heads * channels elements of b bytes per row, int32 columns and float32 scalars. Compulsory
 bytes are each array once, as with an endless cache; gathered bytes count a row for every edge that
-reads it, as with none. Both include the projection's input and output.
+reads it, as with none. Both include the projection's input and output; `attention` leaves it out.
 """
 
 from __future__ import annotations
@@ -25,17 +25,25 @@ def compulsory(case: Case) -> dict[str, int]:
 
 def gathered(case: Case) -> dict[str, int]:
     """Bytes by phase."""
-    source, target, edges, heads = _sizes(case)
+    counts = case.edges.num_src, case.edges.num_dst
     row = case.width * case.dtype.itemsize
+    floor = attention(case.spec.layer, counts, case.num_edges, case.heads, row)
     projected = _projected(case)
-    if case.spec.layer == "gat":
-        forward = edges * (row + max(32, 4 * heads) + 4) + target
-        forward += 12 * heads * case.edges.num_dst
+    return _phases(projected + floor["forward"], projected + floor["backward"])
+
+
+def attention(
+    layer: str, counts: tuple[int, int], edges: int, heads: int, row: int
+) -> dict[str, int]:
+    """Gathered bytes of the attention alone by phase, for rows of `row` bytes."""
+    source, target = counts[0] * row, counts[1] * row
+    if layer == "gat":
+        forward = edges * (row + max(32, 4 * heads) + 4) + target + 12 * heads * counts[1]
         backward = edges * (row + max(32, 16 * heads) + 8) + source + 2 * target
     else:
         forward = edges * (row + 4) + 2 * target
         backward = edges * (3 * row + max(32, 8 * heads) + 8) + 3 * (source + target)
-    return _phases(projected + forward, projected + backward)
+    return _phases(forward, backward)
 
 
 def _sizes(case: Case) -> tuple[int, int, int, int]:
