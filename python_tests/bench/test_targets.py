@@ -213,7 +213,7 @@ def test_layers_beside_peers() -> None:
 def test_a_lost_group_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = run.Settings(1, 0.01)
     group = Group("operator", ("triton",), (SMALL, replace(SMALL, layer="gatv2")))
-    if not _dispatch._INTERPRETED:
+    if not _dispatch.INTERPRETED:
         found = targets_run.run_group(group, settings, lambda text: None)
         assert [one.status for one in found] == ["skipped", "skipped"]
         assert "triton" in found[0].reason or "CUDA" in found[0].reason
