@@ -136,7 +136,7 @@ def gat_backward(
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
     grad_x, grad_src, grad_dst, grad_edge = results
     unit = _unit(x, grad, grad_x)
-    cut = tile(heads, channels, stats.dtype, unit)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
     terms = stats.new_empty(rows.rows, 4, heads)
     chunks = columns.plan.chunks
     partial = gatb.Partial(
