@@ -43,9 +43,14 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """``tensor`` with every row's trailing dimensions contiguous; rows may be apart or the same."""
+    """``tensor`` with every row's trailing dimensions contiguous; rows may be apart or the same.
+
+    They are less than 4 GiB apart, so that the distance has 32 bits.
+    """
     if tensor.is_contiguous():
         return tensor
+    if tensor.stride(0) * tensor.element_size() >= 1 << 32:
+        return tensor.contiguous()
     expected = 1
     for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
         if size != 1 and stride != expected:

@@ -5,6 +5,7 @@ The operator suite itself runs on it with GATKERNELS_TEST_BACKEND=cuda.
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 from collections.abc import Iterator
@@ -77,6 +78,22 @@ def test_rows_that_begin_at_odd_places() -> None:
         torch.testing.assert_close(got, expected)
         packed = inputs._replace(x=rows)
         assert_right(graph, packed)
+
+
+@cuda
+@without_gpu
+def test_rows_four_gibibytes_apart() -> None:
+    """Kernels count the bytes between rows in 32 bits; rows further apart are copied."""
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 1], [0, 0, 1]]), 2)
+    memory = mmap.mmap(-1, (1 << 32) + 128)  # takes memory only where it is written
+    rows = torch.frombuffer(memory, dtype=torch.float32).as_strided((2, 4, 8), (1 << 30, 8, 1))
+    rows.copy_(torch.randn(2, 4, 8))
+    score = torch.randn(2, 4)
+    got = gat_attention(graph, rows, score, backend="cuda")
+    assert torch.equal(got, gat_attention(graph, rows.contiguous(), score, backend="cuda"))
+    att = torch.randn(4, 8)
+    got = gatv2_attention(graph, rows, rows, att, backend="cuda")
+    assert torch.equal(got, gatv2_attention(graph, *[rows.contiguous()] * 2, att, backend="cuda"))
 
 
 @cuda
@@ -154,7 +171,7 @@ def test_every_kernel_compiles_without_spills(tmp_path: Path) -> None:
     kernels = report.count("Compiling entry function")
     assert kernels > 60
     assert report.count("bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == kernels
-    module = emulator.from_file("_cuda", tmp_path / "_cuda.so")
+    module = emulator.from_file("compiled._cuda", tmp_path / "_cuda.so")
     assert module.device == "cuda"
     linked = _compiler_output("ldd", str(tmp_path / "_cuda.so")).stdout
     assert "libcudart" not in linked

@@ -27,7 +27,9 @@ constexpr int kShare = 16, kShare2 = 8;
 // heads and every row begins at 16 bytes, else single values. A lane takes at most kMost values.
 template <class T, int kMost, class Run>
 cudaError_t with_vectors(const GatShape& shape, bool rows_aligned, Run run) {
-  if (shape.heads * shape.channels > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
+  // features are counted in 31 bits, the bytes of a row in 32
+  const int64_t most = sizeof(T) > 2 ? 0xFFFFFFFF / int64_t(sizeof(T)) : 0x7FFFFFFF;
+  if (shape.heads * shape.channels > most) return cudaErrorInvalidConfiguration;
   constexpr int V = 16 / int(sizeof(T));
   constexpr int K = kMost / V < 1 ? 1 : kMost / V;
   if (!rows_aligned || shape.channels == 0 || shape.channels % V != 0) {

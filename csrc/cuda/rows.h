@@ -191,13 +191,6 @@ struct Rows {
       : data(static_cast<const T*>(m.data)), stride(m.stride) {}
   GK_DEVICE Rows(const void* p, int64_t width) : data(static_cast<const T*>(p)), stride(width) {}
 
-  GK_DEVICE void load(int64_t row, bool there, const Lane<V, K>& lane, Raw<T, V> (&to)[K]) const {
-    const T* from = data + row * stride;
-    GK_UNROLL
-    for (int k = 0; k < K; ++k) {
-      if (there && lane.has(k)) to[k].load(from + lane.feature[k]);
-    }
-  }
   // zeros where there is none
   GK_DEVICE void get(int64_t row, bool there, const Lane<V, K>& lane, Sum<T> (&to)[K][V]) const {
     GK_UNROLL
