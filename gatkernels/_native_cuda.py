@@ -81,7 +81,8 @@ class _Cuda(Kernels):
             by_column, made = _schedule_of(csc)
             chunks = max(chunks, made.chunks)
             parts = module.att_parts * heads * channels
-        partials = sums.new_empty(chunks * (2 * heads * channels + 3 * heads + 3))
+        places = chunks + chunks // module.slice
+        partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
         att_parts = sums.new_empty(parts)
         device, current, stream = 0, 0, 0
         if sums.is_cuda:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import emulator
 import pytest
+import test_gatv2
 import torch
 from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
@@ -102,6 +103,21 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
     for shape in ((1, 1025), (2, 2049), (70, 9), (129, 1)):
         inputs = random_inputs(graph, *shape, torch.float32, edge_score=True, attention=True)
         assert_right(graph, inputs, Options(0.2, 0.6, SEED))
+
+
+@cuda
+@pytest.mark.parametrize("shape", [(4, 16), (1, 1025)], ids=str)
+def test_hubs_of_many_chunks(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+    """Merged in two steps: hubs that fill many slices, parts of some, and two of one slice."""
+    monkeypatch.setattr(_native_cuda, "CHUNK", 32)
+    degrees = torch.tensor([3201, 2080, 1280, 300, 33, 33, 32, 0, 1, *[2] * 31])
+    dst = torch.arange(40).repeat_interleave(degrees)
+    src = torch.randint(0, 40, dst.shape, generator=torch.Generator().manual_seed(1))
+    for ends in ((src, dst), (dst, src)):
+        graph = Graph.from_edge_index(torch.stack(ends).to(DEVICE), 40)
+        for kind in ("gat", "gatv2"):
+            inputs = test_gatv2.inputs_of(kind, graph, *shape, torch.float32, True)
+            test_gatv2.check(kind, graph, inputs, 0.2, 0.6)
 
 
 @cuda

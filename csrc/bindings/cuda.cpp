@@ -107,6 +107,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("reverse_threads", [](bool reversed) { simt::reversed = reversed; });
 #endif
   m.attr("att_parts") = cuda::kAttParts;
+  m.attr("slice") = cuda::kSlice;
   py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
   py::class_<Context>(m, "Context", py::module_local())
       .def(py::init([](int device, int current, Pointer stream, const Schedule& csr,

@@ -12,7 +12,7 @@ struct ForwardResults {
   void* out;       // [Nd, H * C]
   void* out_pos;   // [Nd, H * C], or null
   void* stats;     // [Nd, 3, H], or null
-  void* partials;  // [chunks, partial_width] of sums: out, out_pos, maximum, sum, positive sum
+  void* partials;  // [places, partial_width] of sums: out, out_pos, maximum, sum, positive sum
 };
 
 GK_HOST_DEVICE inline int64_t forward_partial_width(int64_t heads, int64_t channels) {
@@ -20,14 +20,15 @@ GK_HOST_DEVICE inline int64_t forward_partial_width(int64_t heads, int64_t chann
 }
 
 template <class A>
-GK_DEVICE A* forward_partial(const ForwardResults& to, const Layout& l, int64_t chunk) {
-  return static_cast<A*>(to.partials) + chunk * forward_partial_width(l.heads, l.channels);
+GK_DEVICE A* forward_partial(const ForwardResults& to, const Layout& l, int64_t place) {
+  return static_cast<A*>(to.partials) + place * forward_partial_width(l.heads, l.channels);
 }
 
 // Per vector of a lane: sums of rows, and the softmax of its head.
 template <class T, int V, int K>
 struct RowState {
   using A = Sum<T>;
+  using Lanes = Lane<V, K>;
   A out[K][V], pos[K][V];
   A top[K], sum[K], sum_pos[K];
 
@@ -61,16 +62,17 @@ struct RowState {
   // The end of an item: a row, or a chunk of a hub's.
   GK_DEVICE void put(const ForwardResults& to, const Item& item, const Lane<V, K>& lane, int part) {
     if (item.chunk >= 0) {
-      put_partial(forward_partial<A>(to, lane.layout, item.chunk), lane, to.out_pos != nullptr,
-                  part);
+      put_partial(to, lane, part, item.chunk);
     } else {
       finish(to, item.row, lane, part, item.count == 0);
     }
   }
-  GK_DEVICE void put_partial(A* row, const Lane<V, K>& lane, bool pair, int part) const {
+  GK_DEVICE void put_partial(const ForwardResults& to, const Lanes& lane, int part,
+                             int64_t place) const {
     const int heads = lane.layout.heads, width = lane.layout.width();
+    A* row = forward_partial<A>(to, lane.layout, place);
     put_row<A, V, K>(row, lane, out);
-    if (pair) put_row<A, V, K>(row + width, lane, pos);
+    if (to.out_pos) put_row<A, V, K>(row + width, lane, pos);
     A* scalars = row + 2 * width + lane.first_head;
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
@@ -80,8 +82,14 @@ struct RowState {
       scalars[2 * heads + lane.head_of(k)] = sum_pos[k];
     }
   }
-  GK_DEVICE void get_partial(const A* row, const Lane<V, K>& lane, bool pair) {
+  template <class Call>
+  GK_DEVICE void put_partial(const Call& call, const Lanes& lane, int part, int64_t place) const {
+    put_partial(call.to, lane, part, place);
+  }
+  template <class Call>
+  GK_DEVICE void get_partial(const Call& call, const Lanes& lane, int64_t place) {
     const int heads = lane.layout.heads, width = lane.layout.width();
+    const A* row = forward_partial<A>(call.to, lane.layout, place);
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
       if (lane.head_of(k) >= lane.tile_heads) continue;
@@ -91,7 +99,7 @@ struct RowState {
       sum_pos[k] = __ldg(scalars + 2 * heads);
       if (!lane.has(k)) continue;
       load<A, V>(row + lane.feature[k], out[k]);
-      if (pair) load<A, V>(row + width + lane.feature[k], pos[k]);
+      if (call.to.out_pos) load<A, V>(row + width + lane.feature[k], pos[k]);
     }
   }
   GK_DEVICE void absorb(const RowState& other) {

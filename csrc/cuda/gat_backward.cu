@@ -179,12 +179,7 @@ backward(GK_CONSTANT Call call) {
     sum = sums.sum;  // the same for every part
     if (!item.there) continue;
     if (item.chunk >= 0) {
-      A* partial = backward_partial<A>(call.partials, call.layout, item.chunk);
-      put_row<A, V, K>(partial, lane, sums.all);
-      put_row<A, V, K>(partial + call.layout.width(), lane, sums.positive);
-      if (lane.scores() && lane.first_edge == 0) {
-        partial[2 * call.layout.width() + head] = sums.sum;
-      }
+      sums.put_partial(call, lane, part, item.chunk);
     } else {
       finish_part(call, item.row, true, lane, sums, dots);
     }
@@ -197,24 +192,18 @@ GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
   using A = Sum<T>;
   GK_SHARED_MEMORY(shared);
-  const int begin = __ldg(call.schedule.hub_ptr + blockIdx.x);
-  const int end = __ldg(call.schedule.hub_ptr + blockIdx.x + 1);
-  if (begin == end) return;
+  const Partials partials(call.schedule, blockIdx.x);
+  if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
   const int64_t row = __ldg(call.schedule.order + blockIdx.x);
-  const int width = call.layout.width();
   A dots[K] = {}, sum = A(0);
   bool writes = false;
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     RowSums<T, V, K> sums;
-    const auto get = [&](RowSums<T, V, K>& other, int chunk) {
-      const A* partial = backward_partial<A>(call.partials, call.layout, chunk);
-      Rows<A, V, K>(partial, 0).get(0, true, lane, other.all);
-      Rows<A, V, K>(partial + width, 0).get(0, true, lane, other.positive);
-      if (lane.scores()) other.sum = __ldg(partial + 2 * width + lane.first_head + lane.head);
-    };
-    const bool whole = merge_chunks(sums, begin, end, reinterpret_cast<A*>(shared), get);
+    const auto place = [&](int i) { return partials.place(i); };
+    const bool whole =
+        merge_partials(sums, call, lane, reinterpret_cast<A*>(shared), partials.count(), place);
     writes = whole && int(threadIdx.x) < lane.group_lanes;
     sum = sums.sum;
     finish_part(call, row, writes, lane, sums, dots);
@@ -248,7 +237,7 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
     const cudaError_t failed =
         launch_items<Sum<T>>(backward<T, v(), k()>, call, kTables, plan.stream);
     if (failed != cudaSuccess) return failed;
-    return launch_merge<RowSums<T, v(), k()>, Sum<T>>(merge<T, v(), k()>, call, plan.stream);
+    return launch_merge<RowSums<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
   return with_vectors<T, kShare>(p.shape, rows_aligned, run);
 }

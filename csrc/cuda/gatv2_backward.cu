@@ -33,6 +33,7 @@ struct Call {
 template <class T, int V, int K>
 struct OneRow {
   using A = Sum<T>;
+  using Lanes = Lane<V, K>;
   A all[K][V];
 
   GK_DEVICE OneRow() {
@@ -54,9 +55,16 @@ struct OneRow {
       for (int v = 0; v < V; ++v) visit(all[k][v], k * V + v);
     }
   }
+  GK_DEVICE void put_partial(const Call& call, const Lanes& lane, int, int64_t place) const {
+    put_row<A, V, K>(backward_partial<A>(call.partials, call.layout, place), lane, all);
+  }
+  GK_DEVICE void get_partial(const Call& call, const Lanes& lane, int64_t place) {
+    const A* partial = backward_partial<A>(call.partials, call.layout, place);
+    Rows<A, V, K>(partial, 0).get(0, true, lane, all);
+  }
   GK_DEVICE void put(const Call& call, const Item& item, const Lane<V, K>& lane) const {
     if (item.chunk >= 0) {
-      put_row<A, V, K>(backward_partial<A>(call.partials, call.layout, item.chunk), lane, all);
+      put_partial(call, lane, 0, item.chunk);
     } else {
       put_row<T, V, K>(static_cast<T*>(call.result) + item.row * call.layout.width(), lane, all);
     }
@@ -318,9 +326,8 @@ GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
   using A = Sum<T>;
   GK_SHARED_MEMORY(shared);
-  const int begin = __ldg(call.schedule.hub_ptr + blockIdx.x);
-  const int end = __ldg(call.schedule.hub_ptr + blockIdx.x + 1);
-  if (begin == end) return;
+  const Partials partials(call.schedule, blockIdx.x);
+  if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
   Item item{};
   item.row = __ldg(call.schedule.order + blockIdx.x);
@@ -328,11 +335,9 @@ merge(GK_CONSTANT Call call) {
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     OneRow<T, V, K> result;
-    const auto get = [&](OneRow<T, V, K>& other, int chunk) {
-      const A* partial = backward_partial<A>(call.partials, call.layout, chunk);
-      Rows<A, V, K>(partial, 0).get(0, true, lane, other.all);
-    };
-    const bool whole = merge_chunks(result, begin, end, reinterpret_cast<A*>(shared), get);
+    const auto place = [&](int i) { return partials.place(i); };
+    const bool whole =
+        merge_partials(result, call, lane, reinterpret_cast<A*>(shared), partials.count(), place);
     if (whole && int(threadIdx.x) < lane.group_lanes) result.put(call, item, lane);
   }
 }
@@ -401,7 +406,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     error = launch(sum_rows<A>, (sum.width + kWarp - 1) / kWarp, 1, kSumWarps * kWarp,
                    kSumWarps * kWarp * int64_t(sizeof(A)), plan.stream, sum);
     if (error != cudaSuccess) return error;
-    error = launch_merge<OneRow<T, V, K>, A>(merge<T, V, K>, call, plan.stream);
+    error = launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
     if (error != cudaSuccess) return error;
 
     call.edges = p.csc;
@@ -409,7 +414,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     call.result = p.grad_src;
     error = launch_items<A>(by_source<T, V, K>, call, kTables, plan.stream);
     if (error != cudaSuccess) return error;
-    return launch_merge<OneRow<T, V, K>, A>(merge<T, V, K>, call, plan.stream);
+    return launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
   };
   return with_vectors<T, kShare2>(p.shape, rows_aligned, run);
 }

@@ -1,6 +1,9 @@
-// Partial results of a hub's chunks become one: a block of warps, each adding up a run of chunks,
-// whose sums the first warp then adds up, always in the same order.
+// Partial results of a hub's chunks become one. Where a hub can have many, in two steps: every
+// kSlice places of chunks that one hub fills, each by a block of its own, then what this leaves of
+// each hub, by one block. Which results are added up, and in what order, depends on the graph
+// alone.
 #pragma once
+#include "launch.h"
 #include "rows.h"
 
 namespace gatkernels {
@@ -8,24 +11,52 @@ namespace cuda {
 
 constexpr int kMergeWarps = 8;
 
-// State has get_partial (through `get`), absorb, and each, which visits its values. True for the
-// warp that ends up with the whole.
-template <class A, class State, class Get>
-GK_DEVICE bool merge_chunks(State& state, int begin, int end, A* shared, Get get) {
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const int run = (end - begin + kMergeWarps - 1) / kMergeWarps;
-  const int last = at_most(begin + (warp + 1) * run, end);
-  for (int chunk = begin + warp * run; chunk < last; ++chunk) {
+// The partial results of a hub, in the order of its edges.
+struct Partials {
+  int begin, end;     // its chunks
+  int first, slices;  // those that are merged already
+  int64_t after;      // the place of the first slice's result
+
+  GK_DEVICE Partials(const Schedule& schedule, int64_t hub)
+      : begin(__ldg(schedule.hub_ptr + hub)),
+        end(__ldg(schedule.hub_ptr + hub + 1)),
+        first(0),
+        slices(0),
+        after(schedule.chunks) {
+    if (!in_slices(schedule)) return;
+    first = (begin + kSlice - 1) / kSlice;
+    slices = end / kSlice - first;
+    if (slices < 0) slices = 0;
+  }
+  GK_DEVICE int count() const { return end - begin - slices * (kSlice - 1); }
+  GK_DEVICE int64_t place(int i) const {
+    const int before = first * kSlice - begin;  // chunks
+    if (slices == 0 || i < before) return begin + i;
+    if (i < before + slices) return after + first + i - before;
+    return begin + i + slices * (kSlice - 1);
+  }
+};
+
+// State has get_partial, absorb, and each, which visits its values. `place(i)` is the place of the
+// i-th of `count` partial results. Each warp adds up a run of them, the first warp then those sums:
+// true for this warp, which ends up with the whole.
+template <class State, class A, class Call, class Lane, class Place>
+GK_DEVICE bool merge_partials(State& state, const Call& call, const Lane& lane, A* shared,
+                              int count, Place place) {
+  const int warp = int(threadIdx.x) / kWarp, thread = int(threadIdx.x) % kWarp;
+  const int run = (count + kMergeWarps - 1) / kMergeWarps;
+  const int last = at_most((warp + 1) * run, count);
+  for (int i = warp * run; i < last; ++i) {
     State other;
-    get(other, chunk);
+    other.get_partial(call, lane, place(i));
     state.absorb(other);
   }
-  A* mine = shared + warp * State::kValues * kWarp + lane;
+  A* mine = shared + warp * State::kValues * kWarp + thread;
   state.each([&](A& value, int i) { mine[i * kWarp] = value; });
   __syncthreads();
   for (int from = 1; warp == 0 && from < kMergeWarps; ++from) {
     State other;
-    const A* theirs = shared + from * State::kValues * kWarp + lane;
+    const A* theirs = shared + from * State::kValues * kWarp + thread;
     other.each([&](A& value, int i) { value = theirs[i * kWarp]; });
     state.absorb(other);
   }
@@ -33,13 +64,42 @@ GK_DEVICE bool merge_chunks(State& state, int begin, int end, A* shared, Get get
   return warp == 0;
 }
 
-// One block per hub and tile.
-template <class State, class A, class Call>
+// One block per slice and tile.
+template <class State, class Call>
+GK_KERNEL(kMergeWarps* kWarp)
+merge_slices(GK_CONSTANT Call call) {
+  using A = typename State::A;
+  GK_SHARED_MEMORY(shared);
+  const int64_t first = int64_t(blockIdx.x) * kSlice;
+  const int32_t row = __ldg(call.schedule.chunk_row + first);
+  if (row < 0 || row != __ldg(call.schedule.chunk_row + first + kSlice - 1)) return;
+  typename State::Lanes lane(call.layout);
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    State state;
+    const auto place = [&](int i) { return first + i; };
+    const bool whole =
+        merge_partials(state, call, lane, reinterpret_cast<A*>(shared), kSlice, place);
+    if (whole && int(threadIdx.x) < lane.group_lanes) {
+      state.put_partial(call, lane, part, call.schedule.chunks + int64_t(blockIdx.x));
+    }
+  }
+}
+
+// One block per hub and tile, after those of slices.
+template <class State, class Call>
 cudaError_t launch_merge(void (*kernel)(Call), const Call& call, cudaStream_t stream) {
-  constexpr int64_t kShared = int64_t(kMergeWarps) * State::kValues * kWarp * sizeof(A);
+  constexpr int64_t kShared =
+      int64_t(kMergeWarps) * State::kValues * kWarp * sizeof(typename State::A);
   static_assert(kShared <= 48 << 10, "what every GPU gives a block");
-  return launch(kernel, call.schedule.hubs, call.layout.tiles, kMergeWarps * kWarp, kShared, stream,
-                call);
+  const auto merge = [&](void (*one)(Call), int64_t blocks) {
+    return launch(one, blocks, call.layout.tiles, kMergeWarps * kWarp, kShared, stream, call);
+  };
+  if (in_slices(call.schedule)) {
+    const cudaError_t error = merge(merge_slices<State, Call>, call.schedule.chunks / kSlice);
+    if (error != cudaSuccess) return error;
+  }
+  return merge(kernel, call.schedule.hubs);
 }
 
 }  // namespace cuda

@@ -17,19 +17,16 @@ GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
   using A = Sum<T>;
   GK_SHARED_MEMORY(shared);
-  const int begin = __ldg(call.schedule.hub_ptr + blockIdx.x);
-  const int end = __ldg(call.schedule.hub_ptr + blockIdx.x + 1);
-  if (begin == end) return;
+  const Partials partials(call.schedule, blockIdx.x);
+  if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
   const int64_t row = __ldg(call.schedule.order + blockIdx.x);
-  const bool pair = call.to.out_pos != nullptr;
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     RowState<T, V, K> state;
-    const auto get = [&](RowState<T, V, K>& other, int chunk) {
-      other.get_partial(forward_partial<A>(call.to, call.layout, chunk), lane, pair);
-    };
-    const bool whole = merge_chunks(state, begin, end, reinterpret_cast<A*>(shared), get);
+    const auto place = [&](int i) { return partials.place(i); };
+    const bool whole =
+        merge_partials(state, call, lane, reinterpret_cast<A*>(shared), partials.count(), place);
     if (whole && int(threadIdx.x) < lane.group_lanes) state.finish(call.to, row, lane, part, false);
   }
 }
@@ -41,7 +38,7 @@ cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& 
                           const ForwardResults& to) {
   const auto run = [&](auto v, auto k) {
     const Call call{plan.csr, make_layout(shape, v, k), to};
-    return launch_merge<RowState<T, v(), k()>, Sum<T>>(merge<T, v(), k()>, call, plan.stream);
+    return launch_merge<RowState<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
   return with_vectors<T, kShare>(shape, rows_aligned, run);
 }

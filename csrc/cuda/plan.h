@@ -1,5 +1,6 @@
 // What a launch needs besides the contract's parameters.
 #pragma once
+#include "../core/host_device.h"
 #include "../core/params.h"
 
 #ifdef GK_SIMT
@@ -14,10 +15,16 @@ namespace cuda {
 struct Plan {
   Schedule csr;
   Schedule csc;         // backward only
-  void* partials;       // partial results of hubs
+  void* partials;       // of hubs: [chunks + slices, width], of the schedule that has more
   void* att_parts;      // [kAttParts, H * C], GATv2's backward only
   cudaStream_t stream;  // torch's current one
 };
+
+// Chunks that are merged before the whole of a hub is, where a hub can have twice as many.
+constexpr int64_t kSlice = 32;
+GK_HOST_DEVICE inline bool in_slices(const Schedule& schedule) {
+  return schedule.chunks - schedule.hubs >= 2 * kSlice;
+}
 
 // Blocks that the gradient of att is summed in; the same on every GPU, so that its bits are too.
 constexpr int64_t kAttParts = 512;
