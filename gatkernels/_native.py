@@ -148,10 +148,11 @@ class Kernels:
     def _module(self) -> Any:
         raise NotImplementedError
 
-    def _context(
-        self, csr: Csr, csc: Csr | None, sums: Tensor, heads: int, channels: int
-    ) -> tuple[Any, Any]:
-        """For rows of heads * channels; also the scratch, of the dtype of ``sums``, to keep."""
+    def _context(self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor) -> tuple[Any, Any]:
+        """For edges that gather ``rows [nodes, heads, channels]``, perhaps among others.
+
+        Also the scratch, of the dtype of ``sums``, to keep.
+        """
         raise NotImplementedError
 
     def gat_forward(
@@ -167,7 +168,7 @@ class Kernels:
         # src: in the dtype of sums
         out_pos = empty(src, num_dst, heads, channels) if training else src.new_empty(0)
         stats = empty(src, num_dst, 3, heads) if statistics else src.new_empty(0)
-        context, _scratch = self._context(csr, None, src, heads, channels)
+        context, _scratch = self._context(csr, None, src, x)
         self._module().gat_forward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
@@ -183,7 +184,7 @@ class Kernels:
         src, dst, edge, negative_slope, dropout, seed = scores
         src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
         alpha = stats.new_zeros(col.shape[0], stats.shape[2])
-        context, _scratch = self._context(csr, None, stats, stats.shape[2], 0)
+        context, _scratch = self._context(csr, None, stats, src[..., None])
         self._module().gat_alpha(
             DTYPE_CODES[stats.dtype], context, stats.shape[2],
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -217,7 +218,7 @@ class Kernels:
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
         fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, heads, channels)
+        context, _scratch = self._context(csr, csc, stats, grad)
         self._module().gat_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -243,7 +244,7 @@ class Kernels:
         out = empty(x, num_dst, heads, channels)
         # att: in the dtype of sums
         stats = empty(att, num_dst, 3, heads) if statistics else att.new_empty(0)
-        context, _scratch = self._context(csr, None, att, heads, channels)
+        context, _scratch = self._context(csr, None, att, x)
         self._module().gatv2_forward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
@@ -259,7 +260,7 @@ class Kernels:
         x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
         _, heads, channels = x.shape
         alpha = stats.new_zeros(col.shape[0], heads)
-        context, _scratch = self._context(csr, None, stats, heads, channels)
+        context, _scratch = self._context(csr, None, stats, x)
         self._module().gatv2_alpha(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -293,7 +294,7 @@ class Kernels:
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
         fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, heads, channels)
+        context, _scratch = self._context(csr, csc, stats, grad)
         self._module().gatv2_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -311,9 +312,7 @@ class _Cpu(Kernels):
     def _module(self) -> Any:
         return cpu_module()
 
-    def _context(
-        self, csr: Csr, csc: Csr | None, sums: Tensor, heads: int, channels: int
-    ) -> tuple[Any, Any]:
+    def _context(self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor) -> tuple[Any, Any]:
         return torch.get_num_threads(), None
 
 

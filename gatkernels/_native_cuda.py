@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gatkernels import _schedule
+from gatkernels import _schedule, _tiles
 from gatkernels._native import Csr, Kernels, place
 
 #: The compiled module; tests put an emulator of it here.
@@ -50,6 +51,12 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
+@functools.lru_cache
+def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
+    gpu = _tiles.Gpu.of(*module.gpu(device.index or 0))
+    return _tiles.most_heads(gpu, nodes, edges, heads, head_bytes)
+
+
 _schedules = WeakTensorKeyDictionary()
 
 
@@ -72,9 +79,8 @@ class _Cuda(Kernels):
     def _module(self) -> Any:
         return module
 
-    def _context(
-        self, csr: Csr, csc: Csr | None, sums: Tensor, heads: int, channels: int
-    ) -> tuple[Any, Any]:
+    def _context(self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor) -> tuple[Any, Any]:
+        nodes, heads, channels = rows.shape
         by_row, made = _schedule_of(csr)
         by_column, chunks, parts = by_row, made.chunks, 0
         if csc is not None:
@@ -85,12 +91,16 @@ class _Cuda(Kernels):
         partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
         att_parts = sums.new_empty(parts)
         device, current, stream = 0, 0, 0
+        most_heads = _most_heads(
+            sums.device, nodes, csr[1].shape[0], heads, channels * rows.element_size()
+        )
         if sums.is_cuda:
             device, current = sums.get_device(), torch.cuda.current_device()
             stream = torch.cuda.current_stream(device).cuda_stream
         context = module.Context(
-            device, current, stream, by_row, by_column, place(partials), place(att_parts)
-        )
+            device, current, stream, by_row, by_column, place(partials), place(att_parts),
+            most_heads,
+        )  # fmt: skip
         return context, (partials, att_parts)
 
 

@@ -18,7 +18,7 @@ import torch
 from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
 
-from gatkernels import Graph, _dispatch, _native_cuda, gat_attention, gatv2_attention
+from gatkernels import Graph, _dispatch, _native_cuda, _tiles, gat_attention, gatv2_attention
 from gatkernels._dispatch import Case
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
@@ -118,6 +118,38 @@ def test_hubs_of_many_chunks(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, 
         for kind in ("gat", "gatv2"):
             inputs = test_gatv2.inputs_of(kind, graph, *shape, torch.float32, True)
             test_gatv2.check(kind, graph, inputs, 0.2, 0.6)
+
+
+@cuda
+@pytest.mark.parametrize("most_heads", [1, 2, 3])
+def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, most_heads: int) -> None:
+    monkeypatch.setattr(_native_cuda, "_most_heads", lambda *_: most_heads)
+    for shape, dtype in (((5, 64), torch.float32), ((4, 8), torch.bfloat16)):
+        for name in ("random", "hub_block"):
+            graph = GRAPHS[name]()
+            for kind in ("gat", "gatv2"):
+                inputs = test_gatv2.inputs_of(kind, graph, *shape, dtype, True)
+                test_gatv2.check(kind, graph, inputs, 0.2, 0.6)
+
+
+def test_how_many_heads_pay() -> None:
+    """Where a slice of rows fits the cache and memory is far slower than it."""
+    gpu = _tiles.Gpu.of(cache=72 << 20, processors=128, clock=2_520_000, memory_clock=10_501_000,
+                        memory_bus=384)  # fmt: skip
+    assert gpu.memory == pytest.approx(1.008e12, rel=1e-3)
+    reddit = {"nodes": 232_965, "edges": 114_615_892, "heads": 4, "head_bytes": 256}
+    assert _tiles.most_heads(gpu, **reddit) == 1
+    assert _tiles.most_heads(gpu, **{**reddit, "head_bytes": 128}) == 2  # two fit
+    for other in (
+        {"nodes": 2_449_029},  # no slice fits
+        {"nodes": 50_000},  # all of it fits
+        {"edges": 232_965},  # no row is read again
+        {"heads": 1, "head_bytes": 1024},
+    ):
+        wanted = {**reddit, **other}
+        assert _tiles.most_heads(gpu, **wanted) == wanted["heads"], other
+    for other in (gpu._replace(memory=4.9e12), gpu._replace(cached=1.2e12), _tiles.Gpu(0, 0.0, 0.0)):
+        assert _tiles.most_heads(other, **reddit) == 4, other
 
 
 @cuda

@@ -28,6 +28,18 @@ Schedule schedule(Pointer order, Pointer counts, Pointer chunk_row, Pointer chun
           chunks};
 }
 
+// What gatkernels/_tiles.py asks of a GPU; zeros of none.
+py::tuple gpu(int device) {
+  const auto get = [&](cudaDeviceAttr which) {
+    int value = 0;
+    cudaDeviceGetAttribute(&value, which, device);
+    return value;
+  };
+  return py::make_tuple(get(cudaDevAttrL2CacheSize), get(cudaDevAttrMultiProcessorCount),
+                        get(cudaDevAttrClockRate), get(cudaDevAttrMemoryClockRate),
+                        get(cudaDevAttrGlobalMemoryBusWidth));
+}
+
 // Runs a launcher without the GIL, on the device of the tensors.
 template <class Launch>
 void run(const Context& context, Launch launch) {
@@ -107,15 +119,17 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("reverse_threads", [](bool reversed) { simt::reversed = reversed; });
 #endif
   m.attr("att_parts") = cuda::kAttParts;
+  m.def("gpu", &gpu);
   m.attr("slice") = cuda::kSlice;
   py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
   py::class_<Context>(m, "Context", py::module_local())
       .def(py::init([](int device, int current, Pointer stream, const Schedule& csr,
-                       const Schedule& csc, Pointer partials, Pointer att_parts) {
+                       const Schedule& csc, Pointer partials, Pointer att_parts,
+                       int64_t most_heads) {
         return Context{device,
                        current,
                        {csr, csc, as<void>(partials), as<void>(att_parts),
-                        reinterpret_cast<cudaStream_t>(stream)}};
+                        reinterpret_cast<cudaStream_t>(stream), most_heads}};
       }));
   define_contract(m, Launcher());
 }

@@ -95,7 +95,7 @@ cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue
     const int64_t blocks = (call.csr.rows + groups - 1) / groups;
     return launch(prologue<T, v(), k()>, blocks, call.layout.tiles, kThreads, 0, stream, call);
   };
-  return with_vectors<T, kShare>(shape, rows_aligned, run);
+  return with_vectors<T, kShare>(shape, rows_aligned, shape.heads, run);
 }
 
 template cudaError_t backward_prologue<GK_TYPE>(const GatShape&, bool, Prologue, cudaStream_t);

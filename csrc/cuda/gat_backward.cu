@@ -223,7 +223,7 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
   const auto run = [&](auto v, auto k) {
     const Call call{p.csc,
                     plan.csc,
-                    make_layout(p.shape, v, k),
+                    make_layout(p.shape, v, k, plan.most_heads),
                     p.scores,
                     Draw(p.scores.dropout),
                     p.x,
@@ -239,7 +239,7 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
     if (failed != cudaSuccess) return failed;
     return launch_merge<RowSums<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
-  return with_vectors<T, kShare>(p.shape, rows_aligned, run);
+  return with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
 }
 
 template cudaError_t gat_backward<GK_TYPE>(const GatBackward&, const Plan&);

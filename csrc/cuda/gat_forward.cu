@@ -159,14 +159,19 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x);
   const ForwardResults to{p.out, p.out_pos, p.stats, plan.partials};
   const auto run = [&](auto v, auto k) {
-    const Call call{p.csr, plan.csr, make_layout(p.shape, v, k), p.scores, Draw(p.scores.dropout),
-                    p.x,   to};
+    const Call call{p.csr,
+                    plan.csr,
+                    make_layout(p.shape, v, k, plan.most_heads),
+                    p.scores,
+                    Draw(p.scores.dropout),
+                    p.x,
+                    to};
     const cudaError_t error =
         launch_items<Sum<T>>(forward<T, v(), k()>, call, kTables, plan.stream);
     if (error != cudaSuccess) return error;
     return merge_forward<T>(p.shape, rows_aligned, plan, to);
   };
-  return with_vectors<T, kShare>(p.shape, rows_aligned, run);
+  return with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
 }
 
 template <class A>

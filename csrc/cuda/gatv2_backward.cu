@@ -390,7 +390,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
 
   const auto run = [&](auto v, auto k) {
     constexpr int V = v(), K = k();
-    const Layout layout = make_layout(p.shape, V, K);
+    const Layout layout = make_layout(p.shape, V, K, plan.most_heads);
     Call call{p.csr,      plan.csr,    layout,        p.scores,     Draw(p.scores.dropout),
               p.x,        p.grad,      p.fields,      p.grad_alpha, plan.partials,
               p.grad_dst, p.grad_edge, plan.att_parts};
@@ -416,7 +416,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     if (error != cudaSuccess) return error;
     return launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
   };
-  return with_vectors<T, kShare2>(p.shape, rows_aligned, run);
+  return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
 }
 
 template cudaError_t gatv2_backward<GK_TYPE>(const Gatv2Backward&, const Plan&);

@@ -145,12 +145,17 @@ cudaError_t gatv2_forward(const Gatv2Forward& p, const AlphaOut* weights, const 
                             aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
   const ForwardResults to{p.out, nullptr, p.stats, plan.partials};
   const auto run = [&](auto v, auto k) {
-    const Call call{
-        p.csr, plan.csr, make_layout(p.shape, v, k),     p.scores, Draw(p.scores.dropout),
-        p.x,   to,       weights ? *weights : AlphaOut{}};
+    const Call call{p.csr,
+                    plan.csr,
+                    make_layout(p.shape, v, k, plan.most_heads),
+                    p.scores,
+                    Draw(p.scores.dropout),
+                    p.x,
+                    to,
+                    weights ? *weights : AlphaOut{}};
     return launch_items<Sum<T>>(forward<T, v(), k()>, call, kTables, plan.stream);
   };
-  const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, run);
+  const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
   return error != cudaSuccess || weights ? error
                                          : merge_forward<T>(p.shape, rows_aligned, plan, to);
 }

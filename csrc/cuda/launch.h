@@ -24,9 +24,10 @@ bool aligned(const Matrix& m) {
 constexpr int kShare = 16, kShare2 = 8;
 
 // Calls run(Number<V>, Number<K>) for rows of this shape: 128-bit vectors where no vector spans two
-// heads and every row begins at 16 bytes, else single values. A lane takes at most kMost values.
+// heads and every row begins at 16 bytes, else single values. A lane takes at most kMost values, of
+// a tile of at most most_heads heads.
 template <class T, int kMost, class Run>
-cudaError_t with_vectors(const GatShape& shape, bool rows_aligned, Run run) {
+cudaError_t with_vectors(const GatShape& shape, bool rows_aligned, int64_t most_heads, Run run) {
   // features are counted in 31 bits, the bytes of a row in 32
   const int64_t most = sizeof(T) > 2 ? 0xFFFFFFFF / int64_t(sizeof(T)) : 0x7FFFFFFF;
   if (shape.heads * shape.channels > most) return cudaErrorInvalidConfiguration;
@@ -38,7 +39,8 @@ cudaError_t with_vectors(const GatShape& shape, bool rows_aligned, Run run) {
   if constexpr (sizeof(T) == 8) {
     return run(Number<V>(), Number<2>());
   } else {
-    const int64_t slots = shape.heads << log2_at_least(shape.channels / V);
+    const int64_t heads = shape.heads < most_heads ? shape.heads : most_heads;
+    const int64_t slots = heads << log2_at_least(shape.channels / V);
     if (slots <= 32) return run(Number<V>(), Number<1>());
     if constexpr (K >= 4) {
       if (slots > 64) return run(Number<V>(), Number<4>());

@@ -39,7 +39,8 @@ inline int log2_at_least(int64_t n) {
   return k;
 }
 
-inline Layout make_layout(const GatShape& shape, int values, int vectors) {
+inline Layout make_layout(const GatShape& shape, int values, int vectors,
+                          int64_t most_heads = kMostHeads) {
   Layout l{};
   l.heads = int(shape.heads);
   l.channels = int(shape.channels);
@@ -49,6 +50,7 @@ inline Layout make_layout(const GatShape& shape, int values, int vectors) {
   l.log2_slots = l.parts > 1 ? log2_at_least(places) : log2_at_least(needed);
   int64_t heads = places >> l.log2_slots;
   if (heads > kMostHeads) heads = kMostHeads;
+  if (heads > most_heads) heads = most_heads;
   if (heads > shape.heads) heads = shape.heads;
   if (heads < 1) heads = 1;
   l.tile_heads = int(heads);

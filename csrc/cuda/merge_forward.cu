@@ -40,7 +40,7 @@ cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& 
     const Call call{plan.csr, make_layout(shape, v, k), to};
     return launch_merge<RowState<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
-  return with_vectors<T, kShare>(shape, rows_aligned, run);
+  return with_vectors<T, kShare>(shape, rows_aligned, shape.heads, run);
 }
 
 template cudaError_t merge_forward<GK_TYPE>(const GatShape&, bool, const Plan&,

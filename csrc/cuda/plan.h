@@ -18,6 +18,7 @@ struct Plan {
   void* partials;       // of hubs: [chunks + slices, width], of the schedule that has more
   void* att_parts;      // [kAttParts, H * C], GATv2's backward only
   cudaStream_t stream;  // torch's current one
+  int64_t most_heads;   // of a tile, in kernels that gather rows
 };
 
 // Chunks that are merged before the whole of a hub is, where a hub can have twice as many.
