@@ -62,8 +62,15 @@ GK_DEVICE void finish_row(const Call& call, int64_t row, bool writes, const Lane
   }
 }
 
+// Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K>
-GK_KERNEL(kThreads)
+constexpr int kBlocks = sizeof(T) == 8 || V * K == 16 ? 1
+                        : K > 1                       ? 3
+                        : V == 4                      ? 5
+                                                      : 4;
+
+template <class T, int V, int K>
+GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K>))
 backward(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = kGathered<K>;

@@ -20,8 +20,15 @@ struct Call {
   ForwardResults to;
 };
 
+// Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K>
-GK_KERNEL(kThreads)
+constexpr int kBlocks = sizeof(T) == 8 ? 1
+                        : K == 1       ? 5
+                        : V * K == 16  ? 3
+                                       : 4;
+
+template <class T, int V, int K>
+GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K>))
 forward(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = kGathered<K>;

@@ -41,8 +41,7 @@ struct Source {
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
       const bool has = lane.has(k);
-      const void* start =
-          has ? static_cast<const void*>(rows.data + lane.feature[k]) : &zero_vector;
+      const void* start = has ? static_cast<const void*>(rows.data + lane.feature[k]) : zeros;
       from[k] = static_cast<const unsigned char*>(start);
       stride[k] = has ? uint32_t(rows.stride * int64_t(sizeof(T))) : 0;
     }
@@ -67,6 +66,31 @@ struct Source {
         GK_UNROLL
         for (int k = 0; k < K; ++k) to[u][k] = Raw<T, V>();
       }
+    }
+  }
+};
+
+// The fields of nodes, of the head of each of a lane's vectors; zeros where there is no such head.
+template <class A, int V, int K>
+struct FieldSource {
+  const unsigned char* from[K];
+  uint32_t stride[K];  // in bytes
+
+  GK_DEVICE FieldSource(const void* fields, const Lane<V, K>& lane) {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      const bool has = lane.head_of(k) < lane.tile_heads;
+      const int head = lane.first_head + lane.head_of(k);
+      from[k] = has ? static_cast<const unsigned char*>(fields) + 4 * int64_t(sizeof(A)) * head
+                    : reinterpret_cast<const unsigned char*>(zeros);
+      stride[k] = has ? uint32_t(4 * sizeof(A)) * uint32_t(lane.layout.heads) : 0;
+    }
+  }
+  GK_DEVICE void load(int64_t node, Fields<A> (&to)[K]) const {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      to[k] =
+          load_fields(reinterpret_cast<const A*>(from[k] + uint64_t(uint32_t(node)) * stride[k]));
     }
   }
 };

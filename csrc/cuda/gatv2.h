@@ -11,7 +11,7 @@ struct Gatv2Scorer {
   Rows<T, V, K> x, dst, edge;  // edge may be null
   Rows<A, V, K> atts;          // one row
   A slope;
-  A att[K][V];  // of this lane
+  A att[K][V], low[K][V];  // of this lane: what u is multiplied with above zero and below
 
   GK_DEVICE Gatv2Scorer(const Gatv2Scores& scores, const Matrix& x_, const Layout& layout)
       : x(x_),
@@ -19,11 +19,19 @@ struct Gatv2Scorer {
         edge(scores.edge, layout.width()),
         atts(scores.att, 0),
         slope(A(scores.negative_slope)) {}
-  GK_DEVICE void enter(const Lane<V, K>& lane) { atts.get(0, true, lane, att); }
+  GK_DEVICE void enter(const Lane<V, K>& lane) {
+    atts.get(0, true, lane, att);
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) low[k][v] = slope * att[k][v];
+    }
+  }
 
   GK_DEVICE A leaky(A u) const { return u > A(0) ? u : slope * u; }
+  // att leaky'(u)
+  GK_DEVICE A steepness(int k, int v, A u) const { return u > A(0) ? att[k][v] : low[k][v]; }
   GK_DEVICE void add_edge(const Raw<T, V>& row, A (&u)[V]) const {
-    if (!edge.data) return;
     A values[V];
     row.get(values);
     GK_UNROLL
@@ -33,7 +41,7 @@ struct Gatv2Scorer {
   GK_DEVICE A share(int k, const A (&u)[V]) const {
     A sum = A(0);
     GK_UNROLL
-    for (int v = 0; v < V; ++v) sum += att[k][v] * leaky(u[v]);
+    for (int v = 0; v < V; ++v) sum += steepness(k, v, u[v]) * u[v];
     return sum;
   }
   // The same of the other parts of a wide head, and of <grad, x>: read anew for every edge.

@@ -71,83 +71,135 @@ struct OneRow {
   }
 };
 
-// What an edge needs besides rows, for the head of each vector of a lane.
+// sum dl att leaky'(u) = att (slope sum dl + (1 - slope) sum of dl where u > 0)
 template <class A, int V, int K>
-struct EdgeFactors {
-  A top[K], inverse[K], delta[K];
+struct SlopeSums {
+  A all[K] = {}, positive[K][V] = {};
 
-  GK_DEVICE void load(const Call& call, int64_t i, bool there, const Lane<V, K>& lane) {
+  GK_DEVICE void add(int k, A dl, const A (&u)[V]) {
+    all[k] += dl;
+    GK_UNROLL
+    for (int v = 0; v < V; ++v) {
+      if (u[v] > A(0)) positive[k][v] += dl;
+    }
+  }
+  template <class Scorer>
+  GK_DEVICE void add_to(A (&sums)[K][V], const Scorer& scorer) const {
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
-      top[k] = inverse[k] = delta[k] = A(0);
-      if (!there || lane.head_of(k) >= lane.tile_heads) continue;
-      const Fields<A> f =
-          load_fields(static_cast<const A*>(call.fields) +
-                      4 * (i * call.layout.heads + lane.first_head + lane.head_of(k)));
-      top[k] = f.values[kTop];
-      inverse[k] = f.values[kInverse];
-      delta[k] = f.values[kDelta];
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) {
+        sums[k][v] +=
+            scorer.low[k][v] * all[k] + (scorer.att[k][v] - scorer.low[k][v]) * positive[k][v];
+      }
+    }
+  }
+};
+// sum dl leaky(u) = slope sum dl u + (1 - slope) sum of dl u where u > 0
+template <class A, int V, int K>
+struct AttSums {
+  A all[K][V] = {}, positive[K][V] = {};
+
+  GK_DEVICE void add(int k, A dl, const A (&u)[V]) {
+    GK_UNROLL
+    for (int v = 0; v < V; ++v) {
+      all[k][v] += dl * u[v];
+      if (u[v] > A(0)) positive[k][v] += dl * u[v];
+    }
+  }
+  template <class Scorer>
+  GK_DEVICE void add_to(A (&sums)[K][V], const Scorer& scorer) const {
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) {
+      GK_UNROLL
+      for (int v = 0; v < V; ++v) {
+        sums[k][v] += scorer.slope * all[k][v] + (A(1) - scorer.slope) * positive[k][v];
+      }
     }
   }
 };
 
-// One edge's terms: w = alpha m and dl, from this lane's shares of the logit and of <dO, x>.
-// Every lane of the warp comes here; zeros where there is no edge.
-template <class A, int V, int K>
-GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const EdgeFactors<A, V, K>& f,
-                          bool there, int64_t id, const Board<A>& board, int e, A (&logit)[K],
-                          A (&gain)[K], A (&w)[K], A (&dl)[K]) {
-  lane.add_channels(logit);
-  lane.add_channels(gain);
+// The terms of U edges from e on: w = alpha m and dl, from this lane's shares of their logits and
+// of <dO, x>. Every lane of the warp comes here; zeros where there is no edge.
+template <bool kPlain, bool kWhole, int U, class A, int V, int K>
+GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const Fields<A> (&f)[U][K],
+                          const Board<A>& board, int e, int n, A (&logits)[U][K], A (&gains)[U][K],
+                          A (&w)[U][K], A (&dl)[U][K]) {
+  lane.add_channels_of_each(logits);
+  lane.add_channels_of_each(gains);
   GK_UNROLL
   for (int k = 0; k < K; ++k) {
-    w[k] = dl[k] = A(0);
-    if (!there || lane.head_of(k) >= lane.tile_heads) continue;
-    const A alpha = exp_below(logit[k], f.top[k]) * f.inverse[k];
-    A outer = gain[k];
-    if (call.grad_alpha) {
-      outer += __ldg(static_cast<const A*>(call.grad_alpha) + id * call.layout.heads +
-                     lane.first_head + lane.head_of(k));
+    A factors[U];
+    if (call.dropout.seed) {
+      load_plain(board.weights + lane.weight_of(k) * board.pitch + e, factors);
     }
-    w[k] = alpha;
-    if (call.dropout.seed) w[k] *= board.weights[lane.head_of(k) * board.pitch + e];
-    dl[k] = w[k] * outer - alpha * f.delta[k];
+    GK_UNROLL
+    for (int u = 0; u < U; ++u) {
+      w[u][k] = dl[u][k] = A(0);
+      if (!kWhole && e + u >= n) continue;
+      const A(&field)[4] = f[u][k].values;
+      const A alpha = exp_below(logits[u][k], field[kTop]) * field[kInverse];
+      A outer = gains[u][k];
+      if (!kPlain && call.grad_alpha && lane.head_of(k) < lane.tile_heads) {
+        outer += __ldg(static_cast<const A*>(call.grad_alpha) +
+                       int64_t(board.ids[e + u]) * call.layout.heads + lane.first_head +
+                       lane.head_of(k));
+      }
+      w[u][k] = call.dropout.seed ? alpha * factors[u] : alpha;
+      dl[u][k] = w[u][k] * outer - alpha * field[kDelta];
+    }
   }
 }
 
+// Blocks on a multiprocessor that registers leave room for without spilling.
+template <class T, int V, int K, bool kPlain>
+constexpr int kBlocks = sizeof(T) == 8 || !kPlain ? 1
+                        : V * K == 4 && K == 1    ? 4
+                                                  : 3;
+
 // By destination. Blocks go through the items in strides, each with its own sums for grad_att.
-template <class T, int V, int K>
-GK_KERNEL(kThreads)
+// kPlain: without edge features or a gradient of attention weights, and heads no wider than the
+// lanes.
+template <class T, int V, int K, bool kPlain>
+GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
 by_destination(GK_CONSTANT Call call) {
   using A = Sum<T>;
-  constexpr int U = kGathered<K>;
+  constexpr int U = sizeof(T) == 8 ? 2 : kGathered<K>;
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
   const Board<A> board(shared, lane, kTables);
   Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
   const Rows<T, V, K> grads(call.grad);
-  T* grad_edge = static_cast<T*>(call.grad_edge);
-  const bool ids = call.dropout.seed || call.scores.edge || call.grad_alpha;
+  const bool with_edge = !kPlain && call.scores.edge;
+  const int parts = kPlain ? 1 : call.layout.parts;
+  T* grad_edge = kPlain ? nullptr : static_cast<T*>(call.grad_edge);
+  const bool ids = call.dropout.seed || with_edge || (!kPlain && call.grad_alpha);
   const Mask<A> mask(call.dropout);
   const int64_t items = items_of(call.edges, call.schedule);
 
-  for (int part = 0; part < call.layout.parts; ++part) {
+  for (int part = 0; part < parts; ++part) {
     lane.enter(part);
     scorer.enter(lane);
     const Source<T, V, K> from_x(scorer.x, lane), from_edge(scorer.edge, lane);
-    OneRow<T, V, K> att;
+    const FieldSource<A, V, K> fields(call.fields, lane);
+    AttSums<A, V, K> atts;
     for (int64_t first = int64_t(blockIdx.x) * lane.groups(); first < items;
          first += int64_t(gridDim.x) * lane.groups()) {
       const Item item = item_of(call.edges, call.schedule, first + lane.group);
       const int longest = warp_max(item.there ? item.count : -1);
       if (longest < 0) continue;
       const EdgeReader edges(call.edges, item, ids);
-      EdgeFactors<A, V, K> f;
-      f.load(call, item.row, item.there, lane);
+      Fields<A> f[U][K];  // the row's own, for every edge
+      if (item.there) fields.load(item.row, f[0]);
+      GK_UNROLL
+      for (int u = 1; u < U; ++u) {
+        GK_UNROLL
+        for (int k = 0; k < K; ++k) f[u][k] = f[0][k];
+      }
       A x_dst[K][V], grad[K][V];
       scorer.dst.get(item.row, item.there, lane, x_dst);
       grads.get(item.row, item.there, lane, grad);
-      OneRow<T, V, K> slopes;
+      SlopeSums<A, V, K> slopes;
       Edge next = edges.get(lane.lane);
       for (int base = 0; base < longest; base += lane.group_lanes) {
         const int n = at_most(item.count - base, lane.group_lanes);
@@ -161,51 +213,67 @@ by_destination(GK_CONSTANT Call call) {
           __syncwarp();
         }
 
-        for (int e = 0; e < steps; e += U) {
+        // U edges from e on; whether all of them are known to be there
+        const auto add = [&](auto whole, int e) {
+          constexpr bool kWhole = decltype(whole)::value;
           Raw<T, V> rows[U][K], edge_rows[U][K];
-          from_x.load(board.nodes, e, n, rows);
-          if (call.scores.edge) from_edge.load(board.ids, e, n, edge_rows);
+          from_x.template load<kWhole>(board.nodes, e, n, rows);
+          if (with_edge) from_edge.template load<kWhole>(board.ids, e, n, edge_rows);
+          const auto u_of = [&](int u, int k, A(&x)[V], A(&to)[V]) {
+            rows[u][k].get(x);
+            GK_UNROLL
+            for (int v = 0; v < V; ++v) to[v] = x[v] + x_dst[k][v];
+            if (with_edge) scorer.add_edge(edge_rows[u][k], to);
+          };
+          A logits[U][K], gains[U][K], w[U][K], dl[U][K];
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
-            const int64_t id = board.ids[e + u];
-            A sums[K][V], logit[K], gain[K], w[K], dl[K];
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
-              rows[u][k].get(sums[k]);
-              gain[k] = dot(grad[k], sums[k]);
-              GK_UNROLL
-              for (int v = 0; v < V; ++v) sums[k][v] += x_dst[k][v];
-              scorer.add_edge(edge_rows[u][k], sums[k]);
-              logit[k] = scorer.share(k, sums[k]);
+              A x[V], sums[V];
+              u_of(u, k, x, sums);
+              gains[u][k] = dot(grad[k], x);
+              logits[u][k] = scorer.share(k, sums);
             }
-            if (call.layout.parts > 1) {
-              const int64_t j = board.nodes[e + u];
-              if (e + u < n) {
-                logit[0] += scorer.other_parts(j, item.row, id, lane, part);
-                gain[0] += scorer.other_gain(grads, j, item.row, lane, part);
-              }
+            if (!kPlain && call.layout.parts > 1 && e + u < n) {
+              const int64_t j = board.nodes[e + u], id = board.ids[e + u];
+              logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
+              gains[u][0] += scorer.other_gain(grads, j, item.row, lane, part);
             }
-            edge_terms(call, lane, f, e + u < n, id, board, e + u, logit, gain, w, dl);
+          }
+          edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
+          GK_UNROLL
+          for (int u = 0; u < U; ++u) {
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
-              A terms[V];
-              GK_UNROLL
-              for (int v = 0; v < V; ++v) {
-                const A sum = sums[k][v];
-                terms[v] = (sum > A(0) ? dl[k] : scorer.slope * dl[k]) * scorer.att[k][v];
-                slopes.all[k][v] += terms[v];
-                att.all[k][v] += dl[k] * scorer.leaky(sum);
-              }
+              A x[V], sums[V];
+              u_of(u, k, x, sums);
+              slopes.add(k, dl[u][k], sums);
+              atts.add(k, dl[u][k], sums);
               if (grad_edge && e + u < n && lane.has(k)) {
+                const int64_t id = board.ids[e + u];
+                A terms[V];
+                GK_UNROLL
+                for (int v = 0; v < V; ++v) {
+                  terms[v] = dl[u][k] * scorer.steepness(k, v, sums[v]);
+                }
                 store<T, V>(grad_edge + id * call.layout.width() + lane.feature[k], terms);
               }
             }
           }
-        }
+        };
+        const int whole = kPlain ? lane.least(n) : 0;
+        int e = 0;
+        for (; e + U <= whole; e += U) add(std::true_type(), e);
+        for (; e < steps; e += U) add(std::false_type(), e);
       }
-      if (item.there) slopes.put(call, item, lane);
+      OneRow<T, V, K> result;
+      slopes.add_to(result.all, scorer);
+      if (item.there) result.put(call, item, lane);
     }
 
+    OneRow<T, V, K> att;
+    atts.add_to(att.all, scorer);
     // The block's sums for att: over the groups of each warp, then over its warps.
     att.each([&](A& value, int) {
       for (int apart = lane.group_lanes; apart < kWarp; apart *= 2) {
@@ -234,11 +302,11 @@ by_destination(GK_CONSTANT Call call) {
 }
 
 // By source: the rows of dO and x_dst are gathered.
-template <class T, int V, int K>
+template <class T, int V, int K, bool kPlain>
 GK_KERNEL(kThreads)
 by_source(GK_CONSTANT Call call) {
   using A = Sum<T>;
-  constexpr int U = K > 1 ? 2 : 4;
+  constexpr int U = (K > 1 ? 2 : 4) / (sizeof(T) == 8 ? 2 : 1);
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
   const int64_t first = int64_t(blockIdx.x) * lane.groups();
@@ -246,17 +314,20 @@ by_source(GK_CONSTANT Call call) {
   const int longest = warp_max(item.there ? item.count : -1);
   if (longest < 0) return;
   const Board<A> board(shared, lane, kTables);
+  const bool with_edge = !kPlain && call.scores.edge;
+  const int parts = kPlain ? 1 : call.layout.parts;
   const EdgeReader edges(call.edges, item,
-                         call.dropout.seed || call.scores.edge || call.grad_alpha);
+                         call.dropout.seed || with_edge || (!kPlain && call.grad_alpha));
   Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
   const Rows<T, V, K> grads(call.grad);
   const Mask<A> mask(call.dropout);
 
-  for (int part = 0; part < call.layout.parts; ++part) {
+  for (int part = 0; part < parts; ++part) {
     lane.enter(part);
     scorer.enter(lane);
     const Source<T, V, K> from_grad(grads, lane), from_dst(scorer.dst, lane);
     const Source<T, V, K> from_edge(scorer.edge, lane);
+    const FieldSource<A, V, K> fields(call.fields, lane);
     OneRow<T, V, K> result;
     A x[K][V];
     scorer.x.get(item.row, item.there, lane, x);
@@ -273,49 +344,60 @@ by_source(GK_CONSTANT Call call) {
         __syncwarp();
       }
 
-      for (int e = 0; e < steps; e += U) {
+      // U edges from e on; whether all of them are known to be there
+      const auto add = [&](auto whole, int e) {
+        constexpr bool kWhole = decltype(whole)::value;
         Raw<T, V> grad_rows[U][K], dst_rows[U][K], edge_rows[U][K];
-        EdgeFactors<A, V, K> f[U];
-        from_grad.load(board.nodes, e, n, grad_rows);
-        from_dst.load(board.nodes, e, n, dst_rows);
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) f[u].load(call, board.nodes[e + u], e + u < n, lane);
-        if (call.scores.edge) from_edge.load(board.ids, e, n, edge_rows);
+        Fields<A> f[U][K];
+        from_grad.template load<kWhole>(board.nodes, e, n, grad_rows);
+        from_dst.template load<kWhole>(board.nodes, e, n, dst_rows);
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
-          const int64_t id = board.ids[e + u];
-          A sums[K][V], logit[K], gain[K], w[K], dl[K];
+          if (kWhole || e + u < n) fields.load(board.nodes[e + u], f[u]);
+        }
+        if (with_edge) from_edge.template load<kWhole>(board.ids, e, n, edge_rows);
+        const auto u_of = [&](int u, int k, A(&to)[V]) {
+          dst_rows[u][k].get(to);
+          GK_UNROLL
+          for (int v = 0; v < V; ++v) to[v] += x[k][v];
+          if (with_edge) scorer.add_edge(edge_rows[u][k], to);
+        };
+        A logits[U][K], gains[U][K], w[U][K], dl[U][K];
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
-            A grad[V];
+            A grad[V], sums[V];
             grad_rows[u][k].get(grad);
-            gain[k] = dot(grad, x[k]);
-            dst_rows[u][k].get(sums[k]);
-            GK_UNROLL
-            for (int v = 0; v < V; ++v) sums[k][v] += x[k][v];
-            scorer.add_edge(edge_rows[u][k], sums[k]);
-            logit[k] = scorer.share(k, sums[k]);
+            gains[u][k] = dot(grad, x[k]);
+            u_of(u, k, sums);
+            logits[u][k] = scorer.share(k, sums);
           }
-          if (call.layout.parts > 1) {
-            const int64_t i = board.nodes[e + u];
-            if (e + u < n) {
-              logit[0] += scorer.other_parts(item.row, i, id, lane, part);
-              gain[0] += scorer.other_gain(grads, item.row, i, lane, part);
-            }
+          if (!kPlain && call.layout.parts > 1 && e + u < n) {
+            const int64_t i = board.nodes[e + u], id = board.ids[e + u];
+            logits[u][0] += scorer.other_parts(item.row, i, id, lane, part);
+            gains[u][0] += scorer.other_gain(grads, item.row, i, lane, part);
           }
-          edge_terms(call, lane, f[u], e + u < n, id, board, e + u, logit, gain, w, dl);
+        }
+        edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
+        GK_UNROLL
+        for (int u = 0; u < U; ++u) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
-            A grad[V];
+            A grad[V], sums[V];
             grad_rows[u][k].get(grad);
+            u_of(u, k, sums);
             GK_UNROLL
             for (int v = 0; v < V; ++v) {
-              const A slope = sums[k][v] > A(0) ? dl[k] : scorer.slope * dl[k];
-              result.all[k][v] += slope * scorer.att[k][v] + w[k] * grad[v];
+              result.all[k][v] += dl[u][k] * scorer.steepness(k, v, sums[v]) + w[u][k] * grad[v];
             }
           }
         }
-      }
+      };
+      const int whole = kPlain ? lane.least(n) : 0;
+      int e = 0;
+      for (; e + U <= whole; e += U) add(std::true_type(), e);
+      for (; e < steps; e += U) add(std::false_type(), e);
     }
     if (item.there) result.put(call, item, lane);
   }
@@ -399,8 +481,9 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;
     const int64_t boards = int64_t(groups) * BoardSize(layout).template bytes<A>(kTables);
     const int64_t table = int64_t(kWarps) * K * V * kWarp * int64_t(sizeof(A));
-    error = launch(by_destination<T, V, K>, blocks, layout.tiles, kThreads,
-                   boards > table ? boards : table, plan.stream, call);
+    const bool plain = !p.scores.edge && !p.grad_alpha && layout.parts == 1;
+    error = launch(plain ? by_destination<T, V, K, true> : by_destination<T, V, K, false>, blocks,
+                   layout.tiles, kThreads, boards > table ? boards : table, plan.stream, call);
     if (error != cudaSuccess) return error;
     const SumCall sum{plan.att_parts, p.grad_att, blocks, layout.width()};
     error = launch(sum_rows<A>, (sum.width + kWarp - 1) / kWarp, 1, kSumWarps * kWarp,
@@ -412,7 +495,8 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     call.edges = p.csc;
     call.schedule = plan.csc;
     call.result = p.grad_src;
-    error = launch_items<A>(by_source<T, V, K>, call, kTables, plan.stream);
+    error = launch_items<A>(plain ? by_source<T, V, K, true> : by_source<T, V, K, false>, call,
+                            kTables, plan.stream);
     if (error != cudaSuccess) return error;
     return launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
   };

@@ -22,8 +22,15 @@ struct Call {
   AlphaOut weights;  // alpha is null in a forward
 };
 
-template <class T, int V, int K>
-GK_KERNEL(kThreads)
+// Blocks on a multiprocessor that registers leave room for without spilling.
+template <class T, int V, int K, bool kPlain>
+constexpr int kBlocks = sizeof(T) == 8 || !kPlain ? 1
+                        : V * K == 4              ? 4
+                                                  : 3;
+
+// kPlain: without edge features, and heads no wider than the lanes; writes no attention weights.
+template <class T, int V, int K, bool kPlain>
+GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
 forward(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = kGathered<K>;
@@ -35,14 +42,16 @@ forward(GK_CONSTANT Call call) {
   if (longest < 0) return;
   const Board<A> board(shared, lane, kTables);
   const int64_t all_heads = call.layout.heads;
-  A* alphas = static_cast<A*>(call.weights.alpha);
-  const EdgeReader edges(call.edges, item, call.dropout.seed || call.scores.edge || alphas);
+  A* alphas = kPlain ? nullptr : static_cast<A*>(call.weights.alpha);
+  const bool with_edge = !kPlain && call.scores.edge;
+  const int parts = kPlain || alphas ? 1 : call.layout.parts;
+  const EdgeReader edges(call.edges, item, call.dropout.seed || with_edge || alphas);
   Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
   const Mask<A> mask(call.dropout);
   ForwardResults to = call.to;
   to.out_pos = nullptr;  // known to the compiler
 
-  for (int part = 0; part < (alphas ? 1 : call.layout.parts); ++part) {
+  for (int part = 0; part < parts; ++part) {
     lane.enter(part);
     scorer.enter(lane);
     const Source<T, V, K> x(scorer.x, lane), edge(scorer.edge, lane);
@@ -70,10 +79,12 @@ forward(GK_CONSTANT Call call) {
         __syncwarp();
       }
 
-      for (int e = 0; e < steps; e += U) {
+      // U edges from e on; whether all of them are known to be there
+      const auto add = [&](auto whole, int e) {
+        constexpr bool kWhole = decltype(whole)::value;
         Raw<T, V> rows[U][K], edge_rows[U][K];
-        x.load(board.nodes, e, n, rows);
-        if (call.scores.edge) edge.load(board.ids, e, n, edge_rows);
+        x.template load<kWhole>(board.nodes, e, n, rows);
+        if (with_edge) edge.template load<kWhole>(board.ids, e, n, edge_rows);
         A logits[U][K];
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
@@ -83,15 +94,15 @@ forward(GK_CONSTANT Call call) {
             rows[u][k].get(sum);
             GK_UNROLL
             for (int v = 0; v < V; ++v) sum[v] += x_dst[k][v];
-            scorer.add_edge(edge_rows[u][k], sum);
+            if (with_edge) scorer.add_edge(edge_rows[u][k], sum);
             logits[u][k] = scorer.share(k, sum);
           }
-          if (call.layout.parts > 1) {
+          if (!kPlain && call.layout.parts > 1 && e + u < n) {
             const int64_t j = board.nodes[e + u], id = board.ids[e + u];
-            if (e + u < n) logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
+            logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
           }
-          lane.add_channels(logits[u]);
         }
+        lane.add_channels_of_each(logits);
 
         if (alphas) {
           GK_UNROLL
@@ -105,32 +116,40 @@ forward(GK_CONSTANT Call call) {
               alphas[id * all_heads + lane.first_head + lane.head_of(k)] = alpha;
             }
           }
-          continue;
+          return;
         }
         GK_UNROLL
         for (int k = 0; k < K; ++k) {
           A top = state.top[k];
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
-            if (e + u < n) top = larger(top, logits[u][k]);
+            if (kWhole || e + u < n) top = larger(top, logits[u][k]);
           }
           const A factor = rescale(state.top[k], top);
           state.top[k] = top;
           state.sum[k] *= factor;
           state.scale(k, factor, false);
+          A factors[U];
+          if (call.dropout.seed) {
+            load_plain(board.weights + lane.weight_of(k) * board.pitch + e, factors);
+          }
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
-            if (e + u >= n) continue;
-            A w = exp_below(logits[u][k], top);
+            const bool there = kWhole || e + u < n;
+            A w = there ? exp_below(logits[u][k], top) : A(0);
             state.sum[k] += w;
-            if (call.dropout.seed) w *= board.weights[lane.weight_of(k) * board.pitch + e + u];
+            if (call.dropout.seed && there) w *= factors[u];
             A values[V];
             rows[u][k].get(values);
             GK_UNROLL
             for (int v = 0; v < V; ++v) state.out[k][v] += w * values[v];
           }
         }
-      }
+      };
+      const int whole = kPlain ? lane.least(n) : 0;
+      int e = 0;
+      for (; e + U <= whole; e += U) add(std::true_type(), e);
+      for (; e < steps; e += U) add(std::false_type(), e);
     }
     if (item.there && !alphas) state.put(to, item, lane, part);
   }
@@ -153,7 +172,9 @@ cudaError_t gatv2_forward(const Gatv2Forward& p, const AlphaOut* weights, const 
                     p.x,
                     to,
                     weights ? *weights : AlphaOut{}};
-    return launch_items<Sum<T>>(forward<T, v(), k()>, call, kTables, plan.stream);
+    const bool plain = !weights && !p.scores.edge && call.layout.parts == 1;
+    return launch_items<Sum<T>>(plain ? forward<T, v(), k(), true> : forward<T, v(), k(), false>,
+                                call, kTables, plan.stream);
   };
   const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
   return error != cudaSuccess || weights ? error

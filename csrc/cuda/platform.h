@@ -8,6 +8,8 @@
 
 #define GK_DEVICE __device__ __forceinline__
 #define GK_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+// with few enough registers for so many blocks on a multiprocessor
+#define GK_KERNEL_BLOCKS(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define GK_CONSTANT const __grid_constant__
 #define GK_GLOBAL static __device__
 #define GK_UNROLL _Pragma("unroll")
@@ -21,6 +23,7 @@
 
 #define GK_DEVICE inline
 #define GK_KERNEL(threads) void
+#define GK_KERNEL_BLOCKS(threads, blocks) void
 #define GK_CONSTANT const
 #define GK_GLOBAL static
 #define GK_UNROLL
@@ -38,7 +41,7 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarp * kWarps;
 
-GK_GLOBAL uint4 zero_vector;  // what vectors that are none read
+GK_GLOBAL uint4 zeros[2];  // what vectors and fields that are none read
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -153,31 +153,48 @@ struct Lane {
     }
     return value;
   }
-  // sums[k] <- the sum over all vectors of the head of vector k
-  template <class A>
-  GK_DEVICE void add_channels(A (&sums)[K]) const {
+  // sums[i][k] <- the sum over all vectors of the head of vector k, for each i
+  template <class A, int N>
+  GK_DEVICE void add_channels_of_each(A (&sums)[N][K]) const {
     if constexpr (K > 1) {
       const int span = layout.log2_slots - layout.log2_group;  // > 0: a head of several vectors
       if (span > 0) {
         GK_UNROLL
-        for (int k = 0; k < K; k += 2) sums[k] = sums[k + 1] = sums[k] + sums[k + 1];
+        for (int i = 0; i < N; ++i) {
+          GK_UNROLL
+          for (int k = 0; k < K; k += 2) sums[i][k] = sums[i][k + 1] = sums[i][k] + sums[i][k + 1];
+        }
       }
       if constexpr (K > 2) {
         if (span > 1) {
           GK_UNROLL
-          for (int k = 0; k < K; ++k) {
-            if (k < K / 2) sums[k] = sums[k + K / 2] = sums[k] + sums[k + K / 2];
+          for (int i = 0; i < N; ++i) {
+            GK_UNROLL
+            for (int k = 0; k < K / 2; ++k) {
+              sums[i][k] = sums[i][k + K / 2] = sums[i][k] + sums[i][k + K / 2];
+            }
           }
         }
       }
     }
     GK_UNROLL
     for (int step = 0; step < 5; ++step) {
-      if (step < layout.log2_slots && step < layout.log2_group) {
+      if (step >= layout.log2_slots || step >= layout.log2_group) break;
+      GK_UNROLL
+      for (int i = 0; i < N; ++i) {
         GK_UNROLL
-        for (int k = 0; k < K; ++k) sums[k] += __shfl_xor_sync(kFull, sums[k], 1 << step);
+        for (int k = 0; k < K; ++k) sums[i][k] += __shfl_xor_sync(kFull, sums[i][k], 1 << step);
       }
     }
+  }
+  template <class A>
+  GK_DEVICE void add_channels(A (&sums)[K]) const {
+    A one[1][K];
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) one[0][k] = sums[k];
+    add_channels_of_each(one);
+    GK_UNROLL
+    for (int k = 0; k < K; ++k) sums[k] = one[0][k];
   }
 };
 
