@@ -148,7 +148,8 @@ def test_how_many_heads_pay() -> None:
     ):
         wanted = {**reddit, **other}
         assert _tiles.most_heads(gpu, **wanted) == wanted["heads"], other
-    for other in (gpu._replace(memory=4.9e12), gpu._replace(cached=1.2e12), _tiles.Gpu(0, 0.0, 0.0)):
+    unknown = _tiles.Gpu(0, 0.0, 0.0)
+    for other in (gpu._replace(memory=4.9e12), gpu._replace(cached=1.2e12), unknown):
         assert _tiles.most_heads(other, **reddit) == 4, other
 
 
