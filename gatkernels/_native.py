@@ -148,8 +148,10 @@ class Kernels:
     def _module(self) -> Any:
         raise NotImplementedError
 
-    def _context(self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor) -> tuple[Any, Any]:
-        """For edges that gather ``rows [nodes, heads, channels]``, perhaps among others.
+    def _context(
+        self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor | None, matrices: int = 1
+    ) -> tuple[Any, Any]:
+        """For edges that gather from so many matrices like ``rows [nodes, heads, channels]``.
 
         Also the scratch, of the dtype of ``sums``, to keep.
         """
@@ -184,7 +186,7 @@ class Kernels:
         src, dst, edge, negative_slope, dropout, seed = scores
         src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
         alpha = stats.new_zeros(col.shape[0], stats.shape[2])
-        context, _scratch = self._context(csr, None, stats, src[..., None])
+        context, _scratch = self._context(csr, None, stats, None)
         self._module().gat_alpha(
             DTYPE_CODES[stats.dtype], context, stats.shape[2],
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -294,7 +296,7 @@ class Kernels:
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
         fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, grad)
+        context, _scratch = self._context(csr, csc, stats, grad, matrices=2)
         self._module().gatv2_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -312,7 +314,9 @@ class _Cpu(Kernels):
     def _module(self) -> Any:
         return cpu_module()
 
-    def _context(self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor) -> tuple[Any, Any]:
+    def _context(
+        self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor | None, matrices: int = 1
+    ) -> tuple[Any, Any]:
         return torch.get_num_threads(), None
 
 

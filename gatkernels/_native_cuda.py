@@ -51,10 +51,14 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
+@functools.cache
+def _gpu(device: torch.device) -> _tiles.Gpu:
+    return _tiles.Gpu.of(*module.gpu(device.index or 0))
+
+
 @functools.lru_cache
 def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
-    gpu = _tiles.Gpu.of(*module.gpu(device.index or 0))
-    return _tiles.most_heads(gpu, nodes, edges, heads, head_bytes)
+    return _tiles.most_heads(_gpu(device), nodes, edges, heads, head_bytes)
 
 
 _schedules = WeakTensorKeyDictionary()
@@ -79,8 +83,14 @@ class _Cuda(Kernels):
     def _module(self) -> Any:
         return module
 
-    def _context(self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor) -> tuple[Any, Any]:
-        nodes, heads, channels = rows.shape
+    def _context(
+        self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor | None, matrices: int = 1
+    ) -> tuple[Any, Any]:
+        heads = channels = most_heads = 0
+        if rows is not None:
+            nodes, heads, channels = rows.shape
+            head_bytes = matrices * channels * rows.element_size()
+            most_heads = _most_heads(sums.device, nodes, csr[1].shape[0], heads, head_bytes)
         by_row, made = _schedule_of(csr)
         by_column, chunks, parts = by_row, made.chunks, 0
         if csc is not None:
@@ -91,9 +101,6 @@ class _Cuda(Kernels):
         partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
         att_parts = sums.new_empty(parts)
         device, current, stream = 0, 0, 0
-        most_heads = _most_heads(
-            sums.device, nodes, csr[1].shape[0], heads, channels * rows.element_size()
-        )
         if sums.is_cuda:
             device, current = sums.get_device(), torch.cuda.current_device()
             stream = torch.cuda.current_stream(device).cuda_stream

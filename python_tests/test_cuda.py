@@ -5,6 +5,7 @@ The operator suite itself runs on it with GATKERNELS_TEST_BACKEND=cuda.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import subprocess
@@ -115,9 +116,9 @@ def test_hubs_of_many_chunks(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, 
     src = torch.randint(0, 40, dst.shape, generator=torch.Generator().manual_seed(1))
     for ends in ((src, dst), (dst, src)):
         graph = Graph.from_edge_index(torch.stack(ends).to(DEVICE), 40)
-        for kind in ("gat", "gatv2"):
-            inputs = test_gatv2.inputs_of(kind, graph, *shape, torch.float32, True)
-            test_gatv2.check(kind, graph, inputs, 0.2, 0.6)
+        for kind, others in itertools.product(("gat", "gatv2"), (True, False)):
+            inputs = test_gatv2.inputs_of(kind, graph, *shape, torch.float32, others)
+            test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
 
 
 @cuda
@@ -127,9 +128,9 @@ def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, most_heads: int) 
     for shape, dtype in (((5, 64), torch.float32), ((4, 8), torch.bfloat16)):
         for name in ("random", "hub_block"):
             graph = GRAPHS[name]()
-            for kind in ("gat", "gatv2"):
-                inputs = test_gatv2.inputs_of(kind, graph, *shape, dtype, True)
-                test_gatv2.check(kind, graph, inputs, 0.2, 0.6)
+            for kind, others in itertools.product(("gat", "gatv2"), (True, False)):
+                inputs = test_gatv2.inputs_of(kind, graph, *shape, dtype, others)
+                test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
 
 
 def test_how_many_heads_pay() -> None:
@@ -139,12 +140,14 @@ def test_how_many_heads_pay() -> None:
     assert gpu.memory == pytest.approx(1.008e12, rel=1e-3)
     reddit = {"nodes": 232_965, "edges": 114_615_892, "heads": 4, "head_bytes": 256}
     assert _tiles.most_heads(gpu, **reddit) == 1
-    assert _tiles.most_heads(gpu, **{**reddit, "head_bytes": 128}) == 2  # two fit
+    proteins = {**reddit, "nodes": 132_534, "head_bytes": 128}
+    assert _tiles.most_heads(gpu, **proteins) == 2  # two fit
     for other in (
         {"nodes": 2_449_029},  # no slice fits
-        {"nodes": 50_000},  # all of it fits
+        {"nodes": 30_000},  # all of it fits
         {"edges": 232_965},  # no row is read again
         {"heads": 1, "head_bytes": 1024},
+        {"head_bytes": 0},
     ):
         wanted = {**reddit, **other}
         assert _tiles.most_heads(gpu, **wanted) == wanted["heads"], other

@@ -159,6 +159,19 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
         assert all(map(torch.equal, found[0], other))
 
 
+def test_what_no_edge_reads_reaches_no_gradient() -> None:
+    """Values that are not finite, of a node without edges."""
+    dst = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 3], device=DEVICE)
+    graph = Graph.from_edge_index(torch.stack([torch.arange(10, device=DEVICE), dst]), 12)
+    for channels in (8, 16):
+        x, x_dst, att = inputs_of("gatv2", graph, 2, channels, torch.float32, False)
+        x[11], x_dst[2] = torch.inf, torch.nan
+        leaves = [t.requires_grad_() for t in (x, x_dst, att)]
+        out = gatv2_attention(graph, *leaves, backend=BACKEND)
+        for grad in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+            assert grad.isfinite().all()
+
+
 def test_gatv2_keeps_nothing_the_size_of_the_edges() -> None:
     nodes, edges = 20, 20_000
     graph = Graph.from_edge_index(torch.randint(0, nodes, (2, edges)).to(DEVICE), nodes)

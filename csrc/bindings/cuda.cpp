@@ -32,8 +32,9 @@ Schedule schedule(Pointer order, Pointer counts, Pointer chunk_row, Pointer chun
 py::tuple gpu(int device) {
   const auto get = [&](cudaDeviceAttr which) {
     int value = 0;
-    cudaDeviceGetAttribute(&value, which, device);
-    return value;
+    if (cudaDeviceGetAttribute(&value, which, device) == cudaSuccess) return value;
+    cudaGetLastError();  // or the next launch would report it
+    return 0;
   };
   return py::make_tuple(get(cudaDevAttrL2CacheSize), get(cudaDevAttrMultiProcessorCount),
                         get(cudaDevAttrClockRate), get(cudaDevAttrMemoryClockRate),

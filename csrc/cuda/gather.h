@@ -86,7 +86,7 @@ struct FieldSource {
       stride[k] = has ? uint32_t(4 * sizeof(A)) * uint32_t(lane.layout.heads) : 0;
     }
   }
-  GK_DEVICE void load(int64_t node, Fields<A> (&to)[K]) const {
+  GK_DEVICE void load(int32_t node, Fields<A> (&to)[K]) const {
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
       to[k] =

@@ -95,16 +95,19 @@ struct SlopeSums {
     }
   }
 };
-// sum dl leaky(u) = slope sum dl u + (1 - slope) sum of dl u where u > 0
+// sum dl leaky(u) = slope sum of dl u where u <= 0, + sum of dl u where u > 0
 template <class A, int V, int K>
 struct AttSums {
-  A all[K][V] = {}, positive[K][V] = {};
+  A negative[K][V] = {}, positive[K][V] = {};
 
   GK_DEVICE void add(int k, A dl, const A (&u)[V]) {
     GK_UNROLL
     for (int v = 0; v < V; ++v) {
-      all[k][v] += dl * u[v];
-      if (u[v] > A(0)) positive[k][v] += dl * u[v];
+      if (u[v] > A(0)) {
+        positive[k][v] += dl * u[v];
+      } else {
+        negative[k][v] += dl * u[v];
+      }
     }
   }
   template <class Scorer>
@@ -113,7 +116,7 @@ struct AttSums {
     for (int k = 0; k < K; ++k) {
       GK_UNROLL
       for (int v = 0; v < V; ++v) {
-        sums[k][v] += scorer.slope * all[k][v] + (A(1) - scorer.slope) * positive[k][v];
+        sums[k][v] += scorer.slope * negative[k][v] + positive[k][v];
       }
     }
   }
@@ -154,7 +157,7 @@ GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const Fields
 // Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K, bool kPlain>
 constexpr int kBlocks = sizeof(T) == 8 || !kPlain ? 1
-                        : V * K == 4 && K == 1    ? 4
+                        : V == 4 && K == 1        ? 4
                                                   : 3;
 
 // By destination. Blocks go through the items in strides, each with its own sums for grad_att.
@@ -190,7 +193,7 @@ by_destination(GK_CONSTANT Call call) {
       if (longest < 0) continue;
       const EdgeReader edges(call.edges, item, ids);
       Fields<A> f[U][K];  // the row's own, for every edge
-      if (item.there) fields.load(item.row, f[0]);
+      if (item.there) fields.load(int32_t(item.row), f[0]);
       GK_UNROLL
       for (int u = 1; u < U; ++u) {
         GK_UNROLL
@@ -244,13 +247,14 @@ by_destination(GK_CONSTANT Call call) {
           edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
+            if (!kWhole && e + u >= n) continue;  // x_dst may not be finite
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
               A x[V], sums[V];
               u_of(u, k, x, sums);
               slopes.add(k, dl[u][k], sums);
               atts.add(k, dl[u][k], sums);
-              if (grad_edge && e + u < n && lane.has(k)) {
+              if (grad_edge && lane.has(k)) {
                 const int64_t id = board.ids[e + u];
                 A terms[V];
                 GK_UNROLL

@@ -27,7 +27,7 @@ GK_HOST_DEVICE inline bool in_slices(const Schedule& schedule) {
   return schedule.chunks - schedule.hubs >= 2 * kSlice;
 }
 
-// Blocks that the gradient of att is summed in; the same on every GPU, so that its bits are too.
+// Blocks that the gradient of att is summed in, however many a GPU runs at a time.
 constexpr int64_t kAttParts = 512;
 
 }  // namespace cuda
