@@ -34,15 +34,12 @@ class Side(NamedTuple):
         projected: Tensor = project(self.x, self.lin).unflatten(1, tuple(self.att.shape[1:]))
         return projected
 
-    def carried(self) -> Tensor:
-        """``W a`` per head, ``[H, F]``: the projection's columns for the score."""
-        return carried(self.lin.weight, self.att)
 
-
-def carried(weight: Tensor, att: Tensor) -> Tensor:
-    """``W a`` per head, ``[H, F]``, of ``weight [H*C, F]`` and ``att [1, H, C]``."""
+def carried(weight: Tensor, *atts: Tensor) -> Tensor:
+    """``W a`` per head, ``[H, F]`` below each other, of ``weight [H*C, F]``, ``att [1, H, C]``."""
+    att = torch.cat(atts) if len(atts) > 1 else atts[0]
     per_head = weight.unflatten(0, tuple(att.shape[1:]))  # [H, C, F]
-    columns: Tensor = (att[0, :, None, :] @ per_head)[:, 0]
+    columns: Tensor = (att.transpose(0, 1) @ per_head).transpose(0, 1).flatten(0, 1)
     return columns
 
 
@@ -135,17 +132,14 @@ def attend(
         if target is not None:
             score_dst = ((x if same else target.project()) * target.att).sum(-1)
     else:
-        weight = source.lin.weight
-        columns = [weight, source.carried()]
-        if same and edge_score is None and feature_dropout == 0.0:
-            assert target is not None
-            packed = product(source.x, torch.cat([*columns, target.carried()]))
-            return gat_attention_packed(graph, packed, source.heads, **options)
+        weight, atts = source.lin.weight, [source.att]
         if target is not None and same:
-            columns.append(target.carried())
+            atts.append(target.att)
         elif target is not None:
-            score_dst = product(target.x, target.carried())
-        packed = product(source.x, torch.cat(columns))
+            score_dst = product(target.x, carried(target.lin.weight, target.att))
+        packed = product(source.x, torch.cat([weight, carried(weight, *atts)]))
+        if same and edge_score is None and feature_dropout == 0.0:
+            return gat_attention_packed(graph, packed, source.heads, **options)
         width, heads = weight.shape[0], source.heads
         x = packed[:, :width].unflatten(1, tuple(source.att.shape[1:]))
         score_src = packed[:, width : width + heads]

@@ -110,9 +110,8 @@ def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
 
 def split_packed(packed: Tensor, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of ``packed [N, H*C + 2H]``: x ``[N, H, C]``, score_src and score_dst ``[N, H]``."""
-    width = heads * channels
-    x = packed[:, :width].unflatten(1, (heads, channels))
-    return x, packed[:, width : width + heads], packed[:, width + heads :]
+    x, src, dst = packed.split_with_sizes([heads * channels, heads, heads], 1)
+    return x.unflatten(1, (heads, channels)), src, dst
 
 
 def _grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
