@@ -159,16 +159,22 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
         assert all(map(torch.equal, found[0], other))
 
 
-def test_what_no_edge_reads_reaches_no_gradient() -> None:
-    """Values that are not finite, of a node without edges."""
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("kind", ["gat", "gatv2"])
+def test_what_no_edge_reads_reaches_no_gradient(kind: str, value: float) -> None:
+    """Values that are not finite, of a source and a destination without edges."""
     dst = torch.tensor([0, 0, 0, 1, 1, 3, 3, 3, 3, 3], device=DEVICE)
     graph = Graph.from_edge_index(torch.stack([torch.arange(10, device=DEVICE), dst]), 12)
+    attention = gat_attention if kind == "gat" else gatv2_attention
     for channels in (8, 16):
-        x, x_dst, att = inputs_of("gatv2", graph, 2, channels, torch.float32, False)
-        x[11], x_dst[2] = torch.inf, torch.nan
-        leaves = [t.requires_grad_() for t in (x, x_dst, att)]
-        out = gatv2_attention(graph, *leaves, backend=BACKEND)
-        for grad in torch.autograd.grad(out, leaves, torch.ones_like(out)):
+        leaves = inputs_of(kind, graph, 2, channels, torch.float32, False)
+        for place, node in ((0, 11), (1, 11), (2, 2)) if kind == "gat" else ((0, 11), (1, 2)):
+            leaves[place][node] = value
+        leaves = [t.requires_grad_() for t in leaves]
+        out = attention(graph, *leaves, backend=BACKEND)
+        grad_out = torch.ones_like(out)
+        grad_out[2] = value
+        for grad in torch.autograd.grad(out, leaves, grad_out):
             assert grad.isfinite().all()
 
 

@@ -53,7 +53,8 @@ struct GatBackwardJob {
       field[heads + h] = stats[h];
       field[2 * heads + h] = stats[heads + h];
       field[3 * heads + h] = dot[h];
-      grad_dst[h] = (A(1) - slope) * (dot_pos[h] - dot[h] * stats[2 * heads + h]);
+      const bool used = stats[heads + h] != A(0);  // without edges, dO may not be finite
+      grad_dst[h] = used ? (A(1) - slope) * (dot_pos[h] - dot[h] * stats[2 * heads + h]) : A(0);
     }
   }
   // The attention output's own gradient joins delta: sum_e alpha_e m_e d alpha_e.

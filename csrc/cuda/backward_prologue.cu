@@ -79,8 +79,9 @@ prologue(GK_CONSTANT Prologue call) {
     fields[kScoreDst] =
         static_cast<const A*>(call.scores.dst.data)[row * call.scores.dst.stride + head];
     A* grad_dst = static_cast<A*>(call.grad_dst.data) + row * call.grad_dst.stride + head;
-    *grad_dst =
-        (A(1) - A(call.scores.negative_slope)) * (positive[k] - delta[k] * stats[2 * heads]);
+    const bool used = stats[heads] != A(0);  // without edges, dO may not be finite
+    const A slope = A(call.scores.negative_slope);
+    *grad_dst = used ? (A(1) - slope) * (positive[k] - delta[k] * stats[2 * heads]) : A(0);
   }
 }
 

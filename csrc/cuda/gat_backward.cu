@@ -30,14 +30,16 @@ struct Call {
   Matrix grad_src;  // [Ns, H]
 };
 
-// The row of grad_x, and this part's share of <slope all + (1 - slope) positive, x_j>.
+// The row of grad_x, and this part's share of <slope all + (1 - slope) positive, x_j>; x_j of a row
+// without edges (not used) may not be finite.
 template <class T, int V, int K>
-GK_DEVICE void finish_part(const Call& call, int64_t row, bool writes, const Lane<V, K>& lane,
-                           const RowSums<T, V, K>& sums, Sum<T> (&dots)[K]) {
+GK_DEVICE void finish_part(const Call& call, int64_t row, bool used, bool writes,
+                           const Lane<V, K>& lane, const RowSums<T, V, K>& sums,
+                           Sum<T> (&dots)[K]) {
   using A = Sum<T>;
   const A slope = A(call.scores.negative_slope);
   A x[K][V];
-  Rows<T, V, K>(call.x).get(row, true, lane, x);
+  Rows<T, V, K>(call.x).get(row, used, lane, x);
   GK_UNROLL
   for (int k = 0; k < K; ++k) {
     GK_UNROLL
@@ -188,7 +190,7 @@ backward(GK_CONSTANT Call call) {
     if (item.chunk >= 0) {
       sums.put_partial(call, lane, part, item.chunk);
     } else {
-      finish_part(call, item.row, true, lane, sums, dots);
+      finish_part(call, item.row, item.count > 0, true, lane, sums, dots);
     }
   }
   finish_row(call, item.row, item.there && item.chunk < 0, lane, sum, dots);
@@ -213,7 +215,7 @@ merge(GK_CONSTANT Call call) {
         merge_partials(sums, call, lane, reinterpret_cast<A*>(shared), partials.count(), place);
     writes = whole && int(threadIdx.x) < lane.group_lanes;
     sum = sums.sum;
-    finish_part(call, row, writes, lane, sums, dots);
+    finish_part(call, row, true, writes, lane, sums, dots);
   }
   finish_row(call, row, writes, lane, sum, dots);
 }

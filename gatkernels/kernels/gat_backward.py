@@ -102,23 +102,26 @@ def prologue(work, rows, grad, scores, saved, terms, grad_dst, dst_stride, slope
     mask = there[:, None] & (head < H)[None, :]
     tl.store(to, score_dst, mask=mask)
     tl.store(to + H, load_heads(saved.stats, 3 * H, row, there, head, H), mask=mask)
-    tl.store(to + 2 * H, load_heads(saved.stats + H, 3 * H, row, there, head, H), mask=mask)
+    inverse = load_heads(saved.stats + H, 3 * H, row, there, head, H)
+    tl.store(to + 2 * H, inverse, mask=mask)
     tl.store(to + 3 * H, delta, mask=mask)
     positive = load_heads(saved.stats + 2 * H, 3 * H, row, there, head, H)
     slope = tl.full([1, 1], slope, dtype)
     d_dst = (1.0 - slope) * (delta_pos - delta * positive)
+    d_dst = tl.where(inverse == 0.0, 0.0, d_dst)  # a row without edges: dO may not be finite
     tl.store(grad_dst + row[:, None] * dst_stride + head[None, :], d_dst, mask=mask)
 
 
 @triton.jit
-def store_backward(to, row, total, acc, acc_pos, x, slope, head, H: tl.constexpr, C: tl.constexpr,
-                   BC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+def store_backward(to, row, used, total, acc, acc_pos, x, slope, head, H: tl.constexpr,
+                   C: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr):  # fmt: skip
+    """``used``: whether a row has edges; without, its features may not be finite."""
     there = row >= 0
     mask = there[:, None, None] & in_row(head, H, C, BC)
     at = (row * to.x_stride * UNIT)[:, None, None] + features(head, C, BC)
     tl.store(to.x + at, acc, mask=mask)
     if to.edge is None:
-        feature = load_rows(x.data, row * x.stride * UNIT, there, head, H, C, BC).to(acc.dtype)
+        feature = load_rows(x.data, row * x.stride * UNIT, used, head, H, C, BC).to(acc.dtype)
         total += tl.sum((slope * acc + (1.0 - slope) * acc_pos) * feature, axis=2)
     mask = there[:, None] & (head < H)[None, :]
     tl.store(to.src + row[:, None] * to.src_stride + head[None, :], total, mask=mask)
@@ -150,7 +153,7 @@ def row_sums(work, x, grad, scores, terms, grad_alpha, grad_edge, row, begin, en
     score_src = load_heads(scores.src, scores.src_stride, row, row >= 0, head, H)
     dtype: tl.constexpr = score_src.dtype
     if grad_edge is not None:
-        feature = load_rows(x.data, row * x.stride * UNIT, row >= 0, head, H, C, BC).to(dtype)
+        feature = load_rows(x.data, row * x.stride * UNIT, end > begin, head, H, C, BC).to(dtype)
     total = tl.zeros([R, D, BH], dtype)
     acc = tl.zeros([R, A, BH, BC], dtype)
     acc_pos = tl.zeros([R, A, BH, BC], dtype)
@@ -198,9 +201,11 @@ def backward_rows(work, rows, segments, chunks, x, grad, scores, terms, grad_alp
         if pid < chunks:
             store_partial(partial, pid, total, acc, acc_pos, head, to.edge is None, H, C, BC)
         else:
-            store_backward(to, row, total, acc, acc_pos, x, slope, head, H, C, BC, UNIT)
+            store_backward(
+                to, row, end > begin, total, acc, acc_pos, x, slope, head, H, C, BC, UNIT
+            )
     else:
-        store_backward(to, row, total, acc, acc_pos, x, slope, head, H, C, BC, UNIT)
+        store_backward(to, row, end > begin, total, acc, acc_pos, x, slope, head, H, C, BC, UNIT)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -247,4 +252,4 @@ def merge(order, hub_ptr, x, to, partial, slope: tl.float64, H: tl.constexpr, C:
             acc_pos = fold(acc_pos, part)
     total, acc, acc_pos = tl.sum(total, axis=1), tl.sum(acc, axis=1), tl.sum(acc_pos, axis=1)
     slope = tl.full([1, 1, 1], slope, dtype)
-    store_backward(to, row, total, acc, acc_pos, x, slope, head, H, C, BC, UNIT)
+    store_backward(to, row, row >= 0, total, acc, acc_pos, x, slope, head, H, C, BC, UNIT)

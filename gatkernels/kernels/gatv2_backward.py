@@ -109,8 +109,9 @@ def destination_rows(work, rows, segments, chunks, item, x, given, scores, grad_
     row, begin, end = rows_of(work, rows, segments, item, R, SEGMENT)
     att = load_att(scores, head, H, C, BC)
     dtype: tl.constexpr = att.dtype
+    used = end > begin  # what belongs to a row without edges may not be finite
     d_out, x_dst, top, inverse, delta = load_destination(
-        given, scores, row[:, None], row[:, None] >= 0, head, H, C, BC, UNIT
+        given, scores, row[:, None], used[:, None], head, H, C, BC, UNIT
     )
     slopes = tl.zeros([R, A, head.shape[0], BC], dtype)
     values = tl.zeros([R, A, head.shape[0], BC], dtype)
@@ -182,7 +183,8 @@ def source_rows(work, rows, segments, chunks, x, given, scores, grad_src, partia
     row, begin, end = rows_of(work, rows, segments, pid, R, SEGMENT)
     att = load_att(scores, head, H, C, BC)
     dtype: tl.constexpr = att.dtype
-    feature = load_rows(x.data, row * x.stride * UNIT, row >= 0, head, H, C, BC)
+    used = end > begin  # what belongs to a row without edges may not be finite
+    feature = load_rows(x.data, row * x.stride * UNIT, used, head, H, C, BC)
     feature = feature.to(dtype)[:, None, :, :]
     slopes = tl.zeros([R, A, head.shape[0], BC], dtype)
     rest = tl.zeros([R, A, head.shape[0], BC], dtype)
