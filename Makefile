@@ -6,8 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SIMT := $(wildcard python_tests/simt/*)
-# The operator suite, which runs on every backend.
+# The operator suite, which runs on every backend, and the kernels before it, on every instruction set.
 OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py determinism.py philox.py)
+KERNELS := $(OPERATORS) python_tests/test_features.py
+INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py philox.py ops.py determinism.py)
+ISAS := baseline avx2 avx512
+# One worker per processor; each computes on one thread but where a test is about threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto
 
 # An address sanitizer for the emulated CUDA kernels, where the compiler is GCC and has one to load beforehand
 # (and the C++ library with it, or it misses exceptions).
@@ -22,53 +27,79 @@ LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
-# And once more the Triton kernels, in Triton's interpreter (Linux only).
-ifeq ($(shell uname),Linux)
-INTERPRETED := $(addprefix interpreted-,gat gatv2 philox ops determinism)
-endif
-
-.PHONY: demo test test-cuda test-triton $(INTERPRETED) gpu lint format bench clean
+.PHONY: help demo test test-cpu $(ISAS) test-cuda test-triton gpu lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
-	@echo "make test    all tests; parts of them alone: make test-cuda, make test-triton"
+	@echo "make test    all tests; parts of them alone: make test-cpu, test-cuda, test-triton"
 	@echo "make gpu     build, check and measure everything on a GPU (bench/gpu.sh)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
 
-$(VENV)/torch:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+# Quiet but for errors. Modules are compiled to bytecode when they are first imported, which most
+# never are.
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-compile
+
+$(VENV)/tools:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed")'
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) 'setuptools>=77' 'pybind11>=2.13,<4' 'ninja>=1.11'
 	@touch $@
 
-$(VENV)/ready: $(VENV)/torch setup.py pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' "$(TORCH)"
+$(VENV)/torch: | $(VENV)/tools
+	@echo "installing $(TORCH)"
+	@$(PIP) "$(TORCH)"
 	@touch $@
+
+# Without torch, which is installed meanwhile.
+$(VENV)/kernels: setup.py $(SOURCES) | $(VENV)/tools
+	@echo "compiling the kernels"
+	@MAKEFLAGS= $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# Compiles nothing: the kernels' objects are there.
+define install
+	@echo "installing $(1)"
+	@$(PIP) --no-build-isolation --editable '.[$(1)]' "$(TORCH)"
+	@touch $@
+endef
+
+$(VENV)/demo: $(VENV)/torch $(VENV)/kernels pyproject.toml
+	$(call install,experiments)
+
+$(VENV)/ready: $(VENV)/demo
+	$(call install,dev)
 
 $(VENV)/peers: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,peers]' "$(TORCH)"
-	@touch $@
+	$(call install,peers)
 
-demo: $(VENV)/ready
+# Torch and the compiler side by side
+demo:
+	@$(MAKE) --silent --jobs=2 $(VENV)/torch $(VENV)/kernels
+	@$(MAKE) --silent $(VENV)/demo
 	$(BIN)/gatkernels demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest python_tests
-	$(MAKE) test-cuda
-	$(MAKE) --jobs=2 --output-sync test-triton
+	$(PYTEST) python_tests $(addprefix --ignore=,$(KERNELS))
+	@$(MAKE) --no-print-directory test-cpu test-cuda test-triton
+
+# Under each instruction set; all tests are skipped where the processor has not got it. What malloc
+# hands out is filled, so that scratch that is read unwritten shows.
+test-cpu: $(ISAS)
+
+$(ISAS): $(VENV)/ready
+	MALLOC_PERTURB_=128 GATKERNELS_ISA=$@ $(PYTEST) $(KERNELS)
 
 # The CUDA kernels on the tests' emulator, out-of-bounds accesses caught; on a GPU `make gpu`.
 test-cuda: $(VENV)/ready
-	$(SANITIZED) GATKERNELS_TEST_BACKEND=cuda $(BIN)/python -m pytest $(OPERATORS)
+	$(SANITIZED) GATKERNELS_TEST_BACKEND=cuda $(PYTEST) $(OPERATORS)
 
-test-triton: $(INTERPRETED)
-
-ifdef INTERPRETED
-$(INTERPRETED): interpreted-%: $(VENV)/ready
-	TRITON_INTERPRET=1 GATKERNELS_TEST_BACKEND=triton \
-	  $(BIN)/python -m pytest python_tests/test_$*.py
+# The Triton kernels in Triton's interpreter (Linux only).
+test-triton: $(VENV)/ready
+ifeq ($(shell uname),Linux)
+	TRITON_INTERPRET=1 GATKERNELS_TEST_BACKEND=triton $(PYTEST) $(INTERPRETED)
 endif
 
 # In the virtual environment where there is one, else with what PYTHON has.

@@ -1,7 +1,8 @@
 """Compiles csrc/ with pybind11 and ninja.
 
-Never imports torch, and the modules link no torch library. The CUDA module is built where nvcc is
-found (GATKERNELS_CUDA=auto), never (0) or always (1); it needs no GPU to build.
+Never imports torch, and the modules link no torch library. The CUDA module is built where nvcc and
+a GPU are found (GATKERNELS_CUDA=auto), never (0) or always (1); it needs no GPU to build.
+GATKERNELS_CUDA_ARCHS lists the architectures; auto, it builds for them without a GPU, too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-CPU_SOURCES = (
-    "csrc/bindings/cpu.cpp",
-    "csrc/cpu/build_csr.cpp",
-    "csrc/cpu/isa_baseline.cpp",
-    "csrc/cpu/parallel.cpp",
-)
-X86_SOURCES = {
+BINDINGS = "-O1"  # pybind11's templates take longest to compile, and have no loops
+CPU_SOURCES = {
+    "csrc/bindings/cpu.cpp": BINDINGS,
+    "csrc/cpu/build_csr.cpp": "",
+    "csrc/cpu/parallel.cpp": "",
+}
+#: One object per dtype each.
+ISAS = {"csrc/cpu/isa_baseline.cpp": ""}
+X86_ISAS = {
     "csrc/cpu/isa_avx2.cpp": "-mavx2 -mfma -mf16c",
     "csrc/cpu/isa_avx512.cpp": (
         "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c -mprefer-vector-width=512"
@@ -41,7 +44,8 @@ CUDA_SOURCES = (
     "csrc/cuda/gatv2_forward.cu",
     "csrc/cuda/merge_forward.cu",
 )
-CUDA_TYPES = {
+#: The storage type that an object is compiled for; the first two are dtypes of sums as well.
+TYPES = {
     "float32": "-DGK_TYPE=float -DGK_TYPE_OF_SUMS",
     "float64": "-DGK_TYPE=double -DGK_TYPE_OF_SUMS",
     "bfloat16": "-DGK_TYPE=gatkernels::BFloat16",
@@ -78,26 +82,36 @@ def openmp_flags(compiler: str) -> tuple[str, str]:
 
 def link_rule(compiler: str, flags: str) -> list[str]:
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    return ["rule link", f"  command = {compiler} {shared} $in -o $out {flags}"]
+    command = f"  command = {compiler} {shared} $in -o $out {flags}"
+    return ["rule link", command, "  description = linking"]
+
+
+def compile_rule(name: str, command: str) -> list[str]:
+    return [
+        f"rule {name}",
+        f"  command = {command} -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $out",
+    ]
 
 
 def cpu_ninja(compiler: str, target: Path) -> str:
     compile_openmp, link_openmp = openmp_flags(compiler)
-    sources = dict.fromkeys(CPU_SOURCES, "")
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        sources |= X86_SOURCES
+    flags = f"{FLAGS} {compile_openmp} {includes()} {os.environ.get('CXXFLAGS', '')}"
     lines = [
-        f"flags = {FLAGS} {compile_openmp} {includes()} {os.environ.get('CXXFLAGS', '')}",
-        "rule compile",
-        f"  command = {compiler} $flags $isa -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
+        *compile_rule("compile", f"{compiler} {flags} $options"),
         *link_rule(compiler, f"{link_openmp} {os.environ.get('LDFLAGS', '')}"),
     ]
-    objects = []
-    for source, isa in sources.items():
-        objects.append(Path(source).stem + ".o")
-        lines += [f"build {objects[-1]}: compile {escape(ROOT / source)}", f"  isa = {isa}"]
+    isas = dict(ISAS)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        isas = {**X86_ISAS, **isas}
+    objects = {f"{Path(source).stem}.o": (source, flag) for source, flag in CPU_SOURCES.items()}
+    for source, isa in isas.items():
+        for dtype, options in TYPES.items():
+            objects[f"{Path(source).stem}.{dtype}.o"] = source, f"{isa} {options}"
+    for name, (source, options) in objects.items():
+        lines += [f"build {name}: compile {escape(ROOT / source)}", f"  options = {options}"]
     lines += [f"build {escape(target)}: link {' '.join(objects)}", f"default {escape(target)}", ""]
     return "\n".join(lines)
 
@@ -107,7 +121,7 @@ def cuda_objects() -> tuple[list[str], str]:
     ``compile``; and the objects' names."""
     lines, names = [], ["bindings.o"]
     for source in CUDA_SOURCES:
-        for dtype, flags in CUDA_TYPES.items():
+        for dtype, flags in TYPES.items():
             names.append(f"{Path(source).stem}.{dtype}.o")
             lines += [f"build {names[-1]}: kernel {escape(ROOT / source)}", f"  type = {flags}"]
     lines.append(f"build bindings.o: compile {escape(ROOT / 'csrc/bindings/cuda.cpp')}")
@@ -118,19 +132,13 @@ def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
     home = toolkit(nvcc)
     include = f"-I{escape(home / 'include')} {includes()}"
     flags = f"{FLAGS} {include} {os.environ.get('CXXFLAGS', '')}"
+    kernel_flags = f"{NVCC_FLAGS} -ccbin {compiler.split()[0]} {gpu_flags(nvcc)}"
     libraries = [home / "lib64", home / "targets" / f"{platform.machine()}-linux" / "lib"]
     found = next((f"-L{escape(p)}" for p in libraries if (p / "libcudart_static.a").exists()), "")
     objects, names = cuda_objects()
     lines = [
-        f"kernel_flags = {NVCC_FLAGS} -ccbin {compiler.split()[0]} {gpu_flags(nvcc)}",
-        "rule kernel",
-        f"  command = {escape(nvcc)} $kernel_flags $type -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule compile",
-        f"  command = {compiler} {flags} -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
+        *compile_rule("kernel", f"{escape(nvcc)} {kernel_flags} $type"),
+        *compile_rule("compile", f"{compiler} {flags} {BINDINGS}"),
         *link_rule(compiler, f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"),
         *objects,
         f"build {escape(target)}: link {names}",
@@ -172,12 +180,23 @@ def find_nvcc() -> Path | None:
     places += [Path(on_path)] if on_path else []
     places.append(Path("/usr/local/cuda/bin/nvcc"))
     found = next((place for place in places if place.exists()), None)
-    if found is None and wanted == "1":
+    if wanted == "auto":
+        return found if "GATKERNELS_CUDA_ARCHS" in os.environ or has_gpu() else None
+    if found is None:
         sys.exit(
             "gatkernels: GATKERNELS_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA "
             "toolkit, or put nvcc on PATH"
         )
     return found
+
+
+def has_gpu() -> bool:
+    """Whether the driver lists an NVIDIA GPU."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return any(Path("/dev").glob("nvidia[0-9]*"))
+    return "GPU 0" in listed.stdout
 
 
 def includes() -> str:
@@ -188,16 +207,16 @@ def escape(path: Path) -> str:
     return str(path.resolve()).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
 
 
-def ninja_command(folder: Path) -> list[str]:
+def ninja_command() -> str:
     import ninja
 
-    return [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(folder)]
+    return str(Path(ninja.BIN_DIR, "ninja"))
 
 
 def run_ninja(folder: Path, content: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(content)
-    subprocess.run(ninja_command(folder), check=True)
+    subprocess.run([ninja_command()], cwd=folder, check=True)
 
 
 class NinjaBuild(build_ext):
@@ -212,7 +231,14 @@ class NinjaBuild(build_ext):
             content = cuda_ninja(compiler, nvcc, target)
         else:
             content = cpu_ninja(compiler, target)
-        run_ninja(Path(self.build_temp).resolve() / ext.name, content)
+        run_ninja(self.objects_folder() / ext.name, content)
+
+    def objects_folder(self) -> Path:
+        """Where objects are; an editable installation keeps them, as ``build_ext --inplace`` does."""
+        folder = Path(self.build_temp)
+        if getattr(self, "editable_mode", False):
+            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"
+        return folder.resolve()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,20 @@ SUM_DTYPES = {d: torch.float64 if d == torch.float64 else torch.float32 for d in
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name, on which tensors can be made and computed with.
+
+    Raises: ValueError, which says why it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        torch.ones(2, device=device).sum().item()
+    except Exception as error:  # each device that is absent has its own kind of error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"--device {name} cannot be used: {lines[0]}") from error
+    return device
+
+
 def tensor(op: str, name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: '{name}' must be a torch.Tensor, got {type(value).__name__}")

@@ -44,10 +44,18 @@ def why_not(device: torch.device) -> str | None:
         return missing
     if torch.version.hip is not None:
         return "runs on NVIDIA GPUs, got a ROCm build of torch"
-    if device.type == "cuda":
+    return unusable(device, CAPABILITY) if device.type == "cuda" else None
+
+
+@functools.cache
+def unusable(device: torch.device, oldest: tuple[int, int] = (0, 0)) -> str | None:
+    """None where torch can use this GPU and it is no older than ``oldest``, else why not."""
+    try:
         found = torch.cuda.get_device_capability(device)
-        if found < CAPABILITY:
-            return f"needs compute capability 8.0 or newer, got {found[0]}.{found[1]}"
+    except Exception as error:  # no GPU, no driver, no such GPU, or a torch for CPUs alone
+        return f"torch cannot use device {device}: {str(error).splitlines()[0]}"
+    if found < oldest:
+        return f"needs compute capability {oldest[0]}.{oldest[1]} or newer, got {found[0]}.{found[1]}"
     return None
 
 

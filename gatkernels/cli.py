@@ -273,15 +273,11 @@ def _bench(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     import torch
 
-    from gatkernels import _dispatch, verify
+    from gatkernels import _checks, _dispatch, verify
 
-    try:
-        device = torch.device(args.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {args.device}: {error}") from error
-    case = _dispatch.Case(device, torch.float32)
     with usage_errors():
+        device = _checks.usable_device(args.device)
+        case = _dispatch.Case(device, torch.float32)
         backends = [_dispatch.select("--backend", name, case) for name in args.backend]
     failed = 0
     print(f"{'backend':<10} {'check':<28} {'worst error / allowed':>22}  result")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
@@ -41,14 +42,14 @@ def module() -> Any:
         sanitize = f"-fsanitize={SANITIZE}"
         flags += f" -g1 -fno-omit-frame-pointer {sanitize}"
     include = f"-I{setup.escape(HERE / 'simt')} {setup.includes()}"
-    command = f"{COMPILER} {flags} {include} $type -MMD -MF $out.d -x c++ -c $in -o $out"
-    rules = []
-    for rule in ("kernel", "compile"):
-        rules += [f"rule {rule}", f"  command = {command}", "  depfile = $out.d", "  deps = gcc"]
+    command = f"{COMPILER} {flags} {include} $type -x c++"
+    rules = [*setup.compile_rule("kernel", command), *setup.compile_rule("compile", command)]
     objects, names = setup.cuda_objects()
     rules += [*setup.link_rule(COMPILER, sanitize), *objects, f"build _cuda.so: link {names}", ""]
     folder = HERE.parent / "build" / f"simt{SANITIZE}"
-    with mock.patch.dict(os.environ):
+    folder.mkdir(parents=True, exist_ok=True)
+    with mock.patch.dict(os.environ), (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers of the same test run wait
         os.environ.pop("LD_PRELOAD", None)  # the compiler itself runs without the sanitizer
         setup.run_ninja(folder, "\n".join(rules))
     return from_file("_cuda", folder / "_cuda.so")
@@ -60,7 +61,7 @@ def build_cuda(folder: Path, nvcc: Path, arch: str) -> str:
     settings = {"GATKERNELS_CUDA_ARCHS": arch, "NVCC_APPEND_FLAGS": "-Xptxas -v"}
     with mock.patch.dict(os.environ, settings):
         (folder / "build.ninja").write_text(setup.cuda_ninja(COMPILER, nvcc, folder / "_cuda.so"))
-        command = [*setup.ninja_command(folder), "-v"]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [setup.ninja_command(), "-v"]
+        made = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout + made.stderr
     return made.stdout

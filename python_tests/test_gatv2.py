@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from graphs import DEVICE, GRAPHS
-from tolerance import BACKEND, assert_within, longest_row
+from graphs import DEVICE, GRAPHS, Inputs
+from tolerance import (
+    BACKEND,
+    Options,
+    assert_within,
+    gatv2_scales,
+    longest_row,
+    scales,
+)
 from torch import Tensor
 
 from gatkernels import (
@@ -20,7 +27,6 @@ from gatkernels import (
     gatv2_attention,
     reference,
 )
-from gatkernels._autograd import Options
 from gatkernels.functional import draw_seed
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
@@ -44,12 +50,20 @@ def inputs_of(
     return [(0.5 * t).to(dtype).to(DEVICE) for t in (made if edge else made[:3])]
 
 
-def results(call: Call, inputs: list[Tensor]) -> list[Tensor]:
+def grads_of(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of outputs, values of ``dtype``."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(t.shape, generator=generator).to(dtype).to(t) for t in outputs]
+
+
+def results(call: Call, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     leaves = [t.detach().requires_grad_() for t in inputs]
     outputs = call(*leaves)
-    generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
-    return [t.detach() for t in (*outputs, *torch.autograd.grad(outputs, leaves, grads))]
+    found = torch.autograd.grad(outputs, leaves, grads_of(outputs, dtype))
+    return [t.detach() for t in (*outputs, *found)]
+
+
+INPUTS = {"gat": ("x", "score_src", "score_dst", "edge_score"), "gatv2": ("x_src", "x_dst", "att", "edge")}
 
 
 def check(
@@ -77,18 +91,23 @@ def check(
         found = plain(on_cpu, *tensors, negative_slope=slope, dropout=dropout, seed=seed)
         return found if attention else found[:1]
 
-    got, inputs = results(ours, inputs), [t.cpu() for t in inputs]
-    same, truth = results(naive, inputs), results(naive, [t.double() for t in inputs])
-    longest = longest_row(graph)
+    dtype = inputs[0].dtype
+    got, inputs = results(ours, inputs, dtype), [t.cpu() for t in inputs]
+    same, truth = results(naive, inputs, dtype), results(naive, [t.double() for t in inputs], dtype)
     outputs = ("out", "alpha") if attention else ("out",)
-    names = (*outputs, *(f"grad of input {place}" for place in range(len(inputs))))
+    grads = grads_of(truth[: len(outputs)], dtype)
+    options = Options(slope, dropout, seed)
+    if kind == "gat":
+        given = [*inputs, *[None] * (4 - len(inputs)), *grads, *[None] * (2 - len(grads))]
+        scale = scales(on_cpu, Inputs(*given), options)
+    else:
+        scale = gatv2_scales(on_cpu, inputs, grads, options)
+    names = (*outputs, *(f"grad of {name}" for name in INPUTS[kind][: len(inputs)]))
     for name, *three in zip(names, got, same, truth, strict=True):
-        assert three[0].dtype == inputs[0].dtype
-        scale = three[2].abs().max().clamp(min=1.0) if three[2].numel() else torch.ones(())
-        if (kind, name) == ("gatv2", "grad of input 2"):  # att: every edge is a term
-            edges = graph.num_edges  # whose roundings add up, within a row even in step
-            scale = scale * max(1.0, edges**0.5, edges / max(1, graph.num_dst))
-        assert_within(name, *three, scale, longest)
+        assert three[0].dtype == dtype
+        # every edge of the graph is a term of grad att, as those of a row are of others
+        longest = graph.num_edges if name == "grad of att" else longest_row(graph)
+        assert_within(name, *three, scale[name], longest)
 
 
 @graphs
@@ -133,7 +152,7 @@ def test_gatv2_gradients(heads: int, channels: int, edge: bool, second: bool) ->
 
     def call(*tensors: Tensor) -> Any:
         given = tensors if edge else (*tensors, None)
-        out, alpha = _autograd.gatv2(graph, (*given, SEED), Options(0.2, 0.4, edge, BACKEND))
+        out, alpha = _autograd.gatv2(graph, (*given, SEED), _autograd.Options(0.2, 0.4, edge, BACKEND))
         return (out, alpha) if edge else out
 
     examine = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
@@ -145,14 +164,14 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)
 
     def call(*tensors: Tensor) -> Any:
-        return _autograd.gatv2(graph, (*tensors, None, SEED), Options(0.2, 0.5, True, BACKEND))
+        return _autograd.gatv2(graph, (*tensors, None, SEED), _autograd.Options(0.2, 0.5, True, BACKEND))
 
     before = torch.get_num_threads()
     try:
         found = []
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
-            found.append(results(call, inputs))
+            found.append(results(call, inputs, torch.float32))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:

@@ -9,7 +9,7 @@ Both formulas run on the CPU, so that the rule is the same for every device.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -106,6 +106,52 @@ def scales(graph: Graph, inputs: Inputs, options: Options) -> Results:
     }
     if edge is not None:
         found["grad of edge_score"] = torch.zeros_like(edge).index_add(0, eid, score)
+    return found
+
+
+def gatv2_scales(
+    graph: Graph, inputs: Sequence[Tensor], grads: Sequence[Tensor], options: Options
+) -> Results:
+    """The same for GATv2: ``inputs`` x_src, x_dst, att (, edge), ``grads`` of out (, alpha)."""
+    x_src, x_dst, att, *rest = (t.double() for t in inputs)
+    grad, *grad_alpha = (t.double() for t in grads)
+    slopes = {"negative_slope": options.slope}
+    _, alpha = reference.gatv2_attention(graph, x_src, x_dst, att, *rest, **slopes)
+    src, dst, eid = (t[: int(graph.rowptr[-1])] for t in graph.csr_edges())
+    alpha, steepest = alpha[eid], max(1.0, abs(options.slope))
+    keep = torch.ones_like(alpha)
+    if options.dropout > 0.0:
+        assert options.seed is not None
+        sizes = (graph.num_edges, alpha.shape[1])
+        keep = reference.dropout_scale(*sizes, options.dropout, options.seed)[eid]
+
+    def by_row(terms: Tensor) -> Tensor:
+        return terms.new_zeros(graph.num_dst, *terms.shape[1:]).index_add(0, dst, terms)
+
+    # A logit is a sum of channels; its error multiplies the edge's weight, and the row's sum.
+    total = x_src.abs()[src] + x_dst.abs()[dst]  # [used edges, H, C]
+    for edge in rest:
+        total = total + edge.abs()[eid]
+    logit = (att.abs() * total).sum(-1) * steepest
+    alpha = alpha * (1.0 + logit + by_row(alpha * logit)[dst])
+    weight = (alpha * keep)[..., None]
+    gain = torch.einsum("ehc,ehc->eh", x_src.abs()[src], grad.abs()[dst])
+    for one in grad_alpha:
+        gain = gain + one.abs()[eid]
+    gain = gain * keep
+    score = (alpha * (gain + by_row(alpha * gain)[dst]))[..., None] * steepest
+    slopes_of = score * att.abs()
+    found = {
+        "out": by_row(weight * x_src.abs()[src]),
+        "alpha": alpha.new_zeros(graph.num_edges, alpha.shape[1]).index_add(0, eid, weight[..., 0]),
+        "grad of x_src": torch.zeros_like(x_src).index_add(
+            0, src, slopes_of + weight * grad.abs()[dst]
+        ),
+        "grad of x_dst": by_row(slopes_of),
+        "grad of att": (score * total).sum(0),
+    }
+    for edge in rest:
+        found["grad of edge"] = torch.zeros_like(edge).index_add(0, eid, slopes_of)
     return found
 
 

@@ -1,4 +1,5 @@
 // The CPU kernels for Python: convert and throw, nothing else.
+#include <array>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -17,7 +18,6 @@ namespace {
 
 void check(Status status) {
   if (status == Status::kOutOfMemory) throw std::bad_alloc();
-  if (status == Status::kUnsupported) throw std::invalid_argument("gatkernels: unknown dtype code");
 }
 
 // Runs a kernel without the GIL.
@@ -31,6 +31,15 @@ void run(Kernel kernel) {
   check(status);
 }
 
+constexpr const char* kUnknownDtype = "gatkernels: unknown dtype code";
+
+// Runs a kernel that not every dtype has.
+template <class Params>
+void run_features(Status (*kernel)(const Params&), const Params& params) {
+  if (kernel == nullptr) throw std::invalid_argument(kUnknownDtype);
+  run([&] { return kernel(params); });
+}
+
 bool runs(const std::string& isa) {
 #if defined(__x86_64__)
   if (isa == "avx512") {
@@ -42,15 +51,32 @@ bool runs(const std::string& isa) {
   return isa == "baseline";
 }
 
-Kernels table(const std::string& isa) {
+// The kernels of an instruction set, by dtype.
+struct Isa {
+  std::string name;
+  std::array<Kernels, 4> kernels;
+
+  const Kernels& operator[](DType dtype) const {
+    if (unsigned(dtype) >= kernels.size()) throw std::invalid_argument(kUnknownDtype);
+    return kernels[unsigned(dtype)];
+  }
+};
+
+Isa table(const std::string& isa) {
+#define GK_KERNELS(NAME)                                                              \
+  {                                                                                   \
+    NAME::kernels<float>(), NAME::kernels<double>(), NAME::kernels<BFloat16>(),       \
+        NAME::kernels<Half>(),                                                        \
+  }
 #if defined(__x86_64__)
-  if (isa == "avx512") return avx512_kernels();
-  if (isa == "avx2") return avx2_kernels();
+  if (isa == "avx512") return {isa, GK_KERNELS(avx512)};
+  if (isa == "avx2") return {isa, GK_KERNELS(avx2)};
 #endif
-  return baseline_kernels();
+  return {isa, GK_KERNELS(baseline)};
+#undef GK_KERNELS
 }
 
-Kernels choose() {
+Isa choose() {
   const char* forced = std::getenv("GATKERNELS_ISA");
   if (forced != nullptr && forced[0] != '\0') {
     const std::string isa = forced;
@@ -71,28 +97,28 @@ Kernels choose() {
 
 struct Launcher {
   using Context = int;  // threads
-  Kernels kernels;
+  Isa isa;
 
   int threads(int context) const { return context; }
   void gat_forward(const GatForward& p, const AlphaOut* to, int) const {
-    run([&] { return kernels.gat_forward(p, to); });
+    run([&] { return isa[p.shape.dtype].gat_forward(p, to); });
   }
   void gat_backward(const GatBackward& p, int) const {
-    run([&] { return kernels.gat_backward(p); });
+    run([&] { return isa[p.shape.dtype].gat_backward(p); });
   }
   void gatv2_forward(const Gatv2Forward& p, const AlphaOut* to, int) const {
-    run([&] { return kernels.gatv2_forward(p, to); });
+    run([&] { return isa[p.shape.dtype].gatv2_forward(p, to); });
   }
   void gatv2_backward(const Gatv2Backward& p, int) const {
-    run([&] { return kernels.gatv2_backward(p); });
+    run([&] { return isa[p.shape.dtype].gatv2_backward(p); });
   }
 };
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
-  const Kernels kernels = choose();
-  m.attr("isa") = kernels.isa;
+  const Isa isa = choose();
+  m.attr("isa") = isa.name;
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else
@@ -118,10 +144,10 @@ PYBIND11_MODULE(_cpu, m) {
     return bad;
   });
 
-  define_contract(m, Launcher{kernels});
+  define_contract(m, Launcher{isa});
 
   m.def("sparse_product",
-        [kernels](int dtype, int threads, Pointer rowptr, Pointer col, Pointer order, int64_t rows,
+        [isa](int dtype, int threads, Pointer rowptr, Pointer col, Pointer order, int64_t rows,
                   int64_t width, Pointer values, Pointer x, int64_t x_stride, Pointer out) {
           const SparseProduct params{DType(dtype),
                                      threads,
@@ -133,20 +159,20 @@ PYBIND11_MODULE(_cpu, m) {
                                      as<const void>(values),
                                      matrix(x, x_stride),
                                      as<void>(out)};
-          run([&] { return kernels.sparse_product(params); });
+          run_features(isa[params.dtype].sparse_product, params);
         });
 
-  m.def("sparse_transposed_product", [kernels](int dtype, int threads, Pointer rowptr, Pointer col,
+  m.def("sparse_transposed_product", [isa](int dtype, int threads, Pointer rowptr, Pointer col,
                                                int64_t rows, int64_t columns, int64_t width,
                                                Pointer values, Pointer x, int64_t x_stride,
                                                Pointer out) {
     const SparseTransposedProduct params{
         DType(dtype), threads, as<const int64_t>(rowptr), as<const int32_t>(col), rows,
         columns,      width,   as<const void>(values),    matrix(x, x_stride),    as<void>(out)};
-    run([&] { return kernels.sparse_transposed_product(params); });
+    run_features(isa[params.dtype].sparse_transposed_product, params);
   });
 
-  m.def("feature_dropout", [kernels](int dtype, int threads, int64_t count, Pointer seed, double p,
+  m.def("feature_dropout", [isa](int dtype, int threads, int64_t count, Pointer seed, double p,
                                      int activation, Pointer x, Pointer grad, Pointer out) {
     const FeatureDropout params{DType(dtype),
                                 threads,
@@ -156,7 +182,7 @@ PYBIND11_MODULE(_cpu, m) {
                                 as<const void>(x),
                                 as<const void>(grad),
                                 as<void>(out)};
-    run([&] { return kernels.feature_dropout(params); });
+    run_features(isa[params.dtype].feature_dropout, params);
   });
 }
 

@@ -7,7 +7,7 @@ namespace gatkernels {
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 
 // What a launcher returns; bindings turn anything but kOk into an exception.
-enum class Status : int { kOk = 0, kOutOfMemory = 1, kUnsupported = 2 };
+enum class Status : int { kOk = 0, kOutOfMemory = 1 };
 
 // Edges grouped by row: by destination (CSR) forward, by source (CSC) backward.
 struct Edges {

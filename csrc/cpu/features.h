@@ -238,9 +238,9 @@ struct FeatureDropoutKernel {
         scale(V::set(A(keep_scale(params.dropout.p)))) {}
 
   static V activate(V x, V grad) {
-    if constexpr (kActivation == Activation::kElu) return V::if_positive(x, x, V::expm1(x));
+    if constexpr (kActivation == Activation::kElu) return V::if_positive(x, x, expm1(x));
     if constexpr (kActivation == Activation::kEluGrad) {
-      return V::if_positive(x, grad, grad * V::exp(x));
+      return V::if_positive(x, grad, grad * exp(x));
     }
     return x;
   }

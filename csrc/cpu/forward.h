@@ -1,16 +1,18 @@
 // The forward of both attentions: one pass over CSR. What differs is the scorer, which fills
 // score and weight (the logits) of a row's edges and raises the row's maximum.
 #pragma once
-#include "softmax.h"
+#include <cmath>
+
+#include "heads.h"
 
 namespace gatkernels {
 namespace GK_ISA {
 
-template <class T, class A, int kHeads, class Scorer, class Params>
+template <class T, class A, class Scorer, class Params>
 struct ForwardJob {
   using V = Vec<A>;
   const Params& p;
-  HeadVectors<A, kHeads> lanes_of;
+  Heads<A> of;
   HeadMap<A> map;
   Gather<T> x;
   Scorer scorer;
@@ -19,7 +21,7 @@ struct ForwardJob {
 
   ForwardJob(const Params& params, char* memory)
       : p(params),
-        lanes_of(params.shape, params.scores.dropout),
+        of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
         x{static_cast<const T*>(params.x.data), params.x.stride,
           params.csr.col + params.csr.rowptr[params.csr.rows]},
@@ -28,7 +30,10 @@ struct ForwardJob {
         width(map.width) {}
 
   // Partial result of a segment: maximum, sum, positive sum [3, slots], then out and out_pos.
-  int64_t partial_size() const { return 3 * lanes_of.stride + 2 * width; }
+  int64_t partial_size() const { return 3 * of.stride + 2 * width; }
+  Block block_of(int64_t edge, int n) const {
+    return {p.csr.col + edge, p.csr.eid + edge, x.col_end, n};
+  }
   A* out_pos_of(int64_t row) const {
     return p.out_pos ? static_cast<A*>(p.out_pos) + row * width : nullptr;
   }
@@ -41,7 +46,8 @@ struct ForwardJob {
       const int n = int(end - edge < scorer.block ? end - edge : scorer.block);
       const bool carry = edge != begin;
       if (carry) std::memcpy(t.head, top, size_t(heads) * sizeof(A));
-      scorer.score(lanes_of, row, edge, n, t, top, carry);
+      const Block block = block_of(edge, n);
+      scorer.score(of, row, block, t, top, carry);
       if (carry && std::memcmp(t.head, top, size_t(heads) * sizeof(A)) != 0) {
         for (int h = 0; h < heads; ++h) {
           const A factor = t.head[h] == top[h] ? A(1) : std::exp(t.head[h] - top[h]);
@@ -51,10 +57,9 @@ struct ForwardJob {
           if (out_pos) scale_head(factor, h, out_pos);
         }
       }
-      lanes_of.exponentials(n, t, top, sum, sum_pos, carry);
-      lanes_of.weigh(t, p.csr.eid + edge, n, nullptr, out_pos != nullptr);
-      accumulate(map, x, p.csr.col + edge, n, t.weight, t.weight_pos, lanes_of.stride, carry, out,
-                 out_pos);
+      of.loops.exponentials(of, n, t, top, sum, sum_pos, carry);
+      of.loops.weigh(of, block, t, nullptr, out_pos != nullptr);
+      accumulate(map, x, block.col, n, t.weight, t.weight_pos, of.stride, carry, out, out_pos);
     }
   }
   void scale_head(A factor, int h, A* row) const {
@@ -65,14 +70,13 @@ struct ForwardJob {
   // stats of a row from its maximum, sum and positive sum; sum <- 1 / sum
   void finish_stats(int64_t row, Scratch<A>& t) const {
     A* stats = static_cast<A*>(p.stats) + row * 3 * heads;
-    lanes_of.each_slot([&](int h, int lanes) {
-      const V inverse = V::set(A(1)) / V::load(t.sum + h, lanes);
-      inverse.store(t.sum + h, lanes);
-      if (p.stats == nullptr) return;
-      V::load(t.top + h, lanes).store(stats + h, lanes);
-      inverse.store(stats + heads + h, lanes);
-      (V::load(t.sum_pos + h, lanes) * inverse).store(stats + 2 * heads + h, lanes);
-    });
+    for (int h = 0; h < heads; ++h) {
+      t.sum[h] = A(1) / t.sum[h];
+      if (p.stats == nullptr) continue;
+      stats[h] = t.top[h];
+      stats[heads + h] = t.sum[h];
+      stats[2 * heads + h] = t.sum_pos[h] * t.sum[h];
+    }
   }
   void store_out(int64_t row, const A* values) const {
     T* out = static_cast<T*>(p.out) + row * width;
@@ -97,19 +101,20 @@ struct ForwardJob {
 
   // A row of one block.
   void short_row(int64_t row, int64_t edge, int n, Scratch<A>& t) const {
+    const Block block = block_of(edge, n);
     if (n == 0) {
       if (p.stats) {
         std::memset(static_cast<A*>(p.stats) + row * 3 * heads, 0, size_t(3 * heads) * sizeof(A));
       }
     } else {
-      scorer.score(lanes_of, row, edge, n, t, t.top, false);
-      lanes_of.exponentials(n, t, t.top, t.sum, t.sum_pos, false);
+      scorer.score(of, row, block, t, t.top, false);
+      of.loops.exponentials(of, n, t, t.top, t.sum, t.sum_pos, false);
       finish_stats(row, t);
-      lanes_of.weigh(t, p.csr.eid + edge, n, t.sum, p.out_pos != nullptr);
+      of.loops.weigh(of, block, t, t.sum, p.out_pos != nullptr);
     }
     A* out = t.row;
     if constexpr (std::is_same_v<T, A>) out = static_cast<A*>(p.out) + row * width;
-    accumulate(map, x, p.csr.col + edge, n, t.weight, t.weight_pos, lanes_of.stride, false, out,
+    accumulate(map, x, block.col, n, t.weight, t.weight_pos, of.stride, false, out,
                out_pos_of(row));
     if constexpr (!std::is_same_v<T, A>) store_out(row, out);
   }
@@ -133,7 +138,7 @@ struct ForwardJob {
                       char* memory) {
     const auto& job = *static_cast<const ForwardJob*>(context);
     Scratch<A> t(memory, job.heads, job.width);
-    const int stride = job.lanes_of.stride;
+    const int stride = job.of.stride;
     A* top = reinterpret_cast<A*>(partial);
     A* out = top + 3 * stride;
     job.run(row, begin, end, top, top + stride, top + 2 * stride, out,
@@ -142,7 +147,7 @@ struct ForwardJob {
   static void merge(void* context, int64_t row, int64_t, const char* partials, int64_t count,
                     char* memory) {
     const auto& job = *static_cast<const ForwardJob*>(context);
-    const int heads = job.heads, stride = job.lanes_of.stride;
+    const int heads = job.heads, stride = job.of.stride;
     const int64_t width = job.width;
     Scratch<A> t(memory, heads, width);
     const auto part = [&](int64_t k) {
@@ -192,13 +197,14 @@ struct AlphaJob {
     const A* stats = static_cast<const A*>(to.stats) + row * 3 * heads;
     for (int64_t edge = begin; edge < end; edge += forward.scorer.block) {
       const int n = int(end - edge < forward.scorer.block ? end - edge : forward.scorer.block);
-      const int32_t* eid = forward.p.csr.eid + edge;
-      forward.scorer.score(forward.lanes_of, row, edge, n, t, t.top, false);
-      forward.lanes_of.exponentials(n, t, stats, t.sum, t.sum_pos, false);
-      forward.lanes_of.weigh(t, eid, n, stats + heads, false);
+      const Heads<A>& of = forward.of;
+      const Block block = forward.block_of(edge, n);
+      forward.scorer.score(of, row, block, t, t.top, false);
+      of.loops.exponentials(of, n, t, stats, t.sum, t.sum_pos, false);
+      of.loops.weigh(of, block, t, stats + heads, false);
       for (int e = 0; e < n; ++e) {
-        std::memcpy(static_cast<A*>(to.alpha) + int64_t(eid[e]) * heads,
-                    t.weight + e * forward.lanes_of.stride, size_t(heads) * sizeof(A));
+        std::memcpy(static_cast<A*>(to.alpha) + int64_t(block.eid[e]) * heads,
+                    t.weight + e * of.stride, size_t(heads) * sizeof(A));
       }
     }
   }

@@ -8,29 +8,33 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-template <class T, class A, int kHeads>
+template <class T, class A>
 struct GatBackwardJob {
   using V = Vec<A>;
   const GatBackward& p;
-  HeadVectors<A, kHeads> lanes_of;
+  Heads<A> of;
   HeadMap<A> map;
   Gather<T> grad;
   const A* fields;  // of each destination [4, H]: score_dst, row maximum, 1 / sum, delta
   int64_t fields_stride;
-  GatScorer<A, kHeads> scores;
+  const A* src;
+  const A* dst;
+  const A* edge_score;  // or null
   int heads;
   int64_t width;
   A slope;
 
   GatBackwardJob(const GatBackward& params, char* memory)
       : p(params),
-        lanes_of(params.shape, params.scores.dropout),
+        of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
         grad{static_cast<const T*>(params.grad.data), params.grad.stride,
              params.csc.col + params.csc.rowptr[params.csc.rows]},
         fields(static_cast<const A*>(params.fields)),
         fields_stride(4 * params.shape.heads),
-        scores(params, map, grad),
+        src(static_cast<const A*>(params.scores.src.data)),
+        dst(static_cast<const A*>(params.scores.dst.data)),
+        edge_score(static_cast<const A*>(params.scores.edge)),
         heads(int(params.shape.heads)),
         width(map.width),
         slope(A(params.scores.negative_slope)) {}
@@ -45,11 +49,11 @@ struct GatBackwardJob {
     dot_heads(map, static_cast<const A*>(p.out_pos) + i * width, grad_row, dot_pos);
     if (p.grad_alpha) add_grad_alpha(i, dot, dot_pos);
     const A* stats = static_cast<const A*>(p.stats) + i * 3 * heads;
-    const A* dst = scores.dst + i * scores.dst_stride;
+    const A* score_dst = dst + i * p.scores.dst.stride;
     A* field = static_cast<A*>(p.fields) + i * fields_stride;
     A* grad_dst = static_cast<A*>(p.grad_dst.data) + i * p.grad_dst.stride;
     for (int h = 0; h < heads; ++h) {
-      field[h] = dst[h];
+      field[h] = score_dst[h];
       field[heads + h] = stats[h];
       field[2 * heads + h] = stats[heads + h];
       field[3 * heads + h] = dot[h];
@@ -59,12 +63,12 @@ struct GatBackwardJob {
   }
   // The attention output's own gradient joins delta: sum_e alpha_e m_e d alpha_e.
   void add_grad_alpha(int64_t i, A* dot, A* dot_pos) const {
-    const A* dst = scores.dst + i * scores.dst_stride;
+    const A* score_dst = dst + i * p.scores.dst.stride;
     for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
-      const A* src = scores.src + p.csr.col[edge] * scores.src_stride;
+      const A* score_src = src + p.csr.col[edge] * p.scores.src.stride;
       const int64_t at = int64_t(p.csr.eid[edge]) * heads;
       for (int h = 0; h < heads; ++h) {
-        const A s = src[h] + dst[h] + (scores.edge_score ? scores.edge_score[at + h] : A(0));
+        const A s = score_src[h] + score_dst[h] + (edge_score ? edge_score[at + h] : A(0));
         const A share =
             static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
         dot[h] += share;
@@ -73,54 +77,28 @@ struct GatBackwardJob {
     }
   }
 
-  // score, weight = alpha for n edges out of j; sum (+)= -leaky' alpha delta
-  void score(int64_t j, int64_t edge, int n, Scratch<A>& t, A* sum, bool carry) const {
-    const int32_t* row = p.csc.col + edge;
-    const int32_t* eid = p.csc.eid + edge;
-    const A* src = scores.src + j * scores.src_stride;
-    const V zero = V::set(A(0));
-    lanes_of.each_slot([&](int h, int lanes) {
-      const V score_src = lanes_of.repeat(src + h, lanes);
-      V total = zero;
-      lanes_of.each_vector(h, n, [&](int at, int e, int edges) {
-        for (int k = 0; k < 4; ++k) {
-          scores.prefetch(fields + k * heads + h, fields_stride, row + e, grad.col_end);
-        }
-        const auto field = [&](int k) {
-          return V::template load_edges<kHeads>(fields + k * heads + h, fields_stride, row + e,
-                                                edges, lanes);
-        };
-        const V s = scores.add_edge(score_src + field(0), eid + e, h, edges, lanes);
-        const V alpha = V::exp(scores.leaky(s) - field(1)) * field(2);
-        const V part = scores.leaky_slope(s) * (alpha * field(3));
-        total = total - lanes_of.there(part, edges, zero);
-        s.store(t.score + at);
-        alpha.store(t.weight + at);
-        if (p.grad_edge) part.store(t.weight_pos + at);
-      });
-      total = lanes_of.fold_add(total);
-      if (carry) total = total + lanes_of.repeat(sum + h, lanes);
-      total.store(sum + h, lanes);
-    });
+  // score, weight = alpha for the edges of a block out of j; sum (+)= -leaky' alpha delta
+  void score(int64_t j, const Block& block, const Scratch<A>& t, A* sum, bool carry) const {
+    const GatTerms<A> terms{src + j * p.scores.src.stride, fields, fields_stride, edge_score,
+                            slope};
+    of.loops.gat_alpha(of, terms, block, t, sum, carry, p.grad_edge != nullptr);
     if (p.grad_edge) {
-      for (int e = 0; e < n; ++e) {
-        A* grad_edge = static_cast<A*>(p.grad_edge) + int64_t(eid[e]) * heads;
-        for (int h = 0; h < heads; ++h) grad_edge[h] = -t.weight_pos[e * lanes_of.stride + h];
+      for (int e = 0; e < block.n; ++e) {
+        A* grad_edge = static_cast<A*>(p.grad_edge) + int64_t(block.eid[e]) * heads;
+        for (int h = 0; h < heads; ++h) grad_edge[h] = -t.weight_pos[e * of.stride + h];
       }
     }
   }
   // What needs each edge's own terms: the gradients of edge scores, and that of alpha.
-  void edge_terms(int64_t j, int64_t edge, int n, Scratch<A>& t, A* sum) const {
-    const int32_t* row = p.csc.col + edge;
-    const int32_t* eid = p.csc.eid + edge;
+  void edge_terms(int64_t j, const Block& block, const Scratch<A>& t, A* sum) const {
     const T* x = static_cast<const T*>(p.x.data) + j * p.x.stride;
-    for (int e = 0; e < n; ++e) {
-      const int64_t at = int64_t(eid[e]) * heads;
+    for (int e = 0; e < block.n; ++e) {
+      const int64_t at = int64_t(block.eid[e]) * heads;
       const auto* grad_alpha = static_cast<const A*>(p.grad_alpha);
       auto* grad_edge = static_cast<A*>(p.grad_edge);
-      if (grad_edge) dot_heads(map, grad.data + row[e] * grad.stride, x, t.head);
+      if (grad_edge) dot_heads(map, grad.data + block.col[e] * grad.stride, x, t.head);
       for (int h = 0; h < heads; ++h) {
-        const int k = e * lanes_of.stride + h;
+        const int k = e * of.stride + h;
         const A w = t.weight[k] * (t.score[k] > A(0) ? A(1) : slope);
         if (grad_alpha) sum[h] += w * grad_alpha[at + h];
         if (grad_edge)
@@ -154,11 +132,11 @@ struct GatBackwardJob {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
       const bool carry = edge != begin;
-      score(j, edge, n, t, sum, carry);
-      lanes_of.weigh(t, p.csc.eid + edge, n, nullptr, true);
-      accumulate(map, grad, p.csc.col + edge, n, t.weight, t.weight_pos, lanes_of.stride, carry,
-                 row, row_pos);
-      if (p.grad_edge || p.grad_alpha) edge_terms(j, edge, n, t, sum);
+      const Block block{p.csc.col + edge, p.csc.eid + edge, grad.col_end, n};
+      score(j, block, t, sum, carry);
+      of.loops.weigh(of, block, t, nullptr, true);
+      accumulate(map, grad, block.col, n, t.weight, t.weight_pos, of.stride, carry, row, row_pos);
+      if (p.grad_edge || p.grad_alpha) edge_terms(j, block, t, sum);
     }
   }
 
@@ -200,28 +178,19 @@ struct GatBackwardJob {
   }
 };
 
-template <class T, class A, int kHeads>
-static Status gat_backward_slot(const GatBackward& p, char* memory) {
-  using Job = GatBackwardJob<T, A, kHeads>;
-  Job job(p, memory);
-  const size_t scratch = Scratch<A>::bytes(p.shape.heads, job.width);
-  const Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
-  if (status != Status::kOk) return status;
-  return run_rows(
-      p.csc.rowptr, p.csc.rows, p.shape.threads,
-      {&job, Job::rows, Job::segment, Job::merge, scratch, size_t(job.partial_size()) * sizeof(A)});
-}
-
 template <class T, class A>
 static Status gat_backward(const GatBackward& p) {
+  using Job = GatBackwardJob<T, A>;
   char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
   if (memory == nullptr) return Status::kOutOfMemory;
-  const auto run = [&]() {
-#define GK_RUN(kHeads) return gat_backward_slot<T, A, kHeads>(p, memory)
-    GK_FOR_SLOT(A, p.shape.heads, GK_RUN)
-#undef GK_RUN
-  };
-  const Status status = run();
+  Job job(p, memory);
+  const size_t scratch = Scratch<A>::bytes(p.shape.heads, job.width);
+  Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
+  if (status == Status::kOk) {
+    status = run_rows(p.csc.rowptr, p.csc.rows, p.shape.threads,
+                      {&job, Job::rows, Job::segment, Job::merge, scratch,
+                       size_t(job.partial_size()) * sizeof(A)});
+  }
   release(memory);
   return status;
 }

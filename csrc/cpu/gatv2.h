@@ -22,12 +22,10 @@ struct EdgeSum {
   }
 };
 
-template <class T, class A, int kHeads>
+template <class T, class A>
 struct Gatv2Scorer {
   using V = Vec<A>;
-  using Lanes = HeadVectors<A, kHeads>;
   const HeadMap<A>& map;
-  Edges edges;
   Gather<T> x;
   const T* x_dst;
   int64_t dst_stride;
@@ -39,7 +37,6 @@ struct Gatv2Scorer {
   template <class Params>
   Gatv2Scorer(const Params& p, const HeadMap<A>& map_, const Gather<T>& x_)
       : map(map_),
-        edges(p.csr),
         x(x_),
         x_dst(static_cast<const T*>(p.scores.dst.data)),
         dst_stride(p.scores.dst.stride),
@@ -66,36 +63,21 @@ struct Gatv2Scorer {
     });
   }
 
-  // weight = logits, score = 0, top = max(top, weight) for n edges into `row` from `edge` on
-  void score(const Lanes& lanes_of, int64_t row, int64_t edge, int n, Scratch<A>& t, A* top,
+  // weight = logits, score = 0, top = max(top, weight)
+  void score(const Heads<A>& of, int64_t row, const Block& edges, const Scratch<A>& t, A* top,
              bool carry) const {
-    const int32_t* col = edges.col + edge;
-    const int32_t* eid = edges.eid + edge;
-    for (int e = 0; e < n; ++e) {
-      prefetch_row(x, map.width, col + e);
-      const EdgeSum<T, A> sum{x.data + col[e] * x.stride, x_dst + row * dst_stride,
-                              edge_row(eid[e])};
-      logits(sum, t.weight + e * lanes_of.stride);
+    for (int e = 0; e < edges.n; ++e) {
+      prefetch_row(x, map.width, edges.col + e);
+      logits({x.data + edges.col[e] * x.stride, x_dst + row * dst_stride, edge_row(edges.eid[e])},
+             t.weight + e * of.stride);
     }
-    const V lowest = V::set(-std::numeric_limits<A>::infinity());
-    lanes_of.each_slot([&](int h, int lanes) {
-      V best = carry ? lanes_of.repeat(top + h, lanes) : lowest;
-      lanes_of.each_vector(h, n, [&](int at, int, int count) {
-        best = V::max(best, lanes_of.there(V::load(t.weight + at), count, lowest));
-        V::set(A(0)).store(t.score + at);
-      });
-      lanes_of.fold_max(best).store(top + h, lanes);
-    });
+    of.loops.raise_top(of, edges.n, t, top, carry);
   }
 };
 
 template <class T, class A>
 static Status gatv2_forward(const Gatv2Forward& p, const AlphaOut* to) {
-#define GK_RUN(kHeads)                                                                     \
-  return run_forward<A, ForwardJob<T, A, kHeads, Gatv2Scorer<T, A, kHeads>, Gatv2Forward>, \
-                     Gatv2Forward>(p, to)
-  GK_FOR_SLOT(A, p.shape.heads, GK_RUN)
-#undef GK_RUN
+  return run_forward<A, ForwardJob<T, A, Gatv2Scorer<T, A>, Gatv2Forward>, Gatv2Forward>(p, to);
 }
 
 }  // namespace GK_ISA

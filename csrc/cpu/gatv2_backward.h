@@ -9,17 +9,17 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-template <class T, class A, int kHeads>
+template <class T, class A>
 struct Gatv2BackwardJob {
   using V = Vec<A>;
   const Gatv2Backward& p;
-  HeadVectors<A, kHeads> lanes_of;
+  Heads<A> of;
   HeadMap<A> map;
   Gather<T> x;            // x_src by the columns of CSR
   Gather<T> grad, x_dst;  // by the columns of CSC
   const A* fields;        // of each destination [3, H]: row maximum, 1 / sum, delta
   int64_t fields_stride;
-  Gatv2Scorer<T, A, kHeads> scorer;
+  Gatv2Scorer<T, A> scorer;
   int heads;
   int64_t width;
   A* att_parts;  // [tasks, then long rows; H * C]
@@ -27,7 +27,7 @@ struct Gatv2BackwardJob {
 
   Gatv2BackwardJob(const Gatv2Backward& params, char* memory, A* att_parts_, int64_t tasks_)
       : p(params),
-        lanes_of(params.shape, params.scores.dropout),
+        of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
         x{static_cast<const T*>(params.x.data), params.x.stride,
           params.csr.col + params.csr.rowptr[params.csr.rows]},
@@ -86,38 +86,17 @@ struct Gatv2BackwardJob {
         prefetch_row(x, width, at + e);
       }
       const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;
-      scorer.logits({x_of(j), dst_of(i), scorer.edge_row(eid[e])}, t.weight + e * lanes_of.stride);
-      dot_heads(map, grad_of(i), x_of(j), t.score + e * lanes_of.stride);
+      scorer.logits({x_of(j), dst_of(i), scorer.edge_row(eid[e])}, t.weight + e * of.stride);
+      dot_heads(map, grad_of(i), x_of(j), t.score + e * of.stride);
     }
-    lanes_of.each_slot([&](int h, int lanes) {
-      V own_field[3];
-      for (int k = 0; k < 3 && !kBySource; ++k) {
-        own_field[k] = lanes_of.repeat(fields + own * fields_stride + k * heads + h, lanes);
-      }
-      lanes_of.each_vector(h, n, [&](int place, int e, int edges) {
-        const auto field = [&](int k) {
-          if constexpr (!kBySource) return own_field[k];
-          return V::template load_edges<kHeads>(fields + k * heads + h, fields_stride, at + e,
-                                                edges, lanes);
-        };
-        const V alpha = V::exp(V::load(t.weight + place) - field(0)) * field(1);
-        alpha.store(t.weight + place);
-        (alpha * field(2)).store(t.weight_pos + place);
-      });
-    });
-    lanes_of.weigh(t, eid, n, nullptr, false);
-    const auto* grad_alpha = static_cast<const A*>(p.grad_alpha);
-    lanes_of.each_slot([&](int h, int lanes) {
-      lanes_of.each_vector(h, n, [&](int place, int e, int edges) {
-        V outer = V::load(t.score + place);
-        if (grad_alpha) {
-          outer =
-              outer + V::template load_edges<kHeads>(grad_alpha + h, heads, eid + e, edges, lanes);
-        }
-        const V weighed = V::load(t.weight + place) * outer;
-        (weighed - V::load(t.weight_pos + place)).store(t.score + place);
-      });
-    });
+    const Block block{at, eid, grad.col_end, n};
+    if (kBySource) {
+      of.loops.alpha_of_edges(of, {fields, fields_stride}, block, t);
+    } else {
+      of.loops.alpha_of_row(of, fields + own * fields_stride, block, t);
+    }
+    of.loops.weigh(of, block, t, nullptr, false);
+    of.loops.score_gradient(of, static_cast<const A*>(p.grad_alpha), block, t);
   }
 
   // Over n edges and kN vectors of features: slopes (+)= sum dl leaky'(u), and other (+)= sum
@@ -141,8 +120,8 @@ struct Gatv2BackwardJob {
     for (int e = 0; e < n; ++e) {
       const T* row = kBySource ? dst_of(at[e]) : x_of(at[e]);
       const T* edge = scorer.edge_row(eid[e]);
-      const A* dl = t.score + e * lanes_of.stride;
-      const A* w = t.weight + e * lanes_of.stride;
+      const A* dl = t.score + e * of.stride;
+      const A* w = t.weight + e * of.stride;
       for (int k = 0; k < kN; ++k) {
         const int64_t f = feature + k * V::kWidth;
         const auto load = [&](const T* p) {
@@ -307,8 +286,8 @@ struct Gatv2BackwardJob {
   }
 };
 
-template <class T, class A, int kHeads>
-static Status gatv2_backward_slot(const Gatv2Backward& p) {
+template <class T, class A>
+static Status gatv2_backward(const Gatv2Backward& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
   const int64_t tasks = task_count(p.csr.rowptr, p.csr.rows);
   const int64_t parts = tasks + long_row_limit(p.csr.rowptr, p.csr.rows);
@@ -317,7 +296,7 @@ static Status gatv2_backward_slot(const Gatv2Backward& p) {
   Status status = Status::kOutOfMemory;
   if (memory != nullptr && att_parts != nullptr) {
     std::memset(att_parts, 0, size_t(parts * width) * sizeof(A));
-    Gatv2BackwardJob<T, A, kHeads> job(p, memory, att_parts, tasks);
+    Gatv2BackwardJob<T, A> job(p, memory, att_parts, tasks);
     status = job.launch();
     A* grad_att = static_cast<A*>(p.grad_att);
     std::memset(grad_att, 0, size_t(width) * sizeof(A));
@@ -328,13 +307,6 @@ static Status gatv2_backward_slot(const Gatv2Backward& p) {
   release(memory);
   release(reinterpret_cast<char*>(att_parts));
   return status;
-}
-
-template <class T, class A>
-static Status gatv2_backward(const Gatv2Backward& p) {
-#define GK_RUN(kHeads) return gatv2_backward_slot<T, A, kHeads>(p)
-  GK_FOR_SLOT(A, p.shape.heads, GK_RUN)
-#undef GK_RUN
 }
 
 }  // namespace GK_ISA

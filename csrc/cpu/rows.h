@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "parallel.h"
+#include "simd_math.h"
 
 namespace gatkernels {
 namespace GK_ISA {

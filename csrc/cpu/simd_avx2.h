@@ -136,32 +136,16 @@ struct Vec<float> {
     const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(int32_t(threshold)));
     return {_mm256_and_ps(w.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(larger, word)))};
   }
-  // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
-  static Vec exp(Vec x) { return exponential<false>(x); }
-  // exp(x) - 1, precise near 0
-  static Vec expm1(Vec x) { return exponential<true>(x); }
-  template <bool kLessOne>
-  static Vec exponential(Vec x) {
-    const __m256 bounded = _mm256_max_ps(_mm256_set1_ps(-88.0f), x.v);
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(bounded, _mm256_set1_ps(1.44269504f)), 0x8);
-    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), bounded);
-    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    __m256 p = _mm256_set1_ps(1.9875691500e-4f);
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1f));
-    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1f));
-    const __m256 one = _mm256_set1_ps(1.0f);
-    const __m256 power = _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-    if constexpr (kLessOne) {
-      p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, r);
-      return {_mm256_fmadd_ps(p, power, _mm256_sub_ps(power, one))};
-    }
-    p = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, one));
-    const __m256 keep = _mm256_cmp_ps(x.v, _mm256_set1_ps(-87.33f), _CMP_NLT_UQ);
-    return {_mm256_and_ps(keep, _mm256_mul_ps(p, power))};
+  // To the nearest whole number
+  static Vec round(Vec x) { return {_mm256_round_ps(x.v, 0x8)}; }
+  // 2^n for whole n from -127 (which gives 0) to 127
+  static Vec power_of_two(Vec n) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
+  }
+  // value where x >= limit or x is NaN, else 0
+  static Vec at_least(Vec x, float limit, Vec value) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_NLT_UQ), value.v)};
   }
 };
 
@@ -236,31 +220,14 @@ struct Vec<double> {
     const __m256i kept = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(larger, word));
     return {_mm256_and_pd(w.v, _mm256_castsi256_pd(kept))};
   }
-  // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
-  static Vec exp(Vec x) { return exponential<false>(x); }
-  static Vec expm1(Vec x) { return exponential<true>(x); }
-  template <bool kLessOne>
-  static Vec exponential(Vec x) {
-    const __m256d bounded = _mm256_max_pd(_mm256_set1_pd(-709.0), x.v);
-    const __m256d n =
-        _mm256_round_pd(_mm256_mul_pd(bounded, _mm256_set1_pd(1.4426950408889634)), 0x8);
-    __m256d r = _mm256_fnmadd_pd(n, _mm256_set1_pd(6.93145751953125e-1), bounded);
-    r = _mm256_fnmadd_pd(n, _mm256_set1_pd(1.42860682030941723212e-6), r);
-    __m256d p = _mm256_set1_pd(1.0 / 6227020800.0);
-    const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
-                                720.0,       120.0,      24.0,      6.0,      2.0};
-    for (double f : factorial) p = _mm256_fmadd_pd(p, r, _mm256_set1_pd(1.0 / f));
-    const __m256d one = _mm256_set1_pd(1.0);
-    const __m256i whole = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n));
-    const __m256d power = _mm256_castsi256_pd(
-        _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52));
-    if constexpr (kLessOne) {
-      p = _mm256_fmadd_pd(_mm256_mul_pd(r, r), p, r);
-      return {_mm256_fmadd_pd(p, power, _mm256_sub_pd(power, one))};
-    }
-    p = _mm256_fmadd_pd(_mm256_mul_pd(r, r), p, _mm256_add_pd(r, one));
-    const __m256d keep = _mm256_cmp_pd(x.v, _mm256_set1_pd(-708.0), _CMP_NLT_UQ);
-    return {_mm256_and_pd(keep, _mm256_mul_pd(p, power))};
+  static Vec round(Vec x) { return {_mm256_round_pd(x.v, 0x8)}; }
+  static Vec power_of_two(Vec n) {
+    const __m256i whole = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v));
+    return {_mm256_castsi256_pd(
+        _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52))};
+  }
+  static Vec at_least(Vec x, double limit, Vec value) {
+    return {_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_set1_pd(limit), _CMP_NLT_UQ), value.v)};
   }
 };
 

@@ -132,32 +132,14 @@ struct Vec<float> {
         _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(threshold)));
     return {_mm512_maskz_mov_ps(kept, w.v)};
   }
-  // x <= 0 in use; 1.5 ulp; 0 where the result would be subnormal
-  static Vec exp(Vec x) { return exponential<false>(x); }
-  // exp(x) - 1, precise near 0
-  static Vec expm1(Vec x) {
-    return exponential<true>({_mm512_max_ps(_mm512_set1_ps(-100.0f), x.v)});
-  }
-  template <bool kLessOne>
-  static Vec exponential(Vec x) {
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x.v, _mm512_set1_ps(1.44269504f)), 0x8);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x.v);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    const __m512 one = _mm512_set1_ps(1.0f);
-    if constexpr (kLessOne) {
-      const __m512 power = _mm512_scalef_ps(one, n);
-      p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, r);
-      return {_mm512_fmadd_ps(p, power, _mm512_sub_ps(power, one))};
-    }
-    p = _mm512_fmadd_ps(_mm512_mul_ps(r, r), p, _mm512_add_ps(r, one));
-    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
-    return {_mm512_maskz_scalef_ps(keep, p, n)};
+  // To the nearest whole number
+  static Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, 0x8)}; }
+  // 2^n for whole n
+  static Vec power_of_two(Vec n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
+  // value where x >= limit or x is NaN, else 0
+  static Vec at_least(Vec x, float limit, Vec value) {
+    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
+    return {_mm512_maskz_mov_ps(keep, value.v)};
   }
 };
 
@@ -235,30 +217,11 @@ struct Vec<double> {
     const __mmask8 kept = _mm256_cmpge_epu32_mask(word, _mm256_set1_epi32(int32_t(threshold)));
     return {_mm512_maskz_mov_pd(kept, w.v)};
   }
-  // x <= 0 in use; about 1 ulp; 0 where the result would be subnormal
-  static Vec exp(Vec x) { return exponential<false>(x); }
-  static Vec expm1(Vec x) {
-    return exponential<true>({_mm512_max_pd(_mm512_set1_pd(-800.0), x.v)});
-  }
-  template <bool kLessOne>
-  static Vec exponential(Vec x) {
-    const __m512d n =
-        _mm512_roundscale_pd(_mm512_mul_pd(x.v, _mm512_set1_pd(1.4426950408889634)), 0x8);
-    __m512d r = _mm512_fnmadd_pd(n, _mm512_set1_pd(6.93145751953125e-1), x.v);
-    r = _mm512_fnmadd_pd(n, _mm512_set1_pd(1.42860682030941723212e-6), r);
-    __m512d p = _mm512_set1_pd(1.0 / 6227020800.0);
-    const double factorial[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
-                                720.0,       120.0,      24.0,      6.0,      2.0};
-    for (double f : factorial) p = _mm512_fmadd_pd(p, r, _mm512_set1_pd(1.0 / f));
-    const __m512d one = _mm512_set1_pd(1.0);
-    if constexpr (kLessOne) {
-      const __m512d power = _mm512_scalef_pd(one, n);
-      p = _mm512_fmadd_pd(_mm512_mul_pd(r, r), p, r);
-      return {_mm512_fmadd_pd(p, power, _mm512_sub_pd(power, one))};
-    }
-    p = _mm512_fmadd_pd(_mm512_mul_pd(r, r), p, _mm512_add_pd(r, one));
-    const __mmask8 keep = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(-708.0), _CMP_NLT_UQ);
-    return {_mm512_maskz_scalef_pd(keep, p, n)};
+  static Vec round(Vec x) { return {_mm512_roundscale_pd(x.v, 0x8)}; }
+  static Vec power_of_two(Vec n) { return {_mm512_scalef_pd(_mm512_set1_pd(1.0), n.v)}; }
+  static Vec at_least(Vec x, double limit, Vec value) {
+    const __mmask8 keep = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(limit), _CMP_NLT_UQ);
+    return {_mm512_maskz_mov_pd(keep, value.v)};
   }
 };
 

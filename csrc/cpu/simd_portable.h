@@ -1,7 +1,9 @@
-// Vectors of a fixed width as plain loops, for any processor; compilers turn them into SIMD.
+// Vectors of 16 bytes in the compiler's own vector types (GCC and clang): SSE2 on x86, NEON on ARM,
+// and whatever else a processor has.
 #pragma once
-#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "../core/half.h"
 #include "../core/philox.h"
@@ -13,136 +15,156 @@ template <class A>
 struct Vec {
   static constexpr int kWidth = 16 / int(sizeof(A));
   static constexpr int kTile = 4;  // vectors of a row held in registers at a time
+  using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  typedef A Lanes __attribute__((vector_size(16)));
+  typedef Int Ints __attribute__((vector_size(16)));
   struct Index {
     int32_t lane[kWidth];
   };
-  A lane[kWidth];
+  Lanes v;
 
-  static Vec set(A value) {
-    Vec r;
-    for (int k = 0; k < kWidth; ++k) r.lane[k] = value;
-    return r;
-  }
+  static Vec set(A value) { return {value - Lanes{}}; }  // all lanes; -0 stays -0
   static Vec load(const A* p) {
     Vec r;
-    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];
+    std::memcpy(&r.v, p, sizeof(r.v));
     return r;
   }
   static Vec load(const A* p, int n) {
-    Vec r;
-    for (int k = 0; k < kWidth; ++k) r.lane[k] = k < n ? p[k] : A(0);
+    if (n >= kWidth) return load(p);
+    Vec r{};
+    for (int k = 0; k < n; ++k) r.v[k] = p[k];
     return r;
   }
   // 16-bit storage
-  static Vec load(const BFloat16* p, int n) { return widen(p, n); }
-  static Vec load(const Half* p, int n) { return widen(p, n); }
-  void store(BFloat16* p, int n) const {
-    for (int k = 0; k < n && k < kWidth; ++k) p[k] = to_bfloat16(float(lane[k]));
+  static Vec load(const BFloat16* p, int n) {
+    typedef uint16_t Narrow __attribute__((vector_size(8)));
+    typedef uint32_t Wide __attribute__((vector_size(16)));
+    Narrow bits{};
+    if (n >= kWidth) {
+      std::memcpy(&bits, p, sizeof(bits));
+    } else {
+      for (int k = 0; k < n; ++k) bits[k] = p[k].bits;
+    }
+    return {reinterpret_cast<Lanes>(__builtin_convertvector(bits, Wide) << 16)};
   }
-  void store(Half* p, int n) const {
-    for (int k = 0; k < n && k < kWidth; ++k) p[k] = to_half(float(lane[k]));
-  }
-  template <class H>
-  static Vec widen(const H* p, int n) {
-    Vec r;
-    for (int k = 0; k < kWidth; ++k) r.lane[k] = k < n ? A(to_float(p[k])) : A(0);
+  static Vec load(const Half* p, int n) {
+    Vec r{};
+    for (int k = 0; k < n && k < kWidth; ++k) r.v[k] = A(to_float(p[k]));
     return r;
   }
-  void store(A* p) const {
-    for (int k = 0; k < kWidth; ++k) p[k] = lane[k];
+  void store(BFloat16* p, int n) const {
+    for (int k = 0; k < n && k < kWidth; ++k) p[k] = to_bfloat16(float(v[k]));
   }
+  void store(Half* p, int n) const {
+    for (int k = 0; k < n && k < kWidth; ++k) p[k] = to_half(float(v[k]));
+  }
+  void store(A* p) const { std::memcpy(p, &v, sizeof(v)); }
   void store(A* p, int n) const {
-    for (int k = 0; k < n && k < kWidth; ++k) p[k] = lane[k];
+    if (n >= kWidth) return store(p);
+    for (int k = 0; k < n; ++k) p[k] = v[k];
+  }
+  // 0, 1, 2, ... < n
+  static Ints first(int n) {
+    if constexpr (kWidth == 4) {
+      return Ints{0, 1, 2, 3} < Int(n);
+    } else {
+      return Ints{0, 1} < Int(n);
+    }
   }
   // The first n lanes of a, the others of b
-  static Vec merge(int n, Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] = k < n ? a.lane[k] : b.lane[k];
-    return a;
-  }
+  static Vec merge(int n, Vec a, Vec b) { return {first(n) ? a.v : b.v}; }
   // kHeads values each of kWidth / kHeads edges, side by side; `edges` of them are there (the
   // others repeat one), and `heads` of the values.
   template <int kHeads>
   static Vec load_edges(const A* base, int64_t stride, const int32_t* col, int edges, int heads) {
-    Vec r;
-    for (int e = 0; e < kWidth / kHeads; ++e) {
-      const A* p = base + int64_t(col[e < edges ? e : 0]) * stride;
-      for (int h = 0; h < kHeads; ++h) r.lane[e * kHeads + h] = h < heads ? p[h] : A(0);
+    if constexpr (kHeads == kWidth) {
+      return load(base + int64_t(col[0]) * stride, heads);
+    } else {
+      A lane[kWidth];
+      for (int e = 0; e < kWidth / kHeads; ++e) {
+        const A* p = base + int64_t(col[e < edges ? e : 0]) * stride;
+        std::memcpy(lane + e * kHeads, p, kHeads * sizeof(A));  // kHeads < kWidth: all are there
+      }
+      return load(lane);
     }
-    return r;
+  }
+  // Lane k gets lane k ^ kHalf.
+  template <int kHalf>
+  static Vec exchange(Vec a) {
+#if defined(__clang__)
+    if constexpr (kWidth == 2) return {__builtin_shufflevector(a.v, a.v, 1, 0)};
+    if constexpr (kWidth == 4 && kHalf == 1) {
+      return {__builtin_shufflevector(a.v, a.v, 1, 0, 3, 2)};
+    }
+    if constexpr (kWidth == 4 && kHalf == 2) {
+      return {__builtin_shufflevector(a.v, a.v, 2, 3, 0, 1)};
+    }
+#else
+    if constexpr (kWidth == 2) return {__builtin_shuffle(a.v, Ints{1, 0})};
+    if constexpr (kWidth == 4 && kHalf == 1) return {__builtin_shuffle(a.v, Ints{1, 0, 3, 2})};
+    if constexpr (kWidth == 4 && kHalf == 2) return {__builtin_shuffle(a.v, Ints{2, 3, 0, 1})};
+#endif
+    return a;
   }
   // Combines the edges of a load_edges vector; every edge's lanes get the result.
   template <int kHeads, class Op>
   static Vec fold(Vec a, Op op) {
-    for (int half = kWidth / 2; half >= kHeads; half /= 2) {
-      Vec b;
-      for (int k = 0; k < kWidth; ++k) b.lane[k] = a.lane[k ^ half];
-      a = op(a, b);
-    }
+    if constexpr (kWidth == 4 && kHeads <= 2) a = op(a, exchange<2>(a));
+    if constexpr (kHeads <= 1) a = op(a, exchange<1>(a));
     return a;
   }
   // Every lane gets the sum of its group of `lanes` neighbours, a power of two.
   static Vec group_sum(Vec a, int lanes) {
-    for (int half = 1; half < lanes; half *= 2) {
-      Vec b;
-      for (int k = 0; k < kWidth; ++k) b.lane[k] = a.lane[k] + a.lane[k ^ half];
-      a = b;
-    }
+    if (lanes > 1) a = a + exchange<1>(a);
+    if (lanes > 2) a = a + exchange<2>(a);
     return a;
   }
   // The first of every `lanes` neighbours, side by side; `count` of them.
   void store_firsts(A* p, int lanes, int count) const {
-    for (int k = 0; k < count; ++k) p[k] = lane[k * lanes];
+    for (int k = 0; k < count; ++k) p[k] = v[k * lanes];
   }
   static Index index(const int32_t* p) {
     Index r;
-    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k];
+    std::memcpy(r.lane, p, sizeof(r.lane));
     return r;
   }
   // r[k] = p[index[k]], index[k] < kWidth
   static Vec expand(const A* p, Index index) {
-    Vec r;
-    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[index.lane[k]];
-    return r;
+    if constexpr (kWidth == 4) {
+      return {Lanes{p[index.lane[0]], p[index.lane[1]], p[index.lane[2]], p[index.lane[3]]}};
+    } else {
+      return {Lanes{p[index.lane[0]], p[index.lane[1]]}};
+    }
   }
-  friend Vec operator+(Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] += b.lane[k];
-    return a;
-  }
-  friend Vec operator-(Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] -= b.lane[k];
-    return a;
-  }
-  friend Vec operator*(Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] *= b.lane[k];
-    return a;
-  }
-  friend Vec operator/(Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] /= b.lane[k];
-    return a;
-  }
-  static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+  friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
   // The larger; b where either is NaN.
-  static Vec max(Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] = a.lane[k] > b.lane[k] ? a.lane[k] : b.lane[k];
-    return a;
-  }
+  static Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
   // s > 0 ? a : b
-  static Vec if_positive(Vec s, Vec a, Vec b) {
-    for (int k = 0; k < kWidth; ++k) a.lane[k] = s.lane[k] > A(0) ? a.lane[k] : b.lane[k];
-    return a;
-  }
+  static Vec if_positive(Vec s, Vec a, Vec b) { return {s.v > A(0) ? a.v : b.v}; }
   // w where the word passes the threshold, else 0
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
-    for (int k = 0; k < kWidth; ++k) w.lane[k] = words[k] >= threshold ? w.lane[k] : A(0);
-    return w;
+    Ints passes;
+    for (int k = 0; k < kWidth; ++k) passes[k] = words[k] >= threshold ? -1 : 0;
+    return {reinterpret_cast<Lanes>(reinterpret_cast<Ints>(w.v) & passes)};
   }
-  static Vec exp(Vec x) {
-    for (int k = 0; k < kWidth; ++k) x.lane[k] = std::exp(x.lane[k]);
-    return x;
+  // To the nearest whole number, below 2^22 (2^51 for double)
+  static Vec round(Vec x) {
+    const A shift = kWidth == 4 ? A(12582912.0) : A(6755399441055744.0);
+    return {(x.v + shift) - shift};
   }
-  static Vec expm1(Vec x) {
-    for (int k = 0; k < kWidth; ++k) x.lane[k] = std::expm1(x.lane[k]);
-    return x;
+  // 2^n for whole n from -127 (double: -1023; either gives 0)
+  static Vec power_of_two(Vec n) {
+    const Ints whole = __builtin_convertvector(n.v, Ints);
+    return {reinterpret_cast<Lanes>((whole + (kWidth == 4 ? 127 : 1023))
+                                    << (kWidth == 4 ? 23 : 52))};
+  }
+  // value where x >= limit or x is NaN, else 0
+  static Vec at_least(Vec x, A limit, Vec value) {
+    return {reinterpret_cast<Lanes>(~(x.v < limit) & reinterpret_cast<Ints>(value.v))};
   }
 };
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gatkernels import _dispatch
+from gatkernels import _checks, _dispatch
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
 from gatkernels.bench import cases, charts, compare, curves, report, results, run, targets_run
 from gatkernels.bench.graphs import GRAPHS
@@ -128,10 +128,7 @@ def prepare(args: argparse.Namespace) -> Job | targets_run.Job:
             raise ValueError(f"--graphs: no graph '{graph}'; known: {', '.join(GRAPHS)}")
     for shape in args.shapes or []:
         cases.parse_shape(shape, 1)
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device}: {error}") from error
+    _checks.usable_device(args.device)
     if args.targets:
         return targets_run.prepare(args)
     try:

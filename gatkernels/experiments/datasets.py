@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gatkernels.experiments import synthetic
 from gatkernels.experiments.presets import get_preset
 from gatkernels.experiments.sources import TITLES
 
 Notice = Callable[[str], None]
 
 SPARSE_BELOW = 0.25  # share of non-zeros under which sparse features are the faster ones
+#: Where the raw files are, unless a folder is named.
+DATA_VARIABLE = "GATKERNELS_DATA"
 MASKS = ("train_mask", "val_mask", "test_mask")
 
 
@@ -148,16 +153,51 @@ def load(
         DatasetError: no source has the data, ``data_dir`` lacks the files, or they cannot be read.
         MissingExtraError: torch-geometric or scipy is not installed.
     """
-    from gatkernels.experiments import gnn_benchmark, planetoid, ppi
-
     name = get_preset(name).dataset
     notice = notice or _to_stderr
-    folder = None if data_dir is None else Path(data_dir)
+    module = _module(name)
+    if data_dir is not None:
+        return module.from_folder(name, Path(data_dir), "--data").with_split(seed)
+    if folder := os.environ.get(DATA_VARIABLE):
+        try:
+            return module.from_folder(name, Path(folder), f"${DATA_VARIABLE}").with_split(seed)
+        except DatasetError as error:
+            notice(f"{error}; trying the next source")
+    for found in module.cached(name):
+        return found.with_split(seed)
+    return module.fetch(name, notice, generate).with_split(seed)
+
+
+def find(name: str, fingerprint: str, data_dir: str | Path | None, seed: int) -> Dataset | None:
+    """The data of this fingerprint, from whatever source on this machine has them.
+
+    Looks in ``data_dir``, ``$GATKERNELS_DATA``, the cache, and at the generated graph; fetches
+    nothing. None where no source has these data.
+    """
+    for found in _at_hand(name, data_dir):
+        if found.fingerprint() == fingerprint:
+            return found.with_split(seed)
+    return None
+
+
+def _at_hand(name: str, data_dir: str | Path | None) -> Iterator[Dataset]:
+    module = _module(name)
+    for folder in (data_dir, os.environ.get(DATA_VARIABLE)):
+        if folder:
+            with contextlib.suppress(DatasetError):
+                yield module.from_folder(name, Path(folder), f"the folder {folder}")
+    yield from module.cached(name)
+    if name in synthetic.SHAPES:
+        yield module.generated(name)
+
+
+def _module(name: str) -> Any:
+    """What knows the files: reads them in a folder or the cache, or fetches them into the cache."""
+    from gatkernels.experiments import gnn_benchmark, planetoid, ppi
+
     if name == "ppi":
-        return ppi.load(folder, notice)
-    if name in gnn_benchmark.FILES:
-        return gnn_benchmark.load(name, folder, notice).with_split(seed)
-    return planetoid.load(name, folder, notice, generate).with_split(seed)
+        return ppi
+    return gnn_benchmark if name in gnn_benchmark.FILES else planetoid
 
 
 def _to_stderr(line: str) -> None:

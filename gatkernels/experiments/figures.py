@@ -50,6 +50,22 @@ class Choice:
         layer, head = (None if value is None else value - 1 for value in (layer, head))
         return cls(layer, head, tuple(nodes), edges)
 
+    def check(self, view: View) -> None:
+        """Raises: LookError where the run has no such layer, head or node."""
+        for node in self.nodes:
+            if not 0 <= node < view.num_nodes:
+                raise LookError(f"--node must be from 0 to {view.num_nodes - 1}, got {node}")
+        if self.layer is None and self.head is None:
+            return
+        count, layer = len(view.attentions), self.layer or 0
+        if layer >= count:
+            raise LookError(f"--layer must be from 1 to {count}, got {layer + 1}")
+        heads = view.attentions[layer].heads
+        if self.head is not None and self.head >= heads:
+            raise LookError(
+                f"--head must be from 1 to {heads} in layer {layer + 1}, got {self.head + 1}"
+            )
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -113,14 +129,15 @@ def tsne(view: View, choice: Choice) -> Picture:
 
 
 def _strongest_among(view: View, choice: Choice, nodes: Any) -> Any:
-    attention = view.attentions[-1 if choice.layer is None else _layer(view, choice.layer)]
+    attention = view.attentions[-1 if choice.layer is None else choice.layer]
     edges = plots.strongest(attention, attention.alpha.shape[0])
     edges = edges[:, torch.isin(edges, nodes).all(0)][:, : choice.edges]
     return torch.searchsorted(nodes, edges.contiguous())
 
 
 def entropies(view: View, choice: Choice) -> Picture:
-    attentions = view.attentions
+    layers = [choice.layer] if choice.layer is not None else range(len(view.attentions))
+    attentions = [view.attentions[layer] for layer in layers]
     rows = [-(-attention.heads // PER_ROW) for attention in attentions]
     columns = min(PER_ROW, max(attention.heads for attention in attentions))
     figure = new_figure(max(2.5 * columns, 5.0), 1.9 * sum(rows) + 0.5)
@@ -128,7 +145,7 @@ def entropies(view: View, choice: Choice) -> Picture:
     for axes in grid.flat:
         axes.set_visible(False)
     ratios, first = [], 0
-    for layer, attention in enumerate(attentions):
+    for layer, attention, height in zip(layers, attentions, rows, strict=True):
         for head in range(attention.heads):
             row, column = first + head // PER_ROW, head % PER_ROW
             axes = grid[row, column]
@@ -137,7 +154,7 @@ def entropies(view: View, choice: Choice) -> Picture:
             title(axes, head_name(layer, head))
             axes.set_xlabel(""), axes.set_ylabel("")
             axes.tick_params(labelbottom=True, labelleft=column == 0)
-        first += rows[layer]
+        first += height
         chooses = attention.degrees() >= 2
         uniform = uniform_entropy(attention)[chooses].mean()
         ratios.append(entropy(attention)[chooses].mean(0) / uniform)
@@ -146,7 +163,8 @@ def entropies(view: View, choice: Choice) -> Picture:
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     words = "; ".join(
-        f"{layer_name(layer)}: {_span(100 * ratio)} %" for layer, ratio in enumerate(ratios)
+        f"{layer_name(layer)}: {_span(100 * ratio)} %"
+        for layer, ratio in zip(layers, ratios, strict=True)
     )
     return Picture(figure, f"Mean entropy of the heads, where uniform attention is 100 %: {words}.")
 
@@ -182,7 +200,7 @@ def heads(view: View, choice: Choice) -> Picture:
 def neighbourhood(view: View, choice: Choice) -> Picture:
     layer, head = _layer_and_head(view, choice)
     attention = view.attentions[layer]
-    nodes = _nodes(view, choice) or choose_nodes(attention)
+    nodes = choice.nodes or choose_nodes(attention)
     labels, names = view.groups
     columns = min(PER_ROW, len(nodes))
     rows = -(-len(nodes) // columns)
@@ -211,7 +229,7 @@ def subgraph(view: View, choice: Choice) -> Picture:
     layer, head = _layer_and_head(view, choice)
     attention = view.attentions[layer]
     labels, names = view.groups
-    centre = (_nodes(view, choice) or choose_nodes(attention, most=0, random=1) or [0])[0]
+    centre = (choice.nodes or choose_nodes(attention, most=0, random=1) or [0])[0]
     nodes = around(attention, centre)
     place = spread_out(attention, nodes)
     figure = new_figure(10.0, 5.2)
@@ -246,29 +264,10 @@ def head_name(layer: int, head: int) -> str:
     return f"{layer_name(layer)}, head {head + 1}"
 
 
-def _layer(view: View, layer: int) -> int:
-    count = len(view.attentions)
-    if not 0 <= layer < count:
-        raise LookError(f"--layer must be from 1 to {count}, got {layer + 1}")
-    return layer
-
-
 def _layer_and_head(view: View, choice: Choice) -> tuple[int, int]:
     if choice.layer is None and choice.head is None:
         return view.most_selective()
-    layer = _layer(view, choice.layer or 0)
-    count = view.attentions[layer].heads
-    head = choice.head or 0
-    if not 0 <= head < count:
-        raise LookError(f"--head must be from 1 to {count} in layer {layer + 1}, got {head + 1}")
-    return layer, head
-
-
-def _nodes(view: View, choice: Choice) -> list[int]:
-    for node in choice.nodes:
-        if not 0 <= node < view.num_nodes:
-            raise LookError(f"--node must be from 0 to {view.num_nodes - 1}, got {node}")
-    return list(choice.nodes)
+    return choice.layer or 0, choice.head or 0
 
 
 def _span(values: Any, digits: int = 1) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,30 +28,7 @@ FILES = {
 }
 
 
-def load(name: str, data_dir: Path | None, notice: Notice) -> Dataset:
-    """As :func:`gatkernels.experiments.datasets.load`, for these four graphs."""
-    require("torch_geometric.utils", "torch-geometric")
-    if data_dir is not None:
-        return _from_folder(name, data_dir, "--data")
-    if folder := os.environ.get("GATKERNELS_DATA"):
-        try:
-            return _from_folder(name, Path(folder), "$GATKERNELS_DATA")
-        except DatasetError as error:
-            notice(f"{error}; trying the next source")
-    _, file = FILES[name]
-    root = sources.cache_root() / "gnn-benchmark" / name
-    if not root.is_dir():
-        base = require("torch_geometric.datasets", "torch-geometric").Amazon.url
-        try:
-            with sources.filling(root) as work:
-                sources.download_files(base.rstrip("/"), [file], work)
-                _read(name, work / file, "")  # only a file that can be read is kept
-        except SourceError as error:
-            raise DatasetError(sources.nowhere(name, error)) from error
-    return _read(name, root / file, f"{TITLES[name]} from the cache {root}")
-
-
-def _from_folder(name: str, data_dir: Path, option: str) -> Dataset:
+def from_folder(name: str, data_dir: Path, option: str) -> Dataset:
     folder, file = FILES[name]
     places = (data_dir / folder / "raw", data_dir / Path(folder).name / "raw", data_dir)
     path = next((place / file for place in places if (place / file).is_file()), None)
@@ -62,10 +39,31 @@ def _from_folder(name: str, data_dir: Path, option: str) -> Dataset:
     return _read(name, path, f"{TITLES[name]} from {option}")
 
 
+def cached(name: str) -> Iterator[Dataset]:
+    path = _cached_file(name)
+    if path.is_file():
+        yield _read(name, path, f"{TITLES[name]} from the cache {path.parent}")
+
+
+def fetch(name: str, notice: Notice, generate: bool) -> Dataset:
+    path = _cached_file(name)
+    base = require("torch_geometric.datasets", "torch-geometric").Amazon.url
+    try:
+        with sources.filling(path.parent) as work:
+            sources.download_files(base.rstrip("/"), [path.name], work)
+            _read(name, work / path.name, "")  # only a file that can be read is kept
+    except SourceError as error:
+        raise DatasetError(sources.nowhere(name, error)) from error
+    return next(cached(name))
+
+
+def _cached_file(name: str) -> Path:
+    return sources.cache_root() / "gnn-benchmark" / name / FILES[name][1]
+
+
 def _read(name: str, path: Path, source: str) -> Dataset:
     """Parse the file as PyG does, but with the features sparse throughout."""
-    from torch_geometric.utils import remove_self_loops, to_undirected
-
+    utils = require("torch_geometric.utils", "torch-geometric")
     try:
         with np.load(path) as file:
             nodes, features = (int(size) for size in file["attr_shape"])
@@ -85,7 +83,7 @@ def _read(name: str, path: Path, source: str) -> Dataset:
             y = torch.from_numpy(file["labels"].astype(np.int64))
     except Exception as error:  # a damaged archive can raise anything
         raise DatasetError(f"{path}: cannot read {TITLES[name]}: {error}") from error
-    edge_index = to_undirected(remove_self_loops(torch.stack([row, col]))[0], num_nodes=nodes)
+    edge_index = utils.to_undirected(utils.remove_self_loops(torch.stack([row, col]))[0], num_nodes=nodes)
     classes = int(y.max()) + 1
     masks = random_split(y, classes, 0, *SPLIT_SIZES[name])
     source += ", split drawn with the run's seed (20 per class to train, 30 to validate)"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gatkernels import _dispatch
+from gatkernels import _checks, _dispatch
 from gatkernels.experiments import datasets, progress, require, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
@@ -61,7 +61,7 @@ def prepare(
     """
     console = require("rich.console", "rich").Console(highlight=False)
     require("matplotlib.figure", "matplotlib")
-    device = check_device(options.device)
+    device = _checks.usable_device(options.device)
     resolved = _dispatch.select("train", options.backend, _dispatch.Case(device, torch.float32))
     options = replace(options, backend=resolved)
     out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
@@ -83,17 +83,6 @@ def check_folder(out: Path) -> None:
     probe = out / ".part-probe"
     probe.touch()
     probe.unlink()
-
-
-def check_device(name: str) -> torch.device:
-    """A device that tensors can live on. Raises: ValueError."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device '{name}' cannot be used: {reason}") from error
-    return device
 
 
 def seed_range(first: int, count: int) -> range:

@@ -32,8 +32,10 @@ def plot(
     """
     out = _writable(out or run / "plots", run)
     view = _open(run, data)
+    choice = choice or Choice()
+    choice.check(view)
     for name in _kinds(view) if kind == "all" else [kind]:
-        picture = FIGURES[name](view, choice or Choice())
+        picture = FIGURES[name](view, choice)
         draw = partial(save, picture.figure)
         yield name, picture.words, [runs.write(out / f"{name}{end}", draw) for end in SUFFIXES]
 

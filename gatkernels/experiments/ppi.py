@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +27,7 @@ RAW = [
 ]
 
 
-def load(data_dir: Path | None, notice: Notice) -> Dataset:
-    """As :func:`gatkernels.experiments.datasets.load`, for PPI."""
-    if data_dir is not None:
-        return _from_folder(data_dir, "--data")
-    if folder := os.environ.get("GATKERNELS_DATA"):
-        try:
-            return _from_folder(Path(folder), "$GATKERNELS_DATA")
-        except DatasetError as error:
-            notice(f"{error}; trying the next source")
-    root = sources.cache_root() / "ppi"
-    if not root.is_dir():
-        try:
-            with sources.filling(root) as work:
-                _pyg(work)
-        except Exception as error:  # PyG's download can raise anything
-            raise DatasetError(sources.nowhere("ppi", error)) from error
-    return _joined(_pyg(root), f"PPI from the cache {root}")
-
-
-def _from_folder(data_dir: Path, option: str) -> Dataset:
+def from_folder(name: str, data_dir: Path, option: str) -> Dataset:
     places = [data_dir / "ppi", data_dir / "PPI", data_dir]
     source = f"PPI from {option}"
     for place in places:
@@ -62,6 +43,25 @@ def _from_folder(data_dir: Path, option: str) -> Dataset:
         f"{option} {data_dir}: no PPI there; expected {places[0] / COMPACT}, or {RAW[0]}, ... "
         f"{RAW[-1]} ({len(RAW)} files) in {places[0] / 'raw'}"
     )
+
+
+def cached(name: str) -> Iterator[Dataset]:
+    root = _root()
+    if root.is_dir():
+        yield _joined(_pyg(root), f"PPI from the cache {root}")
+
+
+def fetch(name: str, notice: Notice, generate: bool) -> Dataset:
+    try:
+        with sources.filling(_root()) as work:
+            _pyg(work)
+    except Exception as error:  # PyG's download can raise anything
+        raise DatasetError(sources.nowhere(name, error)) from error
+    return next(cached(name))
+
+
+def _root() -> Path:
+    return sources.cache_root() / "ppi"
 
 
 def _from_raw(raw: Path, source: str) -> Dataset:

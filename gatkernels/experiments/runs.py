@@ -91,8 +91,9 @@ def load_run(
 
     Args:
         folder: What ``gatkernels train`` wrote.
-        data_dir: Folder of the raw data files; by default the one of the training, if it is still
-            there, else the sources of :func:`~gatkernels.experiments.datasets.load`.
+        data_dir: Folder of the raw data files; by default whatever source on this machine has the
+            data of the training, and where none has, those of
+            :func:`~gatkernels.experiments.datasets.load`.
         device: Where the model and the data go.
 
     Raises:
@@ -109,10 +110,12 @@ def load_run(
         recorded = metrics["settings"]["data"]
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: not the folder of a run: {_reason(error)}") from error
-    if data_dir is None and recorded is not None and Path(recorded).is_dir():
-        data_dir = recorded
-    generate = not metrics["dataset"]["public_split"]
-    dataset = datasets.load(preset.dataset, data_dir, seed, generate=generate)
+    dataset = None
+    if data_dir is None:
+        dataset = datasets.find(preset.dataset, expected, recorded, seed)
+    if dataset is None:
+        generate = not metrics["dataset"]["public_split"]
+        dataset = datasets.load(preset.dataset, data_dir, seed, generate=generate)
     if dataset.fingerprint() != expected:
         raise RunError(
             f"{folder}: trained on other data ({metrics['dataset']['source']}) than found now "

@@ -220,7 +220,7 @@ def test_lost_values_stay_valid_json(train):
         (["cora", "--lr", "nan"], "lr must be positive"),
         (["cora", "--epochs", "0"], "epochs must be at least 1"),
         (["cora", "--backend", "tpu"], "'backend' must be one of"),
-        (["cora", "--device", "toaster"], "device 'toaster' cannot be used"),
+        (["cora", "--device", "toaster"], "--device toaster cannot be used"),
         (["pubmed"], "no PubMed there; expected ind.pubmed.x"),
         (["physics"], "no Coauthor Physics there; expected"),
         (["cora", "--out", "file"], "file"),

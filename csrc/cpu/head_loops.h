@@ -1,0 +1,235 @@
+// The loops of heads.h, for each number of heads that lie side by side in a vector.
+#pragma once
+#include <cmath>
+#include <limits>
+
+#include "heads.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+template <class A, int kHeads>
+struct Loops {
+  using V = Vec<A>;
+  static constexpr int kEdges = V::kWidth / kHeads;  // per vector
+
+  // Calls body(h, lanes) for each slot of heads.
+  template <class Body>
+  static void each_slot(const Heads<A>& of, Body body) {
+    for (int h = 0; h < of.heads; h += kHeads) {
+      body(h, of.heads - h < kHeads ? of.heads - h : kHeads);
+    }
+  }
+  // Calls body(at, first edge, edges) for each vector of a slot; `at` counts in the scratch.
+  template <class Body>
+  static void each_vector(const Heads<A>& of, int h, int n, Body body) {
+    for (int e = 0; e < n; e += kEdges) body(e * of.stride + h, e, n - e < kEdges ? n - e : kEdges);
+  }
+  // v where an edge is there, `other` past the last one
+  static V there(V v, int edges, V other) {
+    return edges < kEdges ? V::merge(edges * kHeads, v, other) : v;
+  }
+  // p[0 : lanes] for every edge of a vector
+  static V repeat(const A* p, int lanes) {
+    const int32_t first = 0;
+    return V::template load_edges<kHeads>(p, 0, &first, 1, lanes);
+  }
+  static V fold_max(V v) { return V::template fold<kHeads>(v, V::max); }
+  static V fold_add(V v) {
+    return V::template fold<kHeads>(v, [](V a, V b) { return a + b; });
+  }
+  // Asks for the values at p + col[k] * stride of the edges some way ahead.
+  static void prefetch(const A* p, int64_t stride, const int32_t* col, const int32_t* col_end) {
+    for (int k = 0; k < kEdges; ++k) {
+      const int32_t* ahead = col + kScorePrefetch + k < col_end ? col + kScorePrefetch + k : col;
+      __builtin_prefetch(p + int64_t(*ahead) * stride);
+    }
+  }
+  // s = ends + edge score, for the edges of one vector
+  static V add_edge(const Heads<A>& of, const GatTerms<A>& terms, V ends, const int32_t* eid, int h,
+                    int edges, int lanes) {
+    if (terms.edge_score == nullptr) return ends;
+    return ends +
+           V::template load_edges<kHeads>(terms.edge_score + h, of.heads, eid, edges, lanes);
+  }
+
+  static void gat_score(const Heads<A>& of, const GatTerms<A>& terms, const Block& block,
+                        const Scratch<A>& t, A* top, bool carry) {
+    const V slope = V::set(terms.slope);
+    each_slot(of, [&](int h, int lanes) {
+      const V own = repeat(terms.own + h, lanes);
+      V best = carry ? repeat(top + h, lanes) : V::set(-std::numeric_limits<A>::infinity());
+      each_vector(of, h, block.n, [&](int at, int e, int edges) {
+        const int32_t* col = block.col + e;
+        prefetch(terms.other + h, terms.other_stride, col, block.col_end);
+        const V other = V::template load_edges<kHeads>(terms.other + h, terms.other_stride, col,
+                                                       edges, lanes);
+        const V s = add_edge(of, terms, other + own, block.eid + e, h, edges, lanes);
+        const V l = V::if_positive(s, s, slope * s);
+        best = V::max(best, l);
+        s.store(t.score + at);
+        l.store(t.weight + at);
+      });
+      fold_max(best).store(top + h, lanes);
+    });
+  }
+
+  static void gat_alpha(const Heads<A>& of, const GatTerms<A>& terms, const Block& block,
+                        const Scratch<A>& t, A* sum, bool carry, bool keep) {
+    const V zero = V::set(A(0)), one = V::set(A(1)), slope = V::set(terms.slope);
+    each_slot(of, [&](int h, int lanes) {
+      const V own = repeat(terms.own + h, lanes);
+      V total = zero;
+      each_vector(of, h, block.n, [&](int at, int e, int edges) {
+        const int32_t* col = block.col + e;
+        for (int k = 0; k < 4; ++k) {
+          prefetch(terms.other + k * of.heads + h, terms.other_stride, col, block.col_end);
+        }
+        const auto field = [&](int k) {
+          return V::template load_edges<kHeads>(terms.other + k * of.heads + h, terms.other_stride,
+                                                col, edges, lanes);
+        };
+        const V s = add_edge(of, terms, own + field(0), block.eid + e, h, edges, lanes);
+        const V l = V::if_positive(s, s, slope * s);
+        const V alpha = exp(l - field(1)) * field(2);
+        const V part = V::if_positive(s, one, slope) * (alpha * field(3));
+        total = total - there(part, edges, zero);
+        s.store(t.score + at);
+        alpha.store(t.weight + at);
+        if (keep) part.store(t.weight_pos + at);
+      });
+      total = fold_add(total);
+      if (carry) total = total + repeat(sum + h, lanes);
+      total.store(sum + h, lanes);
+    });
+  }
+
+  static void raise_top(const Heads<A>& of, int n, const Scratch<A>& t, A* top, bool carry) {
+    const V lowest = V::set(-std::numeric_limits<A>::infinity());
+    each_slot(of, [&](int h, int lanes) {
+      V best = carry ? repeat(top + h, lanes) : lowest;
+      each_vector(of, h, n, [&](int at, int, int edges) {
+        best = V::max(best, there(V::load(t.weight + at), edges, lowest));
+        V::set(A(0)).store(t.score + at);
+      });
+      fold_max(best).store(top + h, lanes);
+    });
+  }
+
+  static void store_alpha(V logit, V top, V inverse, V delta, const Scratch<A>& t, int at) {
+    const V alpha = exp(logit - top) * inverse;
+    alpha.store(t.weight + at);
+    (alpha * delta).store(t.weight_pos + at);
+  }
+  static void alpha_of_row(const Heads<A>& of, const A* fields, const Block& block,
+                           const Scratch<A>& t) {
+    each_slot(of, [&](int h, int lanes) {
+      const V top = repeat(fields + h, lanes), inverse = repeat(fields + of.heads + h, lanes);
+      const V delta = repeat(fields + 2 * of.heads + h, lanes);
+      each_vector(of, h, block.n, [&](int at, int, int) {
+        store_alpha(V::load(t.weight + at), top, inverse, delta, t, at);
+      });
+    });
+  }
+  static void alpha_of_edges(const Heads<A>& of, Fields<A> fields, const Block& block,
+                             const Scratch<A>& t) {
+    each_slot(of, [&](int h, int lanes) {
+      each_vector(of, h, block.n, [&](int at, int e, int edges) {
+        const auto field = [&](int k) {
+          return V::template load_edges<kHeads>(fields.data + k * of.heads + h, fields.stride,
+                                                block.col + e, edges, lanes);
+        };
+        store_alpha(V::load(t.weight + at), field(0), field(1), field(2), t, at);
+      });
+    });
+  }
+
+  static void score_gradient(const Heads<A>& of, const A* grad_alpha, const Block& block,
+                             const Scratch<A>& t) {
+    each_slot(of, [&](int h, int lanes) {
+      each_vector(of, h, block.n, [&](int at, int e, int edges) {
+        V outer = V::load(t.score + at);
+        if (grad_alpha) {
+          outer = outer + V::template load_edges<kHeads>(grad_alpha + h, of.heads, block.eid + e,
+                                                         edges, lanes);
+        }
+        const V weighed = V::load(t.weight + at) * outer;
+        (weighed - V::load(t.weight_pos + at)).store(t.score + at);
+      });
+    });
+  }
+
+  static void exponentials(const Heads<A>& of, int n, const Scratch<A>& t, const A* top, A* sum,
+                           A* sum_pos, bool carry) {
+    const V zero = V::set(A(0));
+    each_slot(of, [&](int h, int lanes) {
+      // A maximum of -inf (all edges masked so far): keep -inf - lowest, not -inf - -inf.
+      const V best = V::max(V::set(std::numeric_limits<A>::lowest()), repeat(top + h, lanes));
+      V all = zero, positive = zero;
+      each_vector(of, h, n, [&](int at, int, int edges) {
+        const V w = exp(V::load(t.weight + at) - best);
+        w.store(t.weight + at);
+        const V counted = there(w, edges, zero);
+        all = all + counted;
+        positive = positive + V::if_positive(V::load(t.score + at), counted, zero);
+      });
+      all = fold_add(all);
+      positive = fold_add(positive);
+      if (carry) {
+        all = all + repeat(sum + h, lanes);
+        positive = positive + repeat(sum_pos + h, lanes);
+      }
+      all.store(sum + h, lanes);
+      positive.store(sum_pos + h, lanes);
+    });
+  }
+
+  static void weigh(const Heads<A>& of, const Block& block, const Scratch<A>& t, const A* factor,
+                    bool pair) {
+    if (of.drop) draw(of, t, block.eid, block.n);
+    each_slot(of, [&](int h, int lanes) {
+      V times = factor ? repeat(factor + h, lanes) : V::set(A(1));
+      if (of.drop) times = times * V::set(of.scale);
+      each_vector(of, h, block.n, [&](int at, int, int) {
+        V w = V::load(t.weight + at) * times;
+        if (of.drop) w = V::keep(w, t.words + at, of.threshold);
+        w.store(t.weight + at);
+        if (pair) V::if_positive(V::load(t.score + at), w, V::set(A(0))).store(t.weight_pos + at);
+      });
+    });
+  }
+  static void draw(const Heads<A>& of, const Scratch<A>& t, const int32_t* eid, int n) {
+    if (of.stride >= 4) {
+      philox_words(of.seed, eid, n, (of.heads + 3) / 4, of.stride, t.words);
+      return;
+    }
+    philox_words(of.seed, eid, n, 1, 4, t.padded);
+    for (int e = 0; e < n; ++e) {
+      for (int h = 0; h < of.stride; ++h) t.words[e * of.stride + h] = t.padded[e * 4 + h];
+    }
+  }
+
+  static constexpr HeadLoops<A> kTable = {gat_score,      gat_alpha,      raise_top,
+                                          alpha_of_row,   alpha_of_edges, score_gradient,
+                                          exponentials,   weigh};
+};
+
+template <class A>
+const HeadLoops<A>& head_loops(int64_t heads) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  switch (slot<A>(heads)) {
+    case 1:
+      return Loops<A, 1>::kTable;
+    case 2:
+      return Loops<A, 2>::kTable;
+    case 4:
+      return Loops<A, (kWidth < 4 ? 1 : 4)>::kTable;
+    case 8:
+      return Loops<A, (kWidth < 8 ? 1 : 8)>::kTable;
+    default:
+      return Loops<A, (kWidth < 16 ? 1 : 16)>::kTable;
+  }
+}
+
+}  // namespace GK_ISA
+}  // namespace gatkernels

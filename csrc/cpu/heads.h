@@ -1,0 +1,125 @@
+// The scores of a block's edges: the scratch they lie in, and what is done to them, edge by edge
+// and head by head. None of it depends on how features are stored, so that the loops themselves
+// (head_loops.h) are compiled once for each type of sums.
+#pragma once
+#include <cstring>
+#include <initializer_list>
+
+#include "rows.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+// Scratch of a thread, carved from one piece of memory; a vector past each array may be touched.
+template <class A>
+struct Scratch {
+  A *score, *weight, *weight_pos;  // [kBlock, slots]
+  uint32_t *words, *padded;        // Philox words, [kBlock, slots] and [kBlock, 4]
+  A *top, *sum, *sum_pos, *head;   // [slots]
+  A *row, *row_pos;                // [H * C]
+
+  Scratch(char* memory, int64_t heads, int64_t width) { carve(memory, heads, width); }
+  static size_t bytes(int64_t heads, int64_t width) {
+    Scratch t(nullptr, heads, width);
+    return t.used;
+  }
+
+ private:
+  size_t used = 0;
+  void carve(char* memory, int64_t heads, int64_t width) {
+    const size_t lanes = size_t(slots<A>(heads));
+    const auto take = [&](size_t size) {
+      char* p = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(memory) + used);
+      used += (size + 64 + 63) / 64 * 64;
+      return p;
+    };
+    for (A** p : {&score, &weight, &weight_pos}) {
+      *p = reinterpret_cast<A*>(take(kBlock * lanes * sizeof(A)));
+    }
+    words = reinterpret_cast<uint32_t*>(take(kBlock * (lanes + 4) * sizeof(uint32_t)));
+    padded = reinterpret_cast<uint32_t*>(take(kBlock * 4 * sizeof(uint32_t)));
+    for (A** p : {&top, &sum, &sum_pos, &head}) *p = reinterpret_cast<A*>(take(lanes * sizeof(A)));
+    for (A** p : {&row, &row_pos}) *p = reinterpret_cast<A*>(take(size_t(width) * sizeof(A)));
+  }
+};
+
+// The edges of a block.
+struct Block {
+  const int32_t* col;
+  const int32_t* eid;
+  const int32_t* col_end;  // one past the graph's last column, so that prefetching stays inside
+  int n;
+};
+
+// What GAT's scores come from; `src` and `dst` are those of the row's own side and of the others'.
+template <class A>
+struct GatTerms {
+  const A* own;    // [H], of the block's row
+  const A* other;  // [nodes, H], gathered by col
+  int64_t other_stride;
+  const A* edge_score;  // [E, H], or null
+  A slope;
+};
+
+// Fields of destinations [nodes, 4, H], as a backward gathers them or has them for its row.
+template <class A>
+struct Fields {
+  const A* data;
+  int64_t stride;
+};
+
+template <class A>
+struct Heads;
+
+// The loops for one number of heads side by side in a vector.
+template <class A>
+struct HeadLoops {
+  // score, weight = leaky(score), top = max(top, weight)
+  void (*gat_score)(const Heads<A>&, const GatTerms<A>&, const Block&, const Scratch<A>&, A* top,
+                    bool carry);
+  // score, weight = alpha, sum (+)= -leaky' alpha delta, weight_pos = leaky' alpha delta if `keep`;
+  // the fields are score_dst, row maximum, 1 / sum, delta, and stand in for GatTerms::other
+  void (*gat_alpha)(const Heads<A>&, const GatTerms<A>&, const Block&, const Scratch<A>&, A* sum,
+                    bool carry, bool keep);
+  // top = max(top, weight), score = 0
+  void (*raise_top)(const Heads<A>&, int n, const Scratch<A>&, A* top, bool carry);
+  // weight = alpha from logits, weight_pos = alpha delta; fields: row maximum, 1 / sum, delta; of
+  // the block's row, or gathered by col
+  void (*alpha_of_row)(const Heads<A>&, const A* fields, const Block&, const Scratch<A>&);
+  void (*alpha_of_edges)(const Heads<A>&, Fields<A>, const Block&, const Scratch<A>&);
+  // score = weight (score + grad_alpha) - weight_pos
+  void (*score_gradient)(const Heads<A>&, const A* grad_alpha, const Block&, const Scratch<A>&);
+  // weight = exp(weight - top); sum and sum_pos (+)= weights, those of positive score
+  void (*exponentials)(const Heads<A>&, int n, const Scratch<A>&, const A* top, A* sum, A* sum_pos,
+                       bool carry);
+  // weight <- dropped(weight * factor), weight_pos <- weight where the score is positive; factor
+  // [slots] may be null, and weight_pos not wanted
+  void (*weigh)(const Heads<A>&, const Block&, const Scratch<A>&, const A* factor, bool pair);
+};
+
+// Those for this many heads.
+template <class A>
+const HeadLoops<A>& head_loops(int64_t heads);
+
+template <class A>
+struct Heads {
+  int heads;
+  int stride;  // slots(heads): values per edge in the scratch arrays
+  bool drop;
+  uint64_t seed;
+  uint32_t threshold;
+  A scale;
+  const HeadLoops<A>& loops;
+
+  Heads(const GatShape& shape, const Dropout& dropout)
+      : heads(int(shape.heads)),
+        stride(int(slots<A>(shape.heads))),
+        drop(dropout.seed != nullptr),
+        seed(drop ? uint64_t(*dropout.seed) : 0),
+        threshold(keep_threshold(dropout.p)),
+        scale(A(keep_scale(dropout.p))),
+        loops(head_loops<A>(shape.heads)) {}
+};
+
+}  // namespace GK_ISA
+}  // namespace gatkernels
