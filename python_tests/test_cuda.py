@@ -9,6 +9,7 @@ import itertools
 import mmap
 import os
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
 
 from gatkernels import Graph, _dispatch, _native_cuda, _tiles, gat_attention, gatv2_attention
-from gatkernels._dispatch import Case
+from gatkernels._dispatch import BackendUnavailable, Case
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 ROOT = Path(__file__).parents[1]
@@ -175,6 +176,28 @@ def test_who_runs_a_case_and_why_not() -> None:
     assert reason == "runs on CUDA tensors, got device meta"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_why_not_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the kernels were compiled: the module is there, torch has no GPU for it."""
+    gpu = Case(torch.device("cuda"), torch.float32)
+    monkeypatch.setattr(_native_cuda, "module", types.SimpleNamespace(device="cuda"))
+    for backend in ("cuda", "triton") if not _dispatch.INTERPRETED else ("cuda",):
+        reason = _dispatch.supports(backend, gpu)
+        assert reason is None or reason.startswith("torch cannot use device cuda: "), reason
+        assert "\n" not in str(reason)
+        with pytest.raises(BackendUnavailable, match="cannot run this: "):
+            _dispatch.select("op", backend, gpu)
+    assert _dispatch.select("op", "auto", gpu) == "reference"
+
+
+def test_why_not_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native_cuda, "module", types.SimpleNamespace(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    old = Case(torch.device("cuda:7"), torch.float32)
+    reason = _dispatch.supports("cuda", old)
+    assert reason == "needs compute capability 8.0 or newer, got 7.5"
+
+
 @without_gpu
 def test_the_emulator_finds_what_a_gpu_would_not_say(tmp_path: Path) -> None:
     """A barrier not all threads come to, in a warp and in a block, and an unaligned access."""
@@ -199,11 +222,29 @@ def test_whether_cuda_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     nvcc.touch()
     exists = Path.exists
     monkeypatch.setattr(Path, "exists", lambda path: path == nvcc and exists(path))
-    monkeypatch.setenv("PATH", "")
-    for wanted, home, found in (("auto", "", None), ("0", tmp_path, None), ("1", tmp_path, nvcc)):
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))  # no devices in /dev
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.delenv("GATKERNELS_CUDA_ARCHS", raising=False)
+    for wanted, home, found in (
+        ("auto", "", None),
+        ("auto", tmp_path, None),  # no GPU
+        ("0", tmp_path, None),
+        ("1", tmp_path, nvcc),
+    ):
         monkeypatch.setenv("GATKERNELS_CUDA", wanted)
         monkeypatch.setenv("CUDA_HOME", str(home))
         assert setup.find_nvcc() == found
+    monkeypatch.setenv("GATKERNELS_CUDA", "auto")
+    with monkeypatch.context() as asked:
+        asked.setenv("GATKERNELS_CUDA_ARCHS", "90")
+        assert setup.find_nvcc() == nvcc
+    driver = tmp_path / "path" / "nvidia-smi"
+    driver.parent.mkdir()
+    for listed, found in (("GPU 0: NVIDIA H200", nvcc), ("No devices were found", None)):
+        driver.write_text(f"#!/bin/sh\necho '{listed}'\n")
+        driver.chmod(0o755)
+        assert setup.find_nvcc() == found
+    monkeypatch.setenv("GATKERNELS_CUDA", "1")
     monkeypatch.delenv("CUDA_HOME")
     with pytest.raises(SystemExit, match="GATKERNELS_CUDA=1, but there is no nvcc: set CUDA_HOME"):
         setup.find_nvcc()

@@ -63,7 +63,10 @@ def results(call: Call, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor
     return [t.detach() for t in (*outputs, *found)]
 
 
-INPUTS = {"gat": ("x", "score_src", "score_dst", "edge_score"), "gatv2": ("x_src", "x_dst", "att", "edge")}
+INPUTS = {
+    "gat": ("x", "score_src", "score_dst", "edge_score"),
+    "gatv2": ("x_src", "x_dst", "att", "edge"),
+}
 
 
 def check(
@@ -152,7 +155,9 @@ def test_gatv2_gradients(heads: int, channels: int, edge: bool, second: bool) ->
 
     def call(*tensors: Tensor) -> Any:
         given = tensors if edge else (*tensors, None)
-        out, alpha = _autograd.gatv2(graph, (*given, SEED), _autograd.Options(0.2, 0.4, edge, BACKEND))
+        out, alpha = _autograd.gatv2(
+            graph, (*given, SEED), _autograd.Options(0.2, 0.4, edge, BACKEND)
+        )
         return (out, alpha) if edge else out
 
     examine = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
@@ -164,7 +169,9 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)
 
     def call(*tensors: Tensor) -> Any:
-        return _autograd.gatv2(graph, (*tensors, None, SEED), _autograd.Options(0.2, 0.5, True, BACKEND))
+        return _autograd.gatv2(
+            graph, (*tensors, None, SEED), _autograd.Options(0.2, 0.5, True, BACKEND)
+        )
 
     before = torch.get_num_threads()
     try:

@@ -63,10 +63,10 @@ struct Isa {
 };
 
 Isa table(const std::string& isa) {
-#define GK_KERNELS(NAME)                                                              \
-  {                                                                                   \
-    NAME::kernels<float>(), NAME::kernels<double>(), NAME::kernels<BFloat16>(),       \
-        NAME::kernels<Half>(),                                                        \
+#define GK_KERNELS(NAME)                                                        \
+  {                                                                             \
+    NAME::kernels<float>(), NAME::kernels<double>(), NAME::kernels<BFloat16>(), \
+        NAME::kernels<Half>(),                                                  \
   }
 #if defined(__x86_64__)
   if (isa == "avx512") return {isa, GK_KERNELS(avx512)};
@@ -148,7 +148,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("sparse_product",
         [isa](int dtype, int threads, Pointer rowptr, Pointer col, Pointer order, int64_t rows,
-                  int64_t width, Pointer values, Pointer x, int64_t x_stride, Pointer out) {
+              int64_t width, Pointer values, Pointer x, int64_t x_stride, Pointer out) {
           const SparseProduct params{DType(dtype),
                                      threads,
                                      as<const int64_t>(rowptr),
@@ -163,9 +163,9 @@ PYBIND11_MODULE(_cpu, m) {
         });
 
   m.def("sparse_transposed_product", [isa](int dtype, int threads, Pointer rowptr, Pointer col,
-                                               int64_t rows, int64_t columns, int64_t width,
-                                               Pointer values, Pointer x, int64_t x_stride,
-                                               Pointer out) {
+                                           int64_t rows, int64_t columns, int64_t width,
+                                           Pointer values, Pointer x, int64_t x_stride,
+                                           Pointer out) {
     const SparseTransposedProduct params{
         DType(dtype), threads, as<const int64_t>(rowptr), as<const int32_t>(col), rows,
         columns,      width,   as<const void>(values),    matrix(x, x_stride),    as<void>(out)};
@@ -173,7 +173,7 @@ PYBIND11_MODULE(_cpu, m) {
   });
 
   m.def("feature_dropout", [isa](int dtype, int threads, int64_t count, Pointer seed, double p,
-                                     int activation, Pointer x, Pointer grad, Pointer out) {
+                                 int activation, Pointer x, Pointer grad, Pointer out) {
     const FeatureDropout params{DType(dtype),
                                 threads,
                                 count,

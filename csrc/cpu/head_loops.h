@@ -49,8 +49,7 @@ struct Loops {
   static V add_edge(const Heads<A>& of, const GatTerms<A>& terms, V ends, const int32_t* eid, int h,
                     int edges, int lanes) {
     if (terms.edge_score == nullptr) return ends;
-    return ends +
-           V::template load_edges<kHeads>(terms.edge_score + h, of.heads, eid, edges, lanes);
+    return ends + V::template load_edges<kHeads>(terms.edge_score + h, of.heads, eid, edges, lanes);
   }
 
   static void gat_score(const Heads<A>& of, const GatTerms<A>& terms, const Block& block,
@@ -62,8 +61,8 @@ struct Loops {
       each_vector(of, h, block.n, [&](int at, int e, int edges) {
         const int32_t* col = block.col + e;
         prefetch(terms.other + h, terms.other_stride, col, block.col_end);
-        const V other = V::template load_edges<kHeads>(terms.other + h, terms.other_stride, col,
-                                                       edges, lanes);
+        const V other =
+            V::template load_edges<kHeads>(terms.other + h, terms.other_stride, col, edges, lanes);
         const V s = add_edge(of, terms, other + own, block.eid + e, h, edges, lanes);
         const V l = V::if_positive(s, s, slope * s);
         best = V::max(best, l);
@@ -209,9 +208,9 @@ struct Loops {
     }
   }
 
-  static constexpr HeadLoops<A> kTable = {gat_score,      gat_alpha,      raise_top,
-                                          alpha_of_row,   alpha_of_edges, score_gradient,
-                                          exponentials,   weigh};
+  static constexpr HeadLoops<A> kTable = {gat_score,    gat_alpha,      raise_top,
+                                          alpha_of_row, alpha_of_edges, score_gradient,
+                                          exponentials, weigh};
 };
 
 template <class A>

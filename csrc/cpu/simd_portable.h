@@ -159,8 +159,8 @@ struct Vec {
   // 2^n for whole n from -127 (double: -1023; either gives 0)
   static Vec power_of_two(Vec n) {
     const Ints whole = __builtin_convertvector(n.v, Ints);
-    return {reinterpret_cast<Lanes>((whole + (kWidth == 4 ? 127 : 1023))
-                                    << (kWidth == 4 ? 23 : 52))};
+    return {
+        reinterpret_cast<Lanes>((whole + (kWidth == 4 ? 127 : 1023)) << (kWidth == 4 ? 23 : 52))};
   }
   // value where x >= limit or x is NaN, else 0
   static Vec at_least(Vec x, A limit, Vec value) {

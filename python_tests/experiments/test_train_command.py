@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from gatkernels import cli
+from gatkernels import _checks, cli
 from gatkernels.experiments import jobs, runs
 from gatkernels.experiments.training import Training, build_graph
 
@@ -221,6 +222,8 @@ def test_lost_values_stay_valid_json(train):
         (["cora", "--epochs", "0"], "epochs must be at least 1"),
         (["cora", "--backend", "tpu"], "'backend' must be one of"),
         (["cora", "--device", "toaster"], "--device toaster cannot be used"),
+        (["cora", "--device", "meta"], "--device meta cannot be used"),
+        (["cora", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
         (["pubmed"], "no PubMed there; expected ind.pubmed.x"),
         (["physics"], "no Coauthor Physics there; expected"),
         (["cora", "--out", "file"], "file"),
@@ -234,6 +237,25 @@ def test_bad_input_is_one_line(args, message, train, capsys):
     assert message in error
     assert error.startswith("gatkernels train: error:")
     assert "\n" not in error
+
+
+def test_a_device_that_cannot_compute_is_one_line(capsys):
+    """Every kind of device that torch has a name for."""
+    with pytest.raises(RuntimeError) as unknown:
+        torch.device("toaster")
+    names = re.search(r"one of (.*) device type", str(unknown.value))[1].split(", ")
+    assert {"cpu", "cuda", "meta", "xla"} <= set(names)
+    for name in names:
+        try:
+            _checks.usable_device(name)
+        except ValueError as error:
+            assert str(error).startswith(f"--device {name} cannot be used: ")
+            assert "\n" not in str(error)
+            for command in (["verify"], ["bench", "--quick"], ["train", "cora"], ["demo"]):
+                assert run(*command, "--device", name) == 2
+                assert capsys.readouterr().err.count("\n") == 1
+        else:
+            assert name != "meta"
 
 
 def test_no_network_is_one_line(no_download, no_wheel, capsys):
