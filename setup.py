@@ -234,7 +234,7 @@ class NinjaBuild(build_ext):
         run_ninja(self.objects_folder() / ext.name, content)
 
     def objects_folder(self) -> Path:
-        """Where objects are; an editable installation keeps them, as ``build_ext --inplace`` does."""
+        """Where objects are; editable installations keep them, as ``build_ext --inplace`` does."""
         folder = Path(self.build_temp)
         if getattr(self, "editable_mode", False):
             folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}"

@@ -55,9 +55,8 @@ def unusable(device: torch.device, oldest: tuple[int, int] = (0, 0)) -> str | No
     except Exception as error:  # no GPU, no driver, no such GPU, or a torch for CPUs alone
         return f"torch cannot use device {device}: {str(error).splitlines()[0]}"
     if found < oldest:
-        return (
-            f"needs compute capability {oldest[0]}.{oldest[1]} or newer, got {found[0]}.{found[1]}"
-        )
+        needed, got = (".".join(map(str, pair)) for pair in (oldest, found))
+        return f"needs compute capability {needed} or newer, got {got}"
     return None
 
 

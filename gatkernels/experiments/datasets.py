@@ -165,9 +165,8 @@ def load(
             return _from_folder(name, folder, f"${DATA_VARIABLE}").with_split(seed)
         except DatasetError as error:
             notice(f"{error}; trying the next source")
-    for found in module.cached(name):
-        return found.with_split(seed)
-    return module.fetch(name, notice, generate).with_split(seed)
+    data: Dataset = next(module.cached(name), None) or module.fetch(name, notice, generate)
+    return data.with_split(seed)
 
 
 def find(name: str, fingerprint: str, data_dir: str | Path | None, seed: int) -> Dataset | None:

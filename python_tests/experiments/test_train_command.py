@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from gatkernels import _checks, cli
+from gatkernels import cli
 from gatkernels.experiments import jobs, runs
 from gatkernels.experiments.training import Training, build_graph
 
@@ -239,23 +239,19 @@ def test_bad_input_is_one_line(args, message, train, capsys):
     assert "\n" not in error
 
 
+@pytest.mark.filterwarnings("ignore:.*is no longer used as device type")
 def test_a_device_that_cannot_compute_is_one_line(capsys):
     """Every kind of device that torch has a name for."""
     with pytest.raises(RuntimeError) as unknown:
         torch.device("toaster")
     names = re.search(r"one of (.*) device type", str(unknown.value))[1].split(", ")
     assert {"cpu", "cuda", "meta", "xla"} <= set(names)
-    for name in names:
-        try:
-            _checks.usable_device(name)
-        except ValueError as error:
-            assert str(error).startswith(f"--device {name} cannot be used: ")
-            assert "\n" not in str(error)
-            for command in (["verify"], ["bench", "--quick"], ["train", "cora"], ["demo"]):
-                assert run(*command, "--device", name) == 2
-                assert capsys.readouterr().err.count("\n") == 1
-        else:
-            assert name != "meta"
+    for name in {*names} - {"cpu", "cuda", "mps", "xpu"}:  # which may be there
+        for command in (["verify"], ["bench", "--quick"], ["train", "cora"], ["demo"]):
+            assert run(*command, "--device", name) == 2
+            error = capsys.readouterr().err
+            assert f"--device {name} cannot be used: " in error
+            assert error.count("\n") == 1
 
 
 def test_no_network_is_one_line(no_download, no_wheel, capsys):
