@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gatkernels import _checks, _ops
+from gatkernels._memo import Memo, watchable
 
 NodeCounts = int | tuple[int, int] | None
 
@@ -234,28 +232,32 @@ def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[in
     return count, count
 
 
-_cache: Any = WeakTensorKeyDictionary()
+_memo: Memo[Graph] = Memo()
 
 
 def cached_graph(
-    edge_index: Tensor, num_nodes: int | tuple[int, int], self_loops: bool = False
+    edge_index: Tensor,
+    num_nodes: int | tuple[int, int],
+    self_loops: bool = False,
+    given: Tensor | None = None,
 ) -> Graph:
     """``Graph.from_edge_index``, remembered for as long as ``edge_index`` lives unchanged.
 
-    A change in place (which torch counts in the tensor's version) builds the graph anew; changes
-    torch does not count, such as writing through ``edge_index.numpy()``, go unnoticed.
+    A change in place (which torch counts in the tensor's version) builds the graph anew. Of changes
+    torch does not count, such as writing through ``edge_index.numpy()``, most are noticed on the
+    CPU, where some of the ids are compared; on other devices they go unnoticed.
+
+    Args:
+        edge_index, num_nodes, self_loops: As in :meth:`Graph.from_edge_index`.
+        given: The tensor that the user holds, where ``edge_index`` is what it wraps.
     """
     _checks.edge_index("Graph.from_edge_index", edge_index)
-    if torch.compiler.is_compiling() or edge_index.is_inference():
+    given = edge_index if given is None else given
+    if not watchable(given):
         return Graph.from_edge_index(edge_index, num_nodes, self_loops)
     key = (num_nodes, self_loops)
-    version = (edge_index._version, edge_index.untyped_storage()._cdata, edge_index.shape)
-    entries = _cache.get(edge_index)
-    if entries is not None and key in entries and entries[key][0] == version:
-        found: Graph = entries[key][1]
-        return found
-    graph = Graph.from_edge_index(edge_index, num_nodes, self_loops)
-    if entries is None:
-        entries = _cache.setdefault(edge_index, {})
-    entries[key] = (version, graph)
-    return graph
+    found = _memo.find(given, (edge_index,), key)
+    if found is None:
+        found = Graph.from_edge_index(edge_index, num_nodes, self_loops)
+        _memo.keep(given, (edge_index,), key, found)
+    return found
