@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gatkernels._dropin import own, plain_tensors, runs
 from gatkernels._large import add_bias, dropout, linear
 from gatkernels.functional import gat_attention, gat_attention_packed
 from gatkernels.graph import Graph
@@ -14,8 +15,8 @@ from gatkernels.sparse import SparseRows
 
 Features = Tensor | SparseRows
 
-#: Classes whose forward is ``x @ weight.T + bias`` and nothing else.
-LINEAR_TYPES: set[type[nn.Module]] = {nn.Linear}
+#: Classes whose forward is ``x @ weight.T + bias`` and nothing else, with that forward.
+LINEAR_TYPES: dict[type[nn.Module], Any] = {nn.Linear: own(nn.Linear, "forward")}
 
 
 class Side(NamedTuple):
@@ -55,11 +56,13 @@ def product(x: Features, weight: Tensor) -> Tensor:
 def is_plain(lin: Any) -> bool:
     """Whether calling ``lin`` does no more than its weight and bias say.
 
-    Not where hooks watch it (so initialise lazy layers), nor where it was replaced (an adapter, a
-    quantised or parametrised layer); then the layer itself must be called.
+    Not where hooks watch it (so initialise lazy layers), nor where it or its forward was replaced
+    (an adapter, a quantised, offloaded or parametrised one); then the layer itself must be called.
     """
-    hooks = lin._forward_pre_hooks or lin._forward_hooks or lin._backward_hooks
-    return type(lin) in LINEAR_TYPES and not hooks and not lin._backward_pre_hooks
+    forward = LINEAR_TYPES.get(type(lin))
+    if forward is None or not runs(lin, forward):
+        return False
+    return plain_tensors(*lin._parameters.values())
 
 
 def project(x: Features, lin: Any) -> Tensor:
