@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gatkernels import _native, _ops
-from gatkernels.functional import draw_seed
+from gatkernels._ops import draw_seed
 
 
 def _plain(x: Tensor, elements: int) -> bool:

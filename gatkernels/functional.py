@@ -9,12 +9,8 @@ from torch import Tensor
 
 from gatkernels import _autograd, _checks, _dispatch, _ops, reference
 from gatkernels._autograd import Options
+from gatkernels._ops import draw_seed
 from gatkernels.graph import Graph
-
-
-def draw_seed(device: torch.device) -> Tensor:
-    """A fresh 64-bit dropout seed ``[1]`` from torch's generator of ``device``."""
-    return torch.empty(1, dtype=torch.int64, device=device).random_()
 
 
 def _promote(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:

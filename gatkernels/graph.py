@@ -80,8 +80,6 @@ class Graph:
         op = "Graph.from_edge_index"
         _checks.edge_index(op, edge_index)
         num_src, num_dst = _node_counts(op, edge_index, num_nodes)
-        if edge_index.shape[1] + min(num_src, num_dst) >= 2**31:
-            raise ValueError(f"{op}: 'edge_index' must hold fewer than 2^31 edges, loops included")
         edge_index = edge_index.detach()
         csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
         csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)

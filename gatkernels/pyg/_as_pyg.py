@@ -15,7 +15,8 @@ from torch_geometric.nn.aggr import SumAggregation
 from gatkernels._dropin import own, runs
 
 #: What message passing calls of a layer's class, in PyG's source.
-METHODS: tuple[str, ...] = ("edge_update", "message", "message_and_aggregate", "aggregate", "update",
+METHODS: tuple[str, ...]
+METHODS = ("edge_update", "message", "message_and_aggregate", "aggregate", "update",
            "_check_input", "_set_size", "_lift", "_index_select", "_index_select_safe")  # fmt: skip
 METHODS = tuple(name for name in METHODS if hasattr(MessagePassing, name))
 #: What PyG also generates code for, a function for each class.
@@ -101,12 +102,13 @@ def _why_not_traced(layer: Any, original: Any) -> str | None:
         return "message passing hooks are registered"
     kind, parent = type(layer), family(original)
     for name, function in zip(METHODS, _own_methods[parent], strict=True):
-        bound = getattr(getattr(layer, name), "__func__", None)
-        if getattr(kind, name) is not function or bound is not function:
+        getattr(layer, name)  # so that torch.compile guards against one put there later
+        if getattr(kind, name) is not function or name in layer.__dict__:
             return "a method of message passing is overridden"
     for name in GENERATED:
-        found = getattr(getattr(layer, name), "__func__", None)
-        if not any(found is function for function in _seen):
+        getattr(layer, name)
+        known = any(getattr(kind, name) is function for function in _seen)
+        if not known or name in layer.__dict__:
             return "a method of message passing is overridden"
     for name, function in zip(FUNCTIONS[:3], _own_functions[parent], strict=False):
         if getattr(_modules[parent], name) is not function:
