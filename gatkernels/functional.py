@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _autograd, _checks, _dispatch, _ops, reference
+from gatkernels import _autograd, _checks, _dispatch, _ops, _transforms, reference
 from gatkernels._autograd import Options
 from gatkernels._ops import draw_seed
 from gatkernels.graph import Graph
@@ -107,7 +107,9 @@ def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | Non
     backend = _dispatch.select(op, options.backend, _dispatch.Case(x.device, x.dtype))
     if backend != options.backend:
         options = Options(*options[:3], backend)
-    return options, draw_seed(x.device) if options.dropout > 0.0 else None
+    if options.dropout == 0.0:
+        return options, None
+    return options, (_transforms.draw_seed if _transforms.active() else draw_seed)(x.device)
 
 
 def _reference(
@@ -136,7 +138,11 @@ def _gat(
         score_src, score_dst = score_src.to(sums), score_dst.to(sums)
         edge_score = None if edge_score is None else edge_score.to(sums)
     scores = (score_src, score_dst, edge_score, seed)
-    out, alpha = _autograd.gat(graph, x, scores, options)
+    if _transforms.active():
+        call = _transforms.Call("gat", graph, options)
+        out, alpha = _transforms.attend(call, (x, *scores[:3]), seed)
+    else:
+        out, alpha = _autograd.gat(graph, x, scores, options)
     return out, None if alpha is None else alpha.to(x.dtype)
 
 
@@ -164,7 +170,8 @@ def gat_attention_packed(
     parts = [*_ops.split_packed(packed, heads, channels), None]
     options = Options(negative_slope, dropout, return_attention, backend)
     chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
-    if chosen == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
+    one_dtype = _checks.SUM_DTYPES[packed.dtype] == packed.dtype
+    if chosen == "reference" or not one_dtype or _transforms.active():
         return _gat(op, graph, parts, options)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
     options, seed = _choose(op, options, packed)
@@ -236,7 +243,11 @@ def _gatv2(
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])
-    out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
+    if _transforms.active():
+        call = _transforms.Call("gatv2", graph, options)
+        out, alpha = _transforms.attend(call, (x_src, x_dst, att, edge), seed)
+    else:
+        out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
     return out, None if alpha is None else alpha.to(x_src.dtype)
 
 

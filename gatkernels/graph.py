@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from gatkernels import _checks, _ops
 from gatkernels._memo import Memo, watchable
@@ -79,6 +80,7 @@ class Graph:
         """
         op = "Graph.from_edge_index"
         _checks.edge_index(op, edge_index)
+        edge_index = _untransformed(edge_index)
         num_src, num_dst = _node_counts(op, edge_index, num_nodes)
         edge_index = edge_index.detach()
         csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
@@ -230,6 +232,18 @@ def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[in
     return count, count
 
 
+def _untransformed(edge_index: Tensor) -> Tensor:
+    """The tensor that ``torch.func`` transforms have wrapped."""
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(edge_index):
+        if _functorch.is_batchedtensor(edge_index):
+            raise ValueError(
+                "Graph.from_edge_index: 'edge_index' cannot be mapped over by vmap; "
+                "call the layer for each graph, or join the graphs to one"
+            )
+        edge_index = _functorch.get_unwrapped(edge_index)
+    return edge_index
+
+
 _memo: Memo[Graph] = Memo()
 
 
@@ -250,6 +264,7 @@ def cached_graph(
         given: The tensor that the user holds, where ``edge_index`` is what it wraps.
     """
     _checks.edge_index("Graph.from_edge_index", edge_index)
+    edge_index = _untransformed(edge_index)
     given = edge_index if given is None else given
     if not watchable(given):
         return Graph.from_edge_index(edge_index, num_nodes, self_loops)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gatkernels import _ops
+from gatkernels import _ops, _transforms
 from gatkernels._large import dropout
 from gatkernels._memo import Memo, sparse_parts, watchable
 
@@ -40,15 +40,15 @@ class SparseRows(NamedTuple):
 
         The structure is remembered while that tensor lives unchanged.
         """
-        found = None
-        if watchable(matrix):
+        with _transforms.untransformed():
+            if not watchable(matrix):
+                return cls._build(matrix)._replace(values=matrix.values())
             parts = sparse_parts(matrix)
             found = _memo.find(matrix, parts, None)
             if found is None:
                 found = cls._build(matrix)
                 _memo.keep(matrix, parts, None, found)
-        built = found or cls._build(matrix)
-        return built._replace(values=matrix.values())
+            return found._replace(values=matrix.values())
 
     @classmethod
     def _build(cls, matrix: Tensor) -> SparseRows:
@@ -73,8 +73,16 @@ class SparseRows(NamedTuple):
 
     def matmul(self, dense: Tensor) -> Tensor:
         """``self @ dense`` for ``dense [columns, width]``, differentiable in both."""
+        if _transforms.active():
+            return self._matmul(dense)
         result: Tensor = _SparseProduct.apply(self, self.values, dense, False)
         return result
+
+    def _matmul(self, dense: Tensor) -> Tensor:
+        """The same in torch's ops, which can be transformed; makes ``[values, width]``."""
+        row = torch.repeat_interleave(self.crow.diff())
+        terms = self.values[:, None] * dense[self.col]
+        return terms.new_zeros(self.shape[0], dense.shape[1]).index_add(0, row, terms)
 
     def linear(self, weight: Tensor) -> Tensor:
         """``self @ weight.T`` for ``weight [out, columns]``, differentiable in both."""
