@@ -242,6 +242,12 @@ def _elu_dropout_backward(grad: Tensor, x: Tensor, p: float, seed: Tensor | None
     return _native.feature_dropout(x, p, seed, _native.ELU_GRAD, grad)
 
 
+def exporting_to_onnx() -> bool:
+    """Whether the program is for runtimes that have torch's ops alone."""
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return traced and torch.onnx.is_in_onnx_export()
+
+
 def draw_seed(device: torch.device) -> Tensor:
     """A fresh 64-bit dropout seed ``[1]`` from torch's generator of ``device``.
 

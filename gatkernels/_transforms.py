@@ -111,7 +111,7 @@ class _Attention(torch.autograd.Function):
         info: Any, in_dims: tuple[Any, ...], call: Call, seed: Tensor | None, *inputs: Tensor | None
     ) -> Any:
         size = info.batch_size
-        seed_dim, *dims = in_dims[1:]
+        seed_dim, dims = in_dims[1], in_dims[2:]
         front = [_in_front(t, dim, size) for t, dim in zip(inputs, dims, strict=True)]
         if call.options.dropout > 0.0:  # a mask is drawn by head: folded heads would have others
             each = []
@@ -128,8 +128,8 @@ class _Attention(torch.autograd.Function):
             att = front[2]
             assert att is not None
             folded[2] = att.flatten(0, 1)
-        results = [r for r in attend(call, tuple(folded), seed) if r is not None]
-        unfolded = tuple(r.unflatten(1, (size, -1)).movedim(1, 0) for r in results)
+        found = [r for r in attend(call, tuple(folded), seed) if r is not None]
+        unfolded = tuple(r.unflatten(1, (size, -1)).movedim(1, 0) for r in found)
         return unfolded, (0,) * len(unfolded)
 
 

@@ -101,10 +101,16 @@ def gat_attention(
     return _result(*_gat(op, graph, inputs, options))
 
 
+def _select(op: str, backend: str, x: Tensor) -> str:
+    if _ops.exporting_to_onnx():
+        return "reference"
+    return _dispatch.select(op, backend, _dispatch.Case(x.device, x.dtype))
+
+
 def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | None]:
     """``options``, checked, with the backend that is to run the call on ``x``; dropout's seed."""
     _checks.options(op, *options[:2])
-    backend = _dispatch.select(op, options.backend, _dispatch.Case(x.device, x.dtype))
+    backend = _select(op, options.backend, x)
     if backend != options.backend:
         options = Options(*options[:3], backend)
     if options.dropout == 0.0:
@@ -169,7 +175,7 @@ def gat_attention_packed(
     channels = packed.shape[1] // heads - 2
     parts = [*_ops.split_packed(packed, heads, channels), None]
     options = Options(negative_slope, dropout, return_attention, backend)
-    chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
+    chosen = _select(op, backend, packed)
     one_dtype = _checks.SUM_DTYPES[packed.dtype] == packed.dtype
     if chosen == "reference" or not one_dtype or _transforms.active():
         return _gat(op, graph, parts, options)

@@ -83,6 +83,8 @@ class Graph:
         edge_index = _untransformed(edge_index)
         num_src, num_dst = _node_counts(op, edge_index, num_nodes)
         edge_index = edge_index.detach()
+        if _ops.exporting_to_onnx():
+            return _EdgeList(edge_index, num_src, num_dst, self_loops)
         csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
         csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
         return cls(num_src, num_dst, csr, csc, self_loops)
@@ -204,6 +206,23 @@ class Graph:
             f"Graph(num_src={self.num_src}, num_dst={self.num_dst}, "
             f"num_edges={self.num_edges}{loops}, device='{self.device}')"
         )
+
+
+class _EdgeList(Graph):
+    """The edges in the order they were given, all that the reference reads: for ONNX exports."""
+
+    def __init__(self, edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> None:
+        src, dst = edge_index[0].long(), edge_index[1].long()
+        if self_loops:
+            loops = torch.arange(torch.sym_min(num_src, num_dst), device=src.device)
+            dst = torch.cat([torch.where(src == dst, num_dst, dst), loops])
+            src = torch.cat([src, loops])
+        place = torch.arange(src.shape[0], device=src.device)
+        self._edges = (src, dst, place)
+        super().__init__(num_src, num_dst, (dst, src, place), (src, dst, place), self_loops)
+
+    def csr_edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._edges
 
 
 def _expand(pointer: Tensor, count: int) -> Tensor:
