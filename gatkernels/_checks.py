@@ -62,7 +62,7 @@ def same_device(op: str, name: str, value: Tensor, device: torch.device, where: 
 
 
 def graph_argument(op: str, graph: Any) -> None:
-    if not hasattr(graph, "colptr"):  # Graph's module imports this one
+    if not hasattr(graph, "rowptr"):  # Graph's module imports this one
         raise TypeError(
             f"{op}: 'graph' must be a gatkernels.Graph, got {type(graph).__name__}; "
             "build one with Graph.from_edge_index(edge_index, num_nodes)"

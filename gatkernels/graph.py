@@ -48,13 +48,14 @@ class Graph:
         num_src: int,
         num_dst: int,
         csr: tuple[Tensor, Tensor, Tensor],
-        csc: tuple[Tensor, Tensor, Tensor],
+        csc: tuple[Tensor, Tensor, Tensor] | None,
         self_loops: bool = False,
     ) -> None:
         self.num_src = num_src
         self.num_dst = num_dst
         self.rowptr, self.col, self.eid = csr
-        self.colptr, self.row, self.ceid = csc
+        if csc is not None:
+            self.colptr, self.row, self.ceid = csc
         self.num_edges = self.col.shape[0]
         self.self_loops = self_loops
 
@@ -86,8 +87,18 @@ class Graph:
         if _ops.exporting_to_onnx():
             return _EdgeList(edge_index, num_src, num_dst, self_loops)
         csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
-        csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
+        csc = None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # else only if asked for
+            csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
         return cls(num_src, num_dst, csr, csc, self_loops)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """The edges by source where they were not needed until now: a backward reads them."""
+        if name not in ("colptr", "row", "ceid") or "rowptr" not in self.__dict__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        self.colptr, self.row, self.ceid = _by_source(self)
+        found: Tensor = self.__dict__[name]
+        return found
 
     @classmethod
     def from_csr(cls, rowptr: Tensor, col: Tensor, num_src: int | None = None) -> Graph:
@@ -191,7 +202,9 @@ class Graph:
         if self.device == torch.device(device):
             return self
         csr = (self.rowptr.to(device), self.col.to(device), self.eid.to(device))
-        csc = (self.colptr.to(device), self.row.to(device), self.ceid.to(device))
+        csc = None
+        if "colptr" in self.__dict__:
+            csc = (self.colptr.to(device), self.row.to(device), self.ceid.to(device))
         return Graph(self.num_src, self.num_dst, csr, csc, self.self_loops)
 
     def reverse(self) -> Graph:
@@ -206,6 +219,16 @@ class Graph:
             f"Graph(num_src={self.num_src}, num_dst={self.num_dst}, "
             f"num_edges={self.num_edges}{loops}, device='{self.device}')"
         )
+
+
+def _by_source(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """CSC of a graph that has CSR alone, with the edges of a source in the user's order."""
+    used = graph.used_edge_ids()
+    edge_index, counts = graph.edge_index, (graph.num_src, graph.num_dst)
+    colptr, row, place = _ops.build_csr(edge_index, *counts, True, False)
+    row_of_all, ceid = torch.zeros_like(graph.col), torch.zeros_like(graph.eid)
+    row_of_all[: used.shape[0]], ceid[: used.shape[0]] = row, used[place.long()].int()
+    return colptr, row_of_all, ceid
 
 
 class _EdgeList(Graph):
