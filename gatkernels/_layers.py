@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gatkernels import _transforms
 from gatkernels._dropin import own, plain_tensors, runs
 from gatkernels._large import add_bias, dropout, linear
 from gatkernels.functional import gat_attention, gat_attention_packed
@@ -42,6 +43,39 @@ def carried(weight: Tensor, *atts: Tensor) -> Tensor:
     per_head = weight.unflatten(0, tuple(att.shape[1:]))  # [H, C, F]
     columns: Tensor = (att.transpose(0, 1) @ per_head).transpose(0, 1).flatten(0, 1)
     return columns
+
+
+class _WithScores(torch.autograd.Function):
+    """``weight`` and :func:`carried` below each other, as one step of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *atts: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, *atts)
+        return torch.cat([weight, carried(weight, *atts)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weight, *atts = ctx.saved_tensors
+        _, heads, channels = atts[0].shape
+        width, count = weight.shape[0], len(atts)
+        per_head = weight.unflatten(0, (heads, channels))  # [H, C, F]
+        scores = grad[width:].unflatten(0, (count, heads)).transpose(0, 1)  # [H, S, F]
+        att = torch.cat(atts).transpose(0, 1)  # [H, S, C]
+        grad_weight = grad_atts = None
+        if ctx.needs_input_grad[0]:
+            grad_weight = grad[:width] + (att.transpose(1, 2) @ scores).flatten(0, 1)
+        if any(ctx.needs_input_grad[1:]):
+            grad_atts = scores @ per_head.transpose(1, 2)
+        split = [None] * count if grad_atts is None else grad_atts.transpose(0, 1).split(1)
+        return grad_weight, *split
+
+
+def with_scores(weight: Tensor, *atts: Tensor) -> Tensor:
+    """``[H*C + S*H, F]``: the projection, and below it what it makes of each ``att``."""
+    if torch.compiler.is_compiling() or _transforms.active():
+        return torch.cat([weight, carried(weight, *atts)])
+    joined: Tensor = _WithScores.apply(weight, *atts)
+    return joined
 
 
 def product(x: Features, weight: Tensor) -> Tensor:
@@ -140,7 +174,7 @@ def attend(
             atts.append(target.att)
         elif target is not None:
             score_dst = product(target.x, carried(target.lin.weight, target.att))
-        packed = product(source.x, torch.cat([weight, carried(weight, *atts)]))
+        packed = product(source.x, with_scores(weight, *atts))
         if same and edge_score is None and feature_dropout == 0.0:
             return gat_attention_packed(graph, packed, source.heads, **options)
         width, heads = weight.shape[0], source.heads
