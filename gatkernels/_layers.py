@@ -74,7 +74,7 @@ def with_scores(weight: Tensor, *atts: Tensor) -> Tensor:
     """``[H*C + S*H, F]``: the projection, and below it what it makes of each ``att``."""
     if torch.compiler.is_compiling() or _transforms.active():
         return torch.cat([weight, carried(weight, *atts)])
-    joined: Tensor = _WithScores.apply(weight, *atts)
+    joined: Tensor = _WithScores.apply(weight, *atts)  # type: ignore[no-untyped-call]
     return joined
 
 

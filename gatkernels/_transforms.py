@@ -102,7 +102,7 @@ class _Attention(torch.autograd.Function):
                 full[place] = t
             return _by_reference(ctx.call, seed, *full)
 
-        _, pull = torch.func.vjp(formula, *(inputs[place] for place in present))
+        pull = torch.func.vjp(formula, *(inputs[place] for place in present))[1]
         found = dict(zip(present, pull(grads), strict=True))
         return None, None, *(found.get(place) for place in range(len(inputs)))
 

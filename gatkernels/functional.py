@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gatkernels import _autograd, _checks, _dispatch, _ops, _transforms, reference
 from gatkernels._autograd import Options
+from gatkernels._compact import compact, spread
 from gatkernels._ops import draw_seed
 from gatkernels.graph import Graph
 
@@ -143,6 +144,17 @@ def _gat(
     if sums != x.dtype:
         score_src, score_dst = score_src.to(sums), score_dst.to(sums)
         edge_score = None if edge_score is None else edge_score.to(sums)
+    few = compact(graph)
+    if few is not None and not _transforms.active():
+        scores = (
+            score_src.index_select(0, few.src),
+            score_dst.index_select(0, few.dst),
+            edge_score,
+            seed,
+        )
+        out, alpha = _autograd.gat(few.graph, x.index_select(0, few.src), scores, options)
+        out = spread(out, few.dst, graph.num_dst)
+        return out, None if alpha is None else alpha.to(x.dtype)
     scores = (score_src, score_dst, edge_score, seed)
     if _transforms.active():
         call = _transforms.Call("gat", graph, options)
@@ -181,6 +193,13 @@ def gat_attention_packed(
         return _gat(op, graph, parts, options)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
     options, seed = _choose(op, options, packed)
+    few = compact(graph)
+    if few is not None:
+        sizes = (heads, channels)
+        out, alpha = _autograd.gat_packed(
+            few.graph, packed.index_select(0, few.src), sizes, seed, options
+        )
+        return spread(out, few.dst, graph.num_dst), alpha
     return _autograd.gat_packed(graph, packed, (heads, channels), seed, options)
 
 
@@ -249,6 +268,12 @@ def _gatv2(
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])
+    few = compact(graph)
+    if few is not None and not _transforms.active():
+        parts = (x_src.index_select(0, few.src), x_dst.index_select(0, few.dst), att, edge, seed)
+        out, alpha = _autograd.gatv2(few.graph, parts, options)
+        out = spread(out, few.dst, graph.num_dst)
+        return out, None if alpha is None else alpha.to(x_src.dtype)
     if _transforms.active():
         call = _transforms.Call("gatv2", graph, options)
         out, alpha = _transforms.attend(call, (x_src, x_dst, att, edge), seed)

@@ -102,7 +102,8 @@ def _in_order(values: Tensor) -> Tensor:
     distinct, inverse = values.unique(return_inverse=True)
     first = torch.full_like(distinct, values.shape[0])
     first.scatter_reduce_(0, inverse, torch.arange(values.shape[0]), "amin")
-    return distinct[torch.argsort(first)]
+    ordered: Tensor = distinct[torch.argsort(first)]
+    return ordered
 
 
 class Network(nn.Module):
@@ -139,7 +140,7 @@ class Result:
 
 def _step(model: nn.Module, batch: Batch, features: Tensor) -> Tensor:
     model.zero_grad()
-    out = model(features[batch.nodes], batch.edge_index)[: batch.seeds]
+    out: Tensor = model(features[batch.nodes], batch.edge_index)[: batch.seeds]
     F.cross_entropy(out, batch.nodes[: batch.seeds] % WIDTH).backward()
     return out.detach()
 
