@@ -76,7 +76,7 @@ def same_device(op: str, name: str, value: Tensor, device: torch.device, where: 
 
 
 def graph_argument(op: str, graph: Any) -> None:
-    if not hasattr(graph, "colptr"):  # Graph's module imports this one
+    if not hasattr(graph, "rowptr"):  # Graph's module imports this one
         raise TypeError(
             f"{op}: 'graph' must be a gatkernels.Graph, got {type(graph).__name__}; "
             "build one with Graph.from_edge_index(edge_index, num_nodes)"
@@ -188,11 +188,21 @@ def index_vector(op: str, name: str, value: Any) -> None:
 def node_count(op: str, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: '{name}' must be an int, got {type(value).__name__}")
+    if torch.compiler.is_compiling():  # a size of a tensor; a bound would be one of the program
+        return value  # type: ignore[return-value]
     if value < 0:
         raise ValueError(f"{op}: '{name}' must not be negative, got {value}")
     if value >= 2**31:
         raise ValueError(f"{op}: '{name}' must be below 2^31, got {value}")
     return value  # type: ignore[return-value]
+
+
+def edge_count(op: str, edge_index: Tensor, num_src: int, num_dst: int) -> None:
+    """Where the arrays are built, so that an exported program has no bound on its sizes."""
+    if edge_index.shape[1] + min(num_src, num_dst) >= 2**31:
+        raise ValueError(f"{op}: 'edge_index' must hold fewer than 2^31 edges, loops included")
+    if max(num_src, num_dst) >= 2**31:
+        raise ValueError(f"{op}: 'num_nodes' must be below 2^31, got {max(num_src, num_dst)}")
 
 
 def node_id_out_of_range(op: str, name: str, bad: int, position: int, count: int) -> ValueError:

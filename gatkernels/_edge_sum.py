@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatkernels import _transforms
 from gatkernels.graph import Graph
 
 #: Nodes of about one degree: their ids ``[n]``, and the ids of their edges ``[n, width]`` int32,
@@ -39,6 +40,19 @@ def _with_zero_row(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
 
 
+def _sums(alpha: Tensor, features: Tensor, groups: list[Group], num_dst: int) -> Tensor:
+    alpha, features = _with_zero_row(alpha), _with_zero_row(features)
+    out = features.new_zeros(num_dst, alpha.shape[1], features.shape[1])
+    for nodes, edges in groups:
+        found = _take(alpha, edges).transpose(1, 2) @ _take(features, edges)
+        out = (
+            out.index_add(0, nodes, found)
+            if _transforms.active()
+            else out.index_copy_(0, nodes, found)
+        )
+    return out
+
+
 class _EdgeSum(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -46,11 +60,7 @@ class _EdgeSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(alpha, features)
         ctx.groups = groups
-        alpha, features = _with_zero_row(alpha), _with_zero_row(features)
-        out = features.new_zeros(num_dst, alpha.shape[1], features.shape[1])
-        for nodes, edges in groups:
-            out[nodes] = _take(alpha, edges).transpose(1, 2) @ _take(features, edges)
-        return out
+        return _sums(alpha, features, groups, num_dst)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -80,5 +90,7 @@ def edge_sum(alpha: Tensor, features: Tensor, groups: list[Group], num_dst: int)
     Returns:
         ``[num_dst, heads, channels]``. Nothing of size ``num_edges x heads x channels`` is made.
     """
+    if _transforms.active():
+        return _sums(alpha, features, groups, num_dst)
     result: Tensor = _EdgeSum.apply(alpha, features, groups, num_dst)
     return result

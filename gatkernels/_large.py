@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatkernels import _native, _ops
-from gatkernels.functional import draw_seed
+from gatkernels import _native, _ops, _transforms
+from gatkernels._ops import draw_seed
 
 
 def _plain(x: Tensor, elements: int) -> bool:
@@ -26,6 +26,7 @@ def _plain(x: Tensor, elements: int) -> bool:
         or elements * x.element_size() < _native.LARGE
         or _native.cpu_missing is not None
         or torch.is_autocast_enabled("cpu")
+        or _transforms.active()
     )
 
 
@@ -100,7 +101,8 @@ class _EluDropout(torch.autograd.Function):
 
 def _native_values(x: Tensor) -> bool:
     float_type = x.dtype in (torch.float32, torch.float64)
-    return x.device.type == "cpu" and float_type and _native.cpu_missing is None
+    native = x.device.type == "cpu" and float_type and _native.cpu_missing is None
+    return native and not _transforms.active()
 
 
 def elu_dropout(x: Tensor, p: float) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gatkernels import _transforms
+from gatkernels._dropin import own, plain_tensors, runs
 from gatkernels._large import add_bias, dropout, linear
 from gatkernels.functional import gat_attention, gat_attention_packed
 from gatkernels.graph import Graph
@@ -14,8 +16,8 @@ from gatkernels.sparse import SparseRows
 
 Features = Tensor | SparseRows
 
-#: Classes whose forward is ``x @ weight.T + bias`` and nothing else.
-LINEAR_TYPES: set[type[nn.Module]] = {nn.Linear}
+#: Classes whose forward is ``x @ weight.T + bias`` and nothing else, with that forward.
+LINEAR_TYPES: dict[type[nn.Module], Any] = {nn.Linear: own(nn.Linear, "forward")}
 
 
 class Side(NamedTuple):
@@ -43,6 +45,39 @@ def carried(weight: Tensor, *atts: Tensor) -> Tensor:
     return columns
 
 
+class _WithScores(torch.autograd.Function):
+    """``weight`` and :func:`carried` below each other, as one step of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *atts: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, *atts)
+        return torch.cat([weight, carried(weight, *atts)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        weight, *atts = ctx.saved_tensors
+        _, heads, channels = atts[0].shape
+        width, count = weight.shape[0], len(atts)
+        per_head = weight.unflatten(0, (heads, channels))  # [H, C, F]
+        scores = grad[width:].unflatten(0, (count, heads)).transpose(0, 1)  # [H, S, F]
+        att = torch.cat(atts).transpose(0, 1)  # [H, S, C]
+        grad_weight = grad_atts = None
+        if ctx.needs_input_grad[0]:
+            grad_weight = grad[:width] + (att.transpose(1, 2) @ scores).flatten(0, 1)
+        if any(ctx.needs_input_grad[1:]):
+            grad_atts = scores @ per_head.transpose(1, 2)
+        split = [None] * count if grad_atts is None else grad_atts.transpose(0, 1).split(1)
+        return grad_weight, *split
+
+
+def with_scores(weight: Tensor, *atts: Tensor) -> Tensor:
+    """``[H*C + S*H, F]``: the projection, and below it what it makes of each ``att``."""
+    if torch.compiler.is_compiling() or _transforms.active():
+        return torch.cat([weight, carried(weight, *atts)])
+    joined: Tensor = _WithScores.apply(weight, *atts)  # type: ignore[no-untyped-call]
+    return joined
+
+
 def product(x: Features, weight: Tensor) -> Tensor:
     """``x @ weight.T`` for dense, sparse CSR, or prepared sparse features."""
     if isinstance(x, SparseRows):
@@ -55,11 +90,13 @@ def product(x: Features, weight: Tensor) -> Tensor:
 def is_plain(lin: Any) -> bool:
     """Whether calling ``lin`` does no more than its weight and bias say.
 
-    Not where hooks watch it (so initialise lazy layers), nor where it was replaced (an adapter, a
-    quantised or parametrised layer); then the layer itself must be called.
+    Not where hooks watch it (so initialise lazy layers), nor where it or its forward was replaced
+    (an adapter, a quantised, offloaded or parametrised one); then the layer itself must be called.
     """
-    hooks = lin._forward_pre_hooks or lin._forward_hooks or lin._backward_hooks
-    return type(lin) in LINEAR_TYPES and not hooks and not lin._backward_pre_hooks
+    forward = LINEAR_TYPES.get(type(lin))
+    if forward is None or not runs(lin, forward):
+        return False
+    return plain_tensors(*lin._parameters.values())
 
 
 def project(x: Features, lin: Any) -> Tensor:
@@ -137,7 +174,7 @@ def attend(
             atts.append(target.att)
         elif target is not None:
             score_dst = product(target.x, carried(target.lin.weight, target.att))
-        packed = product(source.x, torch.cat([weight, carried(weight, *atts)]))
+        packed = product(source.x, with_scores(weight, *atts))
         if same and edge_score is None and feature_dropout == 0.0:
             return gat_attention_packed(graph, packed, source.heads, **options)
         width, heads = weight.shape[0], source.heads

@@ -23,7 +23,7 @@ _GRADS = "Tensor? alpha, Tensor grad, Tensor? grad_alpha, str backend"
 
 _library = torch.library.Library("gatkernels", "DEF")
 for _schema in (
-    "build_csr(Tensor edge_index, int num_src, int num_dst, bool by_source, bool self_loops)"
+    "build_csr(Tensor edge_index, SymInt num_src, SymInt num_dst, bool by_source, bool self_loops)"
     " -> (Tensor rowptr, Tensor col, Tensor eid)",
     f"gat_forward({_GRAPH}, {_GAT}, bool training, bool statistics, str backend)"
     " -> (Tensor out, Tensor out_pos, Tensor stats)",
@@ -46,6 +46,7 @@ for _schema in (
     "elu_dropout_backward(Tensor grad, Tensor x, float p, Tensor? seed) -> Tensor",
 ):
     _library.define(_schema)
+_library.define("draw_seed(Tensor like) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
 
 
 def _build_csr_torch(
@@ -77,6 +78,7 @@ def build_csr(
 def _build_csr(
     edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _checks.edge_count("Graph.from_edge_index", edge_index, num_src, num_dst)
     src, dst = edge_index[0], edge_index[1]
     row, other, num_rows, num_others = (
         (src, dst, num_src, num_dst) if by_source else (dst, src, num_dst, num_src)
@@ -240,6 +242,31 @@ def _elu_dropout_backward(grad: Tensor, x: Tensor, p: float, seed: Tensor | None
     return _native.feature_dropout(x, p, seed, _native.ELU_GRAD, grad)
 
 
+def exporting_to_onnx() -> bool:
+    """Whether the program is for runtimes that have torch's ops alone."""
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return traced and torch.onnx.is_in_onnx_export()
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A fresh 64-bit dropout seed ``[1]`` from torch's generator of ``device``.
+
+    An op of its own where compiled, so that eager and compiled code draw the same. Its argument
+    says the device, and is fresh so that no two calls are taken for one.
+    """
+    if torch.compiler.is_compiling():
+        like = _empty(0, dtype=torch.int64, device=device)
+        seed: Tensor = torch.ops.gatkernels.draw_seed(like)
+        return seed
+    return _draw_seed(_empty(0, dtype=torch.int64, device=device))
+
+
+def _draw_seed(like: Tensor) -> Tensor:
+    return like.new_empty(1).random_()
+
+
+_empty = torch.empty
+
 for _name, _kernel in {
     "gat_forward": _gat_forward,
     "gat_alpha": _gat_alpha,
@@ -252,6 +279,7 @@ for _name, _kernel in {
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _kernel, _key)
 _library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
+_library.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
 _library.impl("sparse_product", _sparse_product, "CPU")
 _library.impl("sparse_product", _sparse_product, "CUDA")
 _library.impl("sparse_transposed_product", _sparse_transposed_product, "CPU")
@@ -275,6 +303,11 @@ def _(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int) ->
 @torch.library.register_fake("gatkernels::elu_dropout_backward", lib=_library)
 def _(x: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("gatkernels::draw_seed", lib=_library)
+def _(like: Tensor) -> Tensor:
+    return like.new_empty(1)
 
 
 @torch.library.register_fake("gatkernels::build_csr", lib=_library)

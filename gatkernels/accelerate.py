@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gatkernels._dropin import FRAMEWORKS, DropIn, fallbacks
+from gatkernels._dropin import FRAMEWORKS, DropIn, derived, fallbacks, is_derived
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Report:
     """
 
     layers: tuple[Layer, ...]
+    #: Frameworks that are imported but cannot be used, each with the error.
+    unusable: tuple[tuple[str, str], ...] = ()
 
     @property
     def swapped(self) -> list[Layer]:
@@ -46,20 +48,28 @@ class Report:
         return [layer for layer in self.layers if layer.reason is not None]
 
     def __str__(self) -> str:
-        if not self.layers:
-            return "gatkernels: no graph attention layer found"
         lines = [f"gatkernels: {len(self.swapped)} of {len(self.layers)} layers swapped"]
+        if not self.layers:
+            lines = ["gatkernels: no graph attention layer found"]
         rows = [(layer.name or "(the model)", type(layer.module), layer) for layer in self.layers]
-        width = max(len(name) for name, _, _ in rows)
-        kind_width = max(len(kind.__name__) for _, kind, _ in rows)
+        width = max((len(name) for name, _, _ in rows), default=0)
+        kind_width = max((len(kind.__name__) for _, kind, _ in rows), default=0)
         for name, kind, layer in rows:
-            state = "fused" if layer.reason is None else f"stays: {layer.reason}"
-            lines.append(f"  {name:{width}}  {kind.__name__:{kind_width}}  {state}")
+            lines.append(f"  {name:{width}}  {kind.__name__:{kind_width}}  {_state(layer)}")
             for why, count in layer.fallbacks.items():
                 lines.append(f"  {'':{width}}  {count} call{'s'[: count > 1]} fell back: {why}")
+        lines += [f"  layers of {name} were left alone: {error}" for name, error in self.unusable]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+
+def _state(layer: Layer) -> str:
+    if layer.reason is not None:
+        return f"stays: {layer.reason}"
+    module: Any = layer.module
+    now = module.why_not_now(module) if isinstance(module, DropIn) else None
+    return "fused" if now is None else f"fused, but for now calls fall back: {now}"
 
 
 def accelerate(model: nn.Module) -> Report:
@@ -68,7 +78,9 @@ def accelerate(model: nn.Module) -> Report:
     A layer keeps its parameters, hooks, device and training mode; only its class changes, to the
     subclass of the same name in ``gatkernels.pyg`` or ``gatkernels.dgl``. Works on whatever holds
     the layers (``Sequential``, ``HeteroConv``, ``to_hetero``, a DDP-wrapped or compiled model).
-    Calls that the fused path cannot do run the framework's own code; the report counts them.
+    Calls that the fused path cannot do run the framework's own code; the report counts them. A
+    subclass that changes only how a layer is set up is swapped too, one with its own computation is
+    not, nor is a layer whose ``forward`` was replaced.
 
     Returns:
         A report that prints which layers were swapped, and which stay and why.
@@ -76,23 +88,37 @@ def accelerate(model: nn.Module) -> Report:
     Raises:
         TypeError: If ``model`` is not a module.
     """
-    table = _drop_ins()
+    table, unusable = _drop_ins()
     layers = []
     for name, module in _modules("accelerate", model):
         kind = type(module)
-        if isinstance(module, DropIn):
-            layers.append(Layer(name, module, module.why_not(module)))
-        elif kind in table:
-            reason = table[kind].why_not(module)
-            if reason is None:
-                module.__class__ = table[kind]  # type: ignore[assignment]
+        parent = next((c for c in kind.__mro__ if c in table), None)
+        if isinstance(module, DropIn) or parent is not None:
+            ours: Any = kind if isinstance(module, DropIn) else _ours(kind, parent, table)
+            reason = _why_not(module, ours, parent)
+            if reason is None and kind is not ours:
+                module.__class__ = ours
                 fallbacks(module).clear()
+                ours.why_not_now(module)  # a first look, which later ones remember
             layers.append(Layer(name, module, reason))
-        elif parent := next((c for c in kind.__mro__ if c in table), None):
-            layers.append(
-                Layer(name, module, f"a subclass of {parent.__name__}, with its own code")
-            )
-    return Report(tuple(layers))
+    return Report(tuple(layers), tuple(unusable.items()))
+
+
+def _ours(kind: Any, parent: Any, table: dict[Any, Any]) -> Any:
+    """The drop-in of ``kind``; None where it has its own code."""
+    if kind is parent:
+        return table[kind]
+    return derived(table[parent], kind) if table[parent].computes_alike(kind) else None
+
+
+def _why_not(module: Any, ours: Any, parent: Any) -> str | None:
+    """Why no call of ``module`` would be fused."""
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    if ours is None:
+        return f"a subclass of {parent.__name__}, with its own code"
+    reason: str | None = ours.why_not(module)
+    return reason
 
 
 def restore(model: nn.Module) -> None:
@@ -103,9 +129,10 @@ def restore(model: nn.Module) -> None:
     Raises:
         TypeError: If ``model`` is not a module.
     """
-    ours = set(_drop_ins().values())
+    loaded = [sys.modules[name] for name in FRAMEWORKS.values() if name in sys.modules]
+    ours = {kind for module in loaded for kind in getattr(module, "DROP_INS", {}).values()}
     for _, module in _modules("restore", model):
-        if isinstance(module, DropIn) and type(module) in ours:
+        if isinstance(module, DropIn) and (type(module) in ours or is_derived(type(module))):
             module.__class__ = module.original  # type: ignore[assignment]
 
 
@@ -115,10 +142,14 @@ def _modules(op: str, model: Any) -> list[tuple[str, nn.Module]]:
     return list(model.named_modules())
 
 
-def _drop_ins() -> dict[type[nn.Module], type[DropIn]]:
-    """The drop-ins of all frameworks that the user has imported."""
+def _drop_ins() -> tuple[dict[type[nn.Module], type[DropIn]], dict[str, str]]:
+    """The drop-ins of all frameworks that the user has imported, and which have none, and why."""
     table: dict[type[nn.Module], type[DropIn]] = {}
+    unusable = {}
     for theirs, ours in FRAMEWORKS.items():
         if sys.modules.get(theirs) is not None:
-            table |= importlib.import_module(ours).DROP_INS
-    return table
+            try:
+                table |= importlib.import_module(ours).DROP_INS
+            except Exception as error:  # an old release, or another package of that name
+                unusable[theirs] = f"{type(error).__name__}: {error}"
+    return table, unusable

@@ -7,6 +7,7 @@ raises DGL's own errors. With attention dropout the random stream is gatkernels'
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ except ImportError as error:
     raise ImportError("gatkernels.dgl needs DGL >= 1.1: https://www.dgl.ai/pages/start") from error
 
 from gatkernels import _dispatch
-from gatkernels._dropin import DropIn, drop_ins
+from gatkernels._dropin import DropIn, drop_ins, own, plain_tensors, runs
 from gatkernels._edge_sum import Group, edge_sum, groups_of
 from gatkernels._large import add_bias
 from gatkernels._layers import Side, attend, autocast, carried, is_plain, product, project
@@ -29,7 +30,12 @@ from gatkernels.graph import Graph
 __all__ = ["DROP_INS", "EdgeGATConv", "GATConv", "GATv2Conv"]
 
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_LAYERS = (conv.GATConv, conv.GATv2Conv, conv.EdgeGATConv)
+_forwards = {cls: own(cls, "forward") for cls in _LAYERS}
+_modules = {cls: sys.modules[cls.__module__] for cls in _LAYERS}
+_edge_softmax = dgl.nn.functional.edge_softmax
+_dropout, _leaky_relu = own(nn.Dropout, "forward"), own(nn.LeakyReLU, "forward")
+_messages = {name: own(dgl.DGLGraph, name) for name in ("apply_edges", "update_all")}
 
 
 class _Unfused(Exception):
@@ -108,6 +114,21 @@ class _Fused(DropIn):
                 return f"{name} is a {found.__name__}"
         return None
 
+    @classmethod
+    def computes_alike(cls, kind: type[nn.Module]) -> bool:
+        return kind.forward is _forwards[cls.original]
+
+    @classmethod
+    def why_not_now(cls, module: Any) -> str | None:
+        inner = module._modules
+        if not (runs(inner["attn_drop"], _dropout) and runs(inner["leaky_relu"], _leaky_relu)):
+            return "attn_drop or leaky_relu has hooks or another forward"
+        parent = next(layer for layer in _LAYERS if issubclass(cls.original, layer))
+        replaced = _modules[parent].edge_softmax is not _edge_softmax
+        if replaced or cls.original.forward is not _forwards[parent]:
+            return "edge_softmax or the layer's forward is replaced"
+        return None
+
     def _options(self: Any, attention: bool) -> dict[str, Any]:
         drop = self.attn_drop
         return {
@@ -119,12 +140,12 @@ class _Fused(DropIn):
 
     def _edges(self: Any, graph: Any, feat: Any, *others: Tensor | None) -> _Edges:
         """The edges; raises _Unfused where DGL's own code must run, before any number is drawn."""
-        if reason := self.why_not(self):
+        if reason := self.why_not(self) or self.why_not_now(self):
             raise _Unfused(reason)
-        if any(getattr(m, hooks) for m in (self.attn_drop, self.leaky_relu) for hooks in HOOKS):
-            raise _Unfused("hooks on attn_drop or leaky_relu")
         if not isinstance(graph, dgl.DGLGraph) or len(graph.canonical_etypes) != 1:
             raise _Unfused("not a graph with one edge type")
+        if any(getattr(type(graph), name) is not genuine for name, genuine in _messages.items()):
+            raise _Unfused("a graph with message passing of its own")
         counts = graph.num_src_nodes(), graph.num_dst_nodes()
         features = feat if isinstance(feat, tuple) else (feat,)
         whole = graph.is_block or counts[0] == counts[1]  # one tensor can serve both sides
@@ -141,6 +162,8 @@ class _Fused(DropIn):
         if features[0].shape[1:-1] != features[-1].shape[1:-1]:
             raise _Unfused("features of sources and destinations that differ in other dimensions")
         weight = next(self.parameters())
+        if not plain_tensors(*features, *others, *self._parameters.values()):
+            raise _Unfused("tensors of a subclass")
         for x in (*features, *(x for x in others if x is not None)):
             if x.layout != torch.strided or x.dtype != weight.dtype:
                 raise _Unfused("features that are not dense, or not of the parameters' dtype")

@@ -7,14 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _autograd, _checks, _dispatch, _ops, reference
+from gatkernels import _autograd, _checks, _dispatch, _ops, _transforms, reference
 from gatkernels._autograd import Options
+from gatkernels._compact import compact, spread
+from gatkernels._ops import draw_seed
 from gatkernels.graph import Graph
-
-
-def draw_seed(device: torch.device) -> Tensor:
-    """A fresh 64-bit dropout seed ``[1]`` from torch's generator of ``device``."""
-    return torch.empty(1, dtype=torch.int64, device=device).random_()
 
 
 def _promote(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -105,13 +102,21 @@ def gat_attention(
     return _result(*_gat(op, graph, inputs, options))
 
 
+def _select(op: str, backend: str, x: Tensor) -> str:
+    if _ops.exporting_to_onnx():
+        return "reference"
+    return _dispatch.select(op, backend, _dispatch.Case(x.device, x.dtype))
+
+
 def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | None]:
     """``options``, checked, with the backend that is to run the call on ``x``; dropout's seed."""
     _checks.options(op, *options[:2])
-    backend = _dispatch.select(op, options.backend, _dispatch.Case(x.device, x.dtype))
+    backend = _select(op, options.backend, x)
     if backend != options.backend:
         options = Options(*options[:3], backend)
-    return options, draw_seed(x.device) if options.dropout > 0.0 else None
+    if options.dropout == 0.0:
+        return options, None
+    return options, (_transforms.draw_seed if _transforms.active() else draw_seed)(x.device)
 
 
 def _reference(
@@ -139,8 +144,23 @@ def _gat(
     if sums != x.dtype:
         score_src, score_dst = score_src.to(sums), score_dst.to(sums)
         edge_score = None if edge_score is None else edge_score.to(sums)
+    few = compact(graph)
+    if few is not None and not _transforms.active():
+        scores = (
+            score_src.index_select(0, few.src),
+            score_dst.index_select(0, few.dst),
+            edge_score,
+            seed,
+        )
+        out, alpha = _autograd.gat(few.graph, x.index_select(0, few.src), scores, options)
+        out = spread(out, few.dst, graph.num_dst)
+        return out, None if alpha is None else alpha.to(x.dtype)
     scores = (score_src, score_dst, edge_score, seed)
-    out, alpha = _autograd.gat(graph, x, scores, options)
+    if _transforms.active():
+        call = _transforms.Call("gat", graph, options)
+        out, alpha = _transforms.attend(call, (x, *scores[:3]), seed)
+    else:
+        out, alpha = _autograd.gat(graph, x, scores, options)
     return out, None if alpha is None else alpha.to(x.dtype)
 
 
@@ -167,11 +187,19 @@ def gat_attention_packed(
     channels = packed.shape[1] // heads - 2
     parts = [*_ops.split_packed(packed, heads, channels), None]
     options = Options(negative_slope, dropout, return_attention, backend)
-    chosen = _dispatch.select(op, backend, _dispatch.Case(packed.device, packed.dtype))
-    if chosen == "reference" or _checks.SUM_DTYPES[packed.dtype] != packed.dtype:
+    chosen = _select(op, backend, packed)
+    one_dtype = _checks.SUM_DTYPES[packed.dtype] == packed.dtype
+    if chosen == "reference" or not one_dtype or _transforms.active():
         return _gat(op, graph, parts, options)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
     options, seed = _choose(op, options, packed)
+    few = compact(graph)
+    if few is not None:
+        sizes = (heads, channels)
+        out, alpha = _autograd.gat_packed(
+            few.graph, packed.index_select(0, few.src), sizes, seed, options
+        )
+        return spread(out, few.dst, graph.num_dst), alpha
     return _autograd.gat_packed(graph, packed, (heads, channels), seed, options)
 
 
@@ -240,7 +268,17 @@ def _gatv2(
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])
-    out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
+    few = compact(graph)
+    if few is not None and not _transforms.active():
+        parts = (x_src.index_select(0, few.src), x_dst.index_select(0, few.dst), att, edge, seed)
+        out, alpha = _autograd.gatv2(few.graph, parts, options)
+        out = spread(out, few.dst, graph.num_dst)
+        return out, None if alpha is None else alpha.to(x_src.dtype)
+    if _transforms.active():
+        call = _transforms.Call("gatv2", graph, options)
+        out, alpha = _transforms.attend(call, (x_src, x_dst, att, edge), seed)
+    else:
+        out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
     return out, None if alpha is None else alpha.to(x_src.dtype)
 
 

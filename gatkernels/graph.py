@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch._C import _functorch
 
 from gatkernels import _checks, _ops
+from gatkernels._memo import Memo, watchable
 
 NodeCounts = int | tuple[int, int] | None
 
@@ -49,13 +48,14 @@ class Graph:
         num_src: int,
         num_dst: int,
         csr: tuple[Tensor, Tensor, Tensor],
-        csc: tuple[Tensor, Tensor, Tensor],
+        csc: tuple[Tensor, Tensor, Tensor] | None,
         self_loops: bool = False,
     ) -> None:
         self.num_src = num_src
         self.num_dst = num_dst
         self.rowptr, self.col, self.eid = csr
-        self.colptr, self.row, self.ceid = csc
+        if csc is not None:
+            self.colptr, self.row, self.ceid = csc
         self.num_edges = self.col.shape[0]
         self.self_loops = self_loops
 
@@ -81,13 +81,24 @@ class Graph:
         """
         op = "Graph.from_edge_index"
         _checks.edge_index(op, edge_index)
+        edge_index = _untransformed(edge_index)
         num_src, num_dst = _node_counts(op, edge_index, num_nodes)
-        if edge_index.shape[1] + min(num_src, num_dst) >= 2**31:
-            raise ValueError(f"{op}: 'edge_index' must hold fewer than 2^31 edges, loops included")
         edge_index = edge_index.detach()
+        if _ops.exporting_to_onnx():
+            return _EdgeList(edge_index, num_src, num_dst, self_loops)
         csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
-        csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
+        csc = None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # else only if asked for
+            csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
         return cls(num_src, num_dst, csr, csc, self_loops)
+
+    def __getattr__(self, name: str) -> Tensor:
+        """The edges by source where they were not needed until now: a backward reads them."""
+        if name not in ("colptr", "row", "ceid") or "rowptr" not in self.__dict__:
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        self.colptr, self.row, self.ceid = _by_source(self)
+        found: Tensor = self.__dict__[name]
+        return found
 
     @classmethod
     def from_csr(cls, rowptr: Tensor, col: Tensor, num_src: int | None = None) -> Graph:
@@ -191,7 +202,9 @@ class Graph:
         if self.device == torch.device(device):
             return self
         csr = (self.rowptr.to(device), self.col.to(device), self.eid.to(device))
-        csc = (self.colptr.to(device), self.row.to(device), self.ceid.to(device))
+        csc = None
+        if "colptr" in self.__dict__:
+            csc = (self.colptr.to(device), self.row.to(device), self.ceid.to(device))
         return Graph(self.num_src, self.num_dst, csr, csc, self.self_loops)
 
     def reverse(self) -> Graph:
@@ -206,6 +219,33 @@ class Graph:
             f"Graph(num_src={self.num_src}, num_dst={self.num_dst}, "
             f"num_edges={self.num_edges}{loops}, device='{self.device}')"
         )
+
+
+def _by_source(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    """CSC of a graph that has CSR alone, with the edges of a source in the user's order."""
+    used = graph.used_edge_ids()
+    edge_index, counts = graph.edge_index, (graph.num_src, graph.num_dst)
+    colptr, row, place = _ops.build_csr(edge_index, *counts, True, False)
+    row_of_all, ceid = torch.zeros_like(graph.col), torch.zeros_like(graph.eid)
+    row_of_all[: used.shape[0]], ceid[: used.shape[0]] = row, used[place.long()].int()
+    return colptr, row_of_all, ceid
+
+
+class _EdgeList(Graph):
+    """The edges in the order they were given, all that the reference reads: for ONNX exports."""
+
+    def __init__(self, edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> None:
+        src, dst = edge_index[0].long(), edge_index[1].long()
+        if self_loops:
+            loops = torch.arange(torch.sym_min(num_src, num_dst), device=src.device)
+            dst = torch.cat([torch.where(src == dst, num_dst, dst), loops])
+            src = torch.cat([src, loops])
+        place = torch.arange(src.shape[0], device=src.device)
+        self._edges = (src, dst, place)
+        super().__init__(num_src, num_dst, (dst, src, place), (src, dst, place), self_loops)
+
+    def csr_edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._edges
 
 
 def _expand(pointer: Tensor, count: int) -> Tensor:
@@ -234,28 +274,45 @@ def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[in
     return count, count
 
 
-_cache: Any = WeakTensorKeyDictionary()
+def _untransformed(edge_index: Tensor) -> Tensor:
+    """The tensor that ``torch.func`` transforms have wrapped."""
+    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(edge_index):
+        if _functorch.is_batchedtensor(edge_index):
+            raise ValueError(
+                "Graph.from_edge_index: 'edge_index' cannot be mapped over by vmap; "
+                "call the layer for each graph, or join the graphs to one"
+            )
+        edge_index = _functorch.get_unwrapped(edge_index)
+    return edge_index
+
+
+_memo: Memo[Graph] = Memo()
 
 
 def cached_graph(
-    edge_index: Tensor, num_nodes: int | tuple[int, int], self_loops: bool = False
+    edge_index: Tensor,
+    num_nodes: int | tuple[int, int],
+    self_loops: bool = False,
+    given: Tensor | None = None,
 ) -> Graph:
     """``Graph.from_edge_index``, remembered for as long as ``edge_index`` lives unchanged.
 
-    A change in place (which torch counts in the tensor's version) builds the graph anew; changes
-    torch does not count, such as writing through ``edge_index.numpy()``, go unnoticed.
+    A change in place (which torch counts in the tensor's version) builds the graph anew. Of changes
+    torch does not count, such as writing through ``edge_index.numpy()``, most are noticed on the
+    CPU, where some of the ids are compared; on other devices they go unnoticed.
+
+    Args:
+        edge_index, num_nodes, self_loops: As in :meth:`Graph.from_edge_index`.
+        given: The tensor that the user holds, where ``edge_index`` is what it wraps.
     """
     _checks.edge_index("Graph.from_edge_index", edge_index)
-    if torch.compiler.is_compiling() or edge_index.is_inference():
+    edge_index = _untransformed(edge_index)
+    given = edge_index if given is None else given
+    if not watchable(given):
         return Graph.from_edge_index(edge_index, num_nodes, self_loops)
     key = (num_nodes, self_loops)
-    version = (edge_index._version, edge_index.untyped_storage()._cdata, edge_index.shape)
-    entries = _cache.get(edge_index)
-    if entries is not None and key in entries and entries[key][0] == version:
-        found: Graph = entries[key][1]
-        return found
-    graph = Graph.from_edge_index(edge_index, num_nodes, self_loops)
-    if entries is None:
-        entries = _cache.setdefault(edge_index, {})
-    entries[key] = (version, graph)
-    return graph
+    found = _memo.find(given, (edge_index,), key)
+    if found is None:
+        found = Graph.from_edge_index(edge_index, num_nodes, self_loops)
+        _memo.keep(given, (edge_index,), key, found)
+    return found

@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from gatkernels import _ops
+from gatkernels import _ops, _transforms
 from gatkernels._large import dropout
+from gatkernels._memo import Memo, sparse_parts, watchable
 
 #: Mean number of values of a column from which adding row by row beats gathering by column.
 LONG_COLUMN = 512
 #: The largest product added up row by row: there are several copies, which a cache must hold.
 LARGEST_SUM = 4 << 20  # bytes
+#: Of products of two rows, made at a time for the gradient of the values.
+BLOCK = 1 << 22  # elements
 
 
 class SparseRows(NamedTuple):
@@ -34,15 +36,24 @@ class SparseRows(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor) -> SparseRows:
-        """From a ``torch.sparse_csr`` tensor; remembered while that tensor lives."""
-        found: SparseRows | None = _cache.get(matrix)
-        if found is None:
-            found = _cache[matrix] = cls._build(matrix)
-        return found
+        """From a ``torch.sparse_csr`` tensor, differentiable in its values.
+
+        The structure is remembered while that tensor lives unchanged.
+        """
+        with _transforms.untransformed():
+            if not watchable(matrix):
+                return cls._build(matrix)._replace(values=matrix.values())
+            parts = sparse_parts(matrix)
+            found = _memo.find(matrix, parts, None)
+            if found is None:
+                found = cls._build(matrix)
+                _memo.keep(matrix, parts, None, found)
+            return found._replace(values=matrix.values())
 
     @classmethod
     def _build(cls, matrix: Tensor) -> SparseRows:
-        crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+        """With another tensor in the place of the values."""
+        crow, col = matrix.crow_indices(), matrix.col_indices()
         rows, columns = matrix.shape
         if max(rows, columns, col.shape[0]) >= 2**31:
             raise ValueError("sparse features must have fewer than 2^31 rows, columns and values")
@@ -51,7 +62,8 @@ class SparseRows(NamedTuple):
         t_crow = torch.zeros(columns + 1, dtype=torch.int64, device=crow.device)
         t_crow[1:] = torch.bincount(col, minlength=columns).cumsum(0)
         transpose = (t_crow, row[order].int(), order.int())
-        return cls(crow.long(), col.int(), values.detach(), (rows, columns), *transpose)
+        copied = (crow.to(torch.int64, copy=True), col.to(torch.int32, copy=True))
+        return cls(*copied, transpose[2], (rows, columns), *transpose)
 
     def dropout(self, p: float, training: bool) -> SparseRows:
         """Dropout of the stored values; a dropped zero would be a zero."""
@@ -60,12 +72,20 @@ class SparseRows(NamedTuple):
         return self._replace(values=dropout(self.values, p))
 
     def matmul(self, dense: Tensor) -> Tensor:
-        """``self @ dense`` for ``dense [columns, width]``, differentiable in ``dense``."""
-        result: Tensor = _SparseProduct.apply(self, dense, False)
+        """``self @ dense`` for ``dense [columns, width]``, differentiable in both."""
+        if _transforms.active():
+            return self._matmul(dense)
+        result: Tensor = _SparseProduct.apply(self, self.values, dense, False)
         return result
 
+    def _matmul(self, dense: Tensor) -> Tensor:
+        """The same in torch's ops, which can be transformed; makes ``[values, width]``."""
+        row = torch.repeat_interleave(self.crow.diff())
+        terms = self.values[:, None] * dense[self.col]
+        return terms.new_zeros(self.shape[0], dense.shape[1]).index_add(0, row, terms)
+
     def linear(self, weight: Tensor) -> Tensor:
-        """``self @ weight.T`` for ``weight [out, columns]``, differentiable in ``weight``."""
+        """``self @ weight.T`` for ``weight [out, columns]``, differentiable in both."""
         return self.matmul(weight.t())
 
 
@@ -73,19 +93,37 @@ class _SparseProduct(torch.autograd.Function):
     """``matrix @ dense``, or ``matrix.T @ dense``; each is the other's backward."""
 
     @staticmethod
-    def forward(ctx: Any, matrix: SparseRows, dense: Tensor, transposed: bool) -> Tensor:
-        ctx.matrix, ctx.transposed = matrix, transposed
-        m = matrix
+    def forward(
+        ctx: Any, matrix: SparseRows, values: Tensor, dense: Tensor, transposed: bool
+    ) -> Tensor:
+        m = matrix._replace(values=values)
+        ctx.matrix, ctx.transposed = matrix._replace(values=matrix.t_order), transposed
+        ctx.save_for_backward(values, dense if ctx.needs_input_grad[1] else None)
         with torch.autocast(dense.device.type, enabled=False):
             if transposed and _by_rows(m, dense):
-                return _ops.sparse_transposed_product(m.crow, m.col, m.values, dense, m.shape[1])
+                return _ops.sparse_transposed_product(m.crow, m.col, values, dense, m.shape[1])
             if transposed:
-                return _ops.sparse_product(m.t_crow, m.t_col, m.t_order, m.values, dense)
-            return _ops.sparse_product(m.crow, m.col, None, m.values, dense)
+                return _ops.sparse_product(m.t_crow, m.t_col, m.t_order, values, dense)
+            return _ops.sparse_product(m.crow, m.col, None, values, dense)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, _SparseProduct.apply(ctx.matrix, grad, not ctx.transposed), None
+        values, dense = ctx.saved_tensors
+        grad_values = grad_dense = None
+        if ctx.needs_input_grad[1]:
+            pair = (dense, grad) if ctx.transposed else (grad, dense)
+            grad_values = _products_of_rows(ctx.matrix, *pair).to(values.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_dense = _SparseProduct.apply(ctx.matrix, values, grad, not ctx.transposed)
+        return None, grad_values, grad_dense, None
+
+
+def _products_of_rows(m: SparseRows, by_row: Tensor, by_column: Tensor) -> Tensor:
+    """``<by_row[i], by_column[j]>`` for each value's place ``(i, j)``, ``[values]``."""
+    row = torch.repeat_interleave(m.crow.diff())
+    step = max(1, BLOCK // max(1, by_row.shape[1]))
+    blocks = zip(row.split(step), m.col.split(step), strict=True)
+    return torch.cat([(by_row[i] * by_column[j]).sum(1) for i, j in blocks])
 
 
 def _by_rows(m: SparseRows, dense: Tensor) -> bool:
@@ -95,4 +133,4 @@ def _by_rows(m: SparseRows, dense: Tensor) -> bool:
     return long and _ops.native_product(m.values, dense)
 
 
-_cache: Any = WeakTensorKeyDictionary()
+_memo: Memo[SparseRows] = Memo()

@@ -290,3 +290,45 @@ def test_benchmark_compares_the_same_model_before_and_after() -> None:
     assert result.fallbacks == 0
     text = "\n".join(benchmark.describe(result))
     assert all(f"{result.ratio(case):.1f}x" in text for case in benchmark.CASES)
+
+
+def test_a_layer_whose_forward_was_replaced_is_reported_and_left_alone() -> None:
+    model = nn.Sequential(pyg.GATConv(6, 4), ours("GATConv")(6, 4))
+    for layer in model:
+        layer.forward = lambda *_: 5
+    report = gatkernels.accelerate(model)
+    assert [layer.reason for layer in report.layers] == ["its forward was replaced"] * 2
+    assert type(model[0]) is pyg.GATConv
+    assert model[0](torch.randn(5, 6), EDGES) == 5
+    assert str(report).splitlines()[0] == "gatkernels: 0 of 2 layers swapped"
+
+
+def test_the_report_says_what_stands_in_the_way_for_now() -> None:
+    layer = pyg.GATConv(6, 4)
+    handle = layer.register_message_forward_hook(lambda *_: None)
+    report = gatkernels.accelerate(layer)
+    why = "message passing hooks are registered"
+    assert str(report).splitlines()[1].endswith(f"fused, but for now calls fall back: {why}")
+    handle.remove()
+    assert str(report).splitlines()[1].endswith("fused")
+
+
+@pytest.mark.parametrize("contents", ["", "__version__ = '0.4'\nnn = None\n"])
+def test_an_old_or_foreign_framework_does_not_stand_in_the_way(
+    contents: str, tmp_path: Any
+) -> None:
+    (tmp_path / "dgl.py").write_text(contents)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import dgl, torch, torch_geometric.nn as pyg\n"
+        "import gatkernels; model = torch.nn.Sequential(pyg.GATConv(2, 2))\n"
+        "print(report := gatkernels.accelerate(model)); print(type(model[0]).__module__)\n"
+        "assert len(report.unusable) == 1; gatkernels.restore(model)\n"
+        "print(type(model[0]).__module__)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    lines = result.stdout.splitlines()
+    assert lines[0] == "gatkernels: 1 of 1 layers swapped", result.stderr
+    assert lines[2].startswith("  layers of dgl were left alone: ")
+    assert lines[-2:] == ["gatkernels.pyg.layers", "torch_geometric.nn.conv.gat_conv"]

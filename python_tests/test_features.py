@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gatkernels import _large, _native, _ops, reference, sparse
-from gatkernels.nn import GATConv
+from gatkernels.models import GAT
+from gatkernels.nn import GATConv, GATv2Conv
 from gatkernels.sparse import SparseRows
 
 pytestmark = [
@@ -308,3 +309,48 @@ def test_feature_dropout_leaves_the_scores_alone(heads: int) -> None:
         torch.testing.assert_close(layer.eval()(inputs, edges), plain(x, edges))
     mean = torch.stack([layer.train()(x, edges) for _ in range(4000)]).mean(0)
     torch.testing.assert_close(mean, plain(x, edges), rtol=0.0, atol=0.25)
+
+
+@pytest.mark.parametrize("block", [1, 7, sparse.BLOCK])
+def test_gradient_of_sparse_values(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "BLOCK", block)
+    matrix = sparse_matrix(9, 4, 0.7, torch.float64).to_sparse_csr()
+    weight = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    rows = SparseRows.of(matrix)
+
+    def call(values: Tensor, weight: Tensor) -> Tensor:
+        return rows._replace(values=values).linear(weight)
+
+    values = matrix.values().clone().requires_grad_()
+    assert torch.autograd.gradcheck(call, (values, weight))
+    assert torch.autograd.gradgradcheck(call, (values, weight))
+    empty = SparseRows.of(torch.zeros(3, 4, dtype=torch.float64).to_sparse_csr())
+    nothing = torch.empty(0, dtype=torch.float64, requires_grad=True)
+    empty._replace(values=nothing).linear(weight).sum().backward()
+    assert nothing.grad is not None
+    assert nothing.grad.shape == (0,)
+
+
+@pytest.mark.parametrize("make", [GATConv, GATv2Conv, GAT], ids=lambda c: c.__name__)
+def test_layers_give_sparse_features_their_gradient(make: Any) -> None:
+    layer = GAT(6, 4, 3, heads=2, dropout=0.0) if make is GAT else make(6, 4, 2, residual=True)
+    edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]])
+    dense = sparse_matrix(4, 6, 0.5, torch.float32)
+    given, compressed = dense.clone().requires_grad_(), dense.to_sparse_csr().requires_grad_()
+    for x in (given, compressed):
+        layer(x, edges).square().sum().backward()
+    assert given.grad is not None
+    assert compressed.grad is not None
+    expected = given.grad * (dense != 0.0)
+    assert float(expected.abs().max()) > 0.0
+    torch.testing.assert_close(compressed.grad.to_dense(), expected)
+
+
+def test_dropped_sparse_values_get_no_gradient() -> None:
+    matrix = torch.ones(50, 40).to_sparse_csr().requires_grad_()
+    rows = SparseRows.of(matrix).dropout(0.5, True)
+    rows.linear(torch.ones(2, 40)).sum().backward()
+    assert matrix.grad is not None
+    found = matrix.grad.values()
+    assert torch.equal(found, rows.values * 2.0)
+    assert 0 < int((found == 0.0).sum()) < found.numel()

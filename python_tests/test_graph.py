@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gatkernels import Graph, _ops
 from gatkernels.graph import cached_graph
+from gatkernels.nn import GATConv
 
 ARRAYS = ("rowptr", "col", "eid", "colptr", "row", "ceid")
 
@@ -248,3 +249,34 @@ def test_cache_lets_inference_tensors_pass() -> None:
         assert cached_graph(edge_index, 3).edge_index.tolist() == [[0, 1], [1, 2]]
         edge_index[0, 0] = 2
         assert cached_graph(edge_index, 3).edge_index.tolist() == [[2, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("self_loops", [False, True])
+@pytest.mark.parametrize("shape", [(7, 7), (9, 4), (4, 9)], ids=str)
+def test_edges_by_source_are_built_when_asked_for(shape: tuple[int, int], self_loops: bool) -> None:
+    edge_index = torch.stack([torch.randint(0, shape[0], (60,)), torch.randint(0, shape[1], (60,))])
+    at_once = Graph.from_edge_index(edge_index, shape, self_loops)
+    with torch.no_grad():
+        later = Graph.from_edge_index(edge_index, shape, self_loops)
+    assert "colptr" in at_once.__dict__
+    assert "colptr" not in later.__dict__
+    assert "colptr" not in later.to("meta").__dict__
+    edge_index.zero_()
+    assert same(copy.deepcopy(later), at_once)
+    assert same(pickle.loads(pickle.dumps(later)), at_once)
+    assert same(later, at_once)
+    assert "colptr" in later.__dict__
+    with pytest.raises(AttributeError, match="'Graph' object has no attribute 'columns'"):
+        later.columns  # noqa: B018
+
+
+def test_a_graph_made_without_gradients_serves_a_backward() -> None:
+    edge_index = torch.randint(0, 9, (2, 40))
+    layer, x = GATConv(3, 4), torch.randn(9, 3)
+    with torch.no_grad():
+        expected = layer(x, edge_index)
+    out = layer(x, edge_index)
+    assert torch.equal(out, expected)
+    found = torch.autograd.grad(out.sum(), layer.lin.weight)
+    again = torch.autograd.grad(layer(x, edge_index.clone()).sum(), layer.lin.weight)
+    assert torch.equal(*found, *again)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor, torch_sparse
 from torch_geometric.utils import (
@@ -19,6 +18,7 @@ from torch_geometric.utils import (
 from torch_geometric.utils.loop import compute_loop_attr
 from torch_geometric.utils.sparse import set_sparse_value
 
+from gatkernels._memo import Memo, sparse_parts, watchable
 from gatkernels.graph import Graph, cached_graph
 
 FillValue = float | Tensor | str | None
@@ -96,7 +96,7 @@ def adjacency(
         if any(known not in (None, count) for known, count in sizes):
             raise Unfused("the size of the EdgeIndex is not that of the features")
     try:
-        graph = cached_graph(plain, counts, self_loops)
+        graph = cached_graph(plain, counts, self_loops, edge_index)
     except (TypeError, ValueError) as error:
         raise Unfused("edge_index is not [2, E] of int32 or int64 ids of nodes") from error
     loops = min(counts) if self_loops else None
@@ -157,10 +157,10 @@ def _looped(adj: Tensor, self_loops: bool, fill_value: FillValue) -> tuple[Tenso
 
     Remembered while the matrix lives unchanged, unless it has features, which may need gradients.
     """
-    cached = not (adj.is_inference() or torch.compiler.is_compiling())
-    found = _sparse_cache.get(adj, {}).get(self_loops) if cached else None
-    if found is not None and found[0] == adj._version:
-        return adj if found[1] is None else found[1], found[2], None
+    cached = watchable(adj)
+    found = _memo.find(adj, sparse_parts(adj), self_loops) if cached else None
+    if found is not None:
+        return adj if found[0] is None else found[0], found[1], None
     looped = adj
     if self_loops:
         looped, _ = remove_self_loops(adj)
@@ -171,7 +171,7 @@ def _looped(adj: Tensor, self_loops: bool, fill_value: FillValue) -> tuple[Tenso
         return looped, graph, values
     if cached:
         kept = None if looped is adj else looped  # a reference to itself would keep it alive
-        _sparse_cache.setdefault(adj, {})[self_loops] = (adj._version, kept, graph)
+        _memo.keep(adj, sparse_parts(adj), self_loops, (kept, graph))
     return looped, graph, None
 
 
@@ -192,4 +192,4 @@ def _of_sparse_tensor(
     return Adjacency(graph, edge_attr, adj, None)
 
 
-_sparse_cache: Any = WeakTensorKeyDictionary()
+_memo: Memo[tuple[Tensor | None, Graph]] = Memo()

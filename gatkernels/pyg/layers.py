@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.parameter import UninitializedParameter
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import Linear, MessagePassing, conv
@@ -16,24 +15,14 @@ from torch_geometric.utils import is_sparse
 
 from gatkernels import _dispatch, _layers
 from gatkernels._checks import DTYPE_CODES
-from gatkernels._dropin import DropIn, drop_ins
+from gatkernels._dropin import DropIn, drop_ins, own, plain_tensors
 from gatkernels._large import add_bias
 from gatkernels._layers import Side, attend, autocast, carried, is_plain, product, project
 from gatkernels.functional import gatv2_attention
+from gatkernels.pyg import _as_pyg
 from gatkernels.pyg.adjacency import Adjacency, Unfused, adjacency, node_counts
 
-_layers.LINEAR_TYPES.add(Linear)
-
-#: What message passing calls; a layer that has its own computes with it.
-METHODS = frozenset(
-    ("propagate", "edge_updater", "edge_update", "message", "message_and_aggregate", "aggregate",
-     "update")
-)  # fmt: skip
-HOOKS = tuple(
-    f"_{step}_forward_{kind}"
-    for step in ("propagate", "edge_update", "message", "aggregate", "message_and_aggregate")
-    for kind in ("pre_hooks", "hooks")
-)
+_layers.LINEAR_TYPES[Linear] = own(Linear, "forward")
 
 
 class _Fused(DropIn):
@@ -45,40 +34,44 @@ class _Fused(DropIn):
 
     edge_updater_type: ClassVar[dict[str, str]]
     propagate_type: ClassVar[dict[str, str]]
-    #: Name of a method that a subclass of ours has overridden.
-    _overridden: ClassVar[str | None] = None
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own = sorted(METHODS & cls.__dict__.keys())
-        if own:
-            cls._overridden = own[0]
+    @classmethod
+    def computes_alike(cls, kind: type) -> bool:
+        return _as_pyg.computes_alike(kind)
+
+    @classmethod
+    def why_not_now(cls, module: Any) -> str | None:
+        return _as_pyg.why_not(module, cls.original)
 
     def _set_jittable_templates(self: Any, raise_on_error: bool = False) -> None:
         super()._set_jittable_templates(raise_on_error)  # type: ignore[misc]
         # PyG takes the parent's template for the original here, and explain mode would skip masks.
         type(self)._orig_propagate = MessagePassing.propagate
         type(self)._orig_edge_updater = MessagePassing.edge_updater
+        _as_pyg.know(type(self))
 
     @classmethod
     def why_not(cls, module: Any) -> str | None:
-        if type(module.aggr_module) is not SumAggregation:
+        if type(module._modules.get("aggr_module")) is not SumAggregation:
             return f"aggr={module.aggr!r}"
-        if module.decomposed_layers != 1:
+        options = module.__dict__
+        if options["_decomposed_layers"] != 1:
             return f"decomposed_layers={module.decomposed_layers}"
-        if getattr(module, "normalize", False):  # PyG's development version
+        if options.get("normalize"):  # PyG's development version
             return "normalize=True"
         return None
 
     def _check(self: Any, x_src: Any, x_dst: Any, edge_index: Any, *others: Tensor | None) -> None:
         """Raise Unfused where PyG's own code must run."""
-        if reason := self.why_not(self) or _why_not_now(self):
+        if reason := self.why_not(self) or self.why_not_now(self):
             raise Unfused(reason)
         if x_dst is None and isinstance(edge_index, EdgeIndex):
             raise Unfused("an EdgeIndex without destination features")
         for x in (x_src,) if x_dst is None else (x_src, x_dst):
             if not isinstance(x, Tensor) or x.dim() != 2 or x.layout != torch.strided:
                 raise Unfused("features that are not a dense matrix")
+        if not plain_tensors(x_src, x_dst, self.bias, *others):
+            raise Unfused("tensors of a subclass")
         case = _dispatch.Case(x_src.device, x_src.dtype)
         no_kernel = self.backend == "auto" and _dispatch.select("", "auto", case) == "reference"
         if no_kernel or x_src.dtype not in DTYPE_CODES:
@@ -109,6 +102,12 @@ class _Fused(DropIn):
             edges = edges._replace(graph=edges.graph.reverse())
         return edges
 
+    def _check_weights(self: Any, *atts: Tensor | None) -> None:
+        """PyG broadcasts attention vectors of other shapes, and has its own errors."""
+        shape = (1, self.heads, self.out_channels)
+        if self.heads < 1 or any(att is not None and att.shape != shape for att in atts):
+            raise Unfused("no heads, or attention vectors of another shape")
+
     def _finish(
         self: Any, out: Tensor, residual: Tensor | None, alpha: Tensor | None, edges: Adjacency
     ) -> Any:
@@ -120,23 +119,6 @@ class _Fused(DropIn):
         return out if alpha is None else (out, edges.with_weights(alpha))
 
 
-def _why_not_now(layer: Any) -> str | None:
-    """What stands in the way at the moment, not in the layer's options."""
-    if layer.explain:
-        return "explain mode"
-    if any(getattr(layer, hooks) for hooks in HOOKS):
-        return "message passing hooks are registered"
-    if layer._overridden or any(name in layer.__dict__ for name in METHODS - {"propagate"}):
-        return "a method of message passing is overridden"
-    if torch.compiler.is_compiling():
-        return None
-    if torch._C._is_tracing() or torch.onnx.is_in_onnx_export():
-        return "torch.jit.trace or an ONNX export"
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "torch.func transforms or forward-mode differentiation"
-    return None
-
-
 def _prepare(*pairs: tuple[Any, Tensor | None]) -> None:
     """Let lazy projections take their sizes from the inputs, in PyG's order (it draws numbers)."""
     for lin, x in pairs:
@@ -145,8 +127,16 @@ def _prepare(*pairs: tuple[Any, Tensor | None]) -> None:
         x = x.view(-1, 1) if x.dim() == 1 else x
         if isinstance(lin, Linear) and isinstance(lin.weight, UninitializedParameter):
             lin(x[:0])
-        elif is_plain(lin) and lin.weight.shape[1] != x.shape[1]:
+        if not plain_tensors(getattr(lin, "weight", None)):
+            raise Unfused("tensors of a subclass")
+        if is_plain(lin) and lin.weight.shape[1] != x.shape[1]:
             raise Unfused("features of another width than the layer's")
+
+
+def _check_rows(lin: Any, edges: Adjacency) -> None:
+    """A projection that does more than multiply must see the rows that PyG shows it."""
+    if edges.loops is not None and not is_plain(lin):
+        raise Unfused("lin_edge is replaced or has hooks")
 
 
 class GATConv(_Fused, conv.GATConv):  # type: ignore[misc]
@@ -177,10 +167,16 @@ class GATConv(_Fused, conv.GATConv):  # type: ignore[misc]
         if self.lin_edge is None:
             edge_attr = None
         self._check(x_src, x_dst, edge_index, edge_attr, self.att_src)
+        self._check_weights(self.att_src, self.att_dst, self.att_edge)
         edges = self._adjacency(x_src, x_dst, edge_index, edge_attr, size)
         edge_attr = edges.edge_attr if self.lin_edge is not None else None
-        lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
+        if edges.graph.num_edges == 0:  # PyG does not look at their features then
+            edge_attr = None
+        shared = self.lin is not None
+        lin_src, lin_dst = (self.lin, self.lin) if shared else (self.lin_src, self.lin_dst)
         _prepare((self.res, x_dst), (lin_src, x_src), (lin_dst, x_dst), (self.lin_edge, edge_attr))
+        if edge_attr is not None:
+            _check_rows(self.lin_edge, edges)
         residual = None if self.res is None or x_dst is None else project(x_dst, self.res)
         source = Side(x_src, lin_src, self.att_src)
         target = None if x_dst is None else Side(x_dst, lin_dst, self.att_dst)
@@ -232,15 +228,18 @@ class GATv2Conv(_Fused, conv.GATv2Conv):  # type: ignore[misc]
         if x_r is None:
             raise Unfused("no destination features")
         self._check(x_l, x_r, edge_index, edge_attr, self.att)
+        self._check_weights(self.att)
         edges = self._adjacency(x_l, x_r, edge_index, edge_attr, None)
         edge_attr = edges.edge_attr
         if edge_attr is not None and self.lin_edge is None:
             raise Unfused("edge features without edge_dim")
         _prepare((self.res, x_r), (self.lin_l, x_l), (self.lin_r, x_r), (self.lin_edge, edge_attr))
+        if edge_attr is not None:
+            _check_rows(self.lin_edge, edges)
         residual = None if self.res is None else project(x_r, self.res)
         shape = (self.heads, self.out_channels)
         source = project(x_l, self.lin_l).unflatten(1, shape)
-        shared = self.lin_r is self.lin_l and x_r is x_l
+        shared = self.share_weights and isinstance(x, Tensor)
         target = source if shared else project(x_r, self.lin_r).unflatten(1, shape)
         if edge_attr is not None:
             edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr

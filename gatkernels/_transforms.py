@@ -1,0 +1,145 @@
+"""The operators under ``torch.func`` transforms and forward-mode differentiation.
+
+Forward mode runs the formulas of the reference. ``vmap`` over features folds them into heads, and
+``torch.func.grad`` keeps the fused forward; its backward is that of the reference, which any
+transform can go through again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from gatkernels import _autograd, reference
+from gatkernels._autograd import Options
+from gatkernels.graph import Graph
+
+
+class Call(NamedTuple):
+    """An operator on a graph, with all but its tensors."""
+
+    name: str
+    graph: Graph
+    options: Options
+
+
+def active() -> bool:
+    """Whether a call is being transformed; torch.compile has its own ways."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def untransformed() -> Any:
+    """A context in which tensors that no transform has wrapped are what they are (sparse ones)."""
+    return torch._C._DisableFuncTorch() if active() else contextlib.nullcontext()
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """As ``vmap(randomness=...)`` says: an error, one for all, or one for each."""
+    return torch.randint(2**63 - 1, (1,), device=device)
+
+
+def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -> Any:
+    """``out`` and, where asked for, ``alpha`` (else None), whatever is transformed.
+
+    Args:
+        call: The operator, "gat" or "gatv2".
+        inputs: x, score_src, score_dst, edge_score; or x_src, x_dst, att, edge.
+        seed: Of the dropout, ``[1]``, or None.
+    """
+    if torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
+        results: tuple[Tensor, ...] = _Attention.apply(call, seed, *inputs)  # type: ignore[no-untyped-call]
+        out, *alpha = results
+    elif active():
+        out, *alpha = _by_reference(call, seed, *inputs)
+    elif call.name == "gat":
+        x, *scores = inputs
+        assert x is not None
+        return _autograd.gat(call.graph, x, (*scores, seed), call.options)
+    else:
+        return _autograd.gatv2(call.graph, (*inputs, seed), call.options)
+    return out, alpha[0] if alpha else None
+
+
+def _by_reference(call: Call, seed: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    """The results that were asked for."""
+    slope, dropout, attention, _ = call.options
+    formula: Any = reference.gat_attention if call.name == "gat" else reference.gatv2_attention
+    x = inputs[0]
+    assert x is not None
+    sums = torch.promote_types(x.dtype, torch.float32)
+    wide = [None if t is None else t.to(sums) for t in inputs]
+    out, alpha = formula(call.graph, *wide, negative_slope=slope, dropout=dropout, seed=seed)
+    return (out.to(x.dtype), alpha) if attention else (out.to(x.dtype),)
+
+
+class _Attention(torch.autograd.Function):
+    """The results that were asked for, of one level of transforms."""
+
+    @staticmethod
+    def forward(call: Call, seed: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        out, alpha = attend(call, inputs, seed)
+        return (out,) if alpha is None else (out, alpha)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.call, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        seed, *inputs = ctx.saved_tensors
+        present = [place for place, t in enumerate(inputs) if t is not None]
+
+        def formula(*given: Tensor) -> tuple[Tensor, ...]:
+            full = list(inputs)
+            for place, t in zip(present, given, strict=True):
+                full[place] = t
+            return _by_reference(ctx.call, seed, *full)
+
+        pull = torch.func.vjp(formula, *(inputs[place] for place in present))[1]
+        found = dict(zip(present, pull(grads), strict=True))
+        return None, None, *(found.get(place) for place in range(len(inputs)))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], call: Call, seed: Tensor | None, *inputs: Tensor | None
+    ) -> Any:
+        size = info.batch_size
+        seed_dim, dims = in_dims[1], in_dims[2:]
+        front = [_in_front(t, dim, size) for t, dim in zip(inputs, dims, strict=True)]
+        if call.options.dropout > 0.0:  # a mask is drawn by head: folded heads would have others
+            each = []
+            for place in range(size):
+                own_seed = (
+                    seed if seed is None or seed_dim is None else seed.select(seed_dim, place)
+                )
+                parts = tuple(None if t is None else t[place] for t in front)
+                each.append(attend(call, parts, own_seed))
+            stacked = [torch.stack(r) for r in zip(*each, strict=True) if r[0] is not None]
+            return tuple(stacked), (0,) * len(stacked)
+        folded = [None if t is None else _fold(t) for t in front]
+        if call.name == "gatv2":  # att, [B, H, C], is of no node
+            att = front[2]
+            assert att is not None
+            folded[2] = att.flatten(0, 1)
+        found = [r for r in attend(call, tuple(folded), seed) if r is not None]
+        unfolded = tuple(r.unflatten(1, (size, -1)).movedim(1, 0) for r in found)
+        return unfolded, (0,) * len(unfolded)
+
+
+def _in_front(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | None:
+    """``tensor`` with the mapped dimension in front, the same for all where it has none."""
+    if tensor is None:
+        return None
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _fold(tensor: Tensor) -> Tensor:
+    """``[B, N, H, ...] -> [N, B * H, ...]``: what is mapped over is more heads."""
+    return tensor.transpose(0, 1).flatten(1, 2)

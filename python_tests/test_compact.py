@@ -1,0 +1,96 @@
+"""Graphs with very many nodes and almost no edges: the same results from the few nodes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from graphs import DEVICE
+from tolerance import BACKEND
+from torch import Tensor
+
+from gatkernels import Graph, gat_attention, gatv2_attention
+from gatkernels._compact import LEAST, compact
+from gatkernels.nn import GATConv, GATv2Conv
+
+N = 2 * LEAST
+EDGES = torch.tensor([[5, 9, 5, 5, N - 1, 0, 7, 7], [9, 5, 9, 3, 0, 0, 20, 20]]).to(DEVICE)
+COUNTS = [N, (N, N + 3), (N + 50, LEAST)]
+
+
+def inputs(graph: Graph, version: int) -> list[Tensor]:
+    src, dst, edges = graph.num_src, graph.num_dst, graph.num_edges
+    if version == 1:
+        sizes: list[Any] = [(src, 2, 3), (src, 2), (dst, 2), (edges, 2)]
+    else:
+        sizes = [(src, 2, 3), (dst, 2, 3), (2, 3), (edges, 2, 3)]
+    return [torch.randn(*s, dtype=torch.float64).to(DEVICE).requires_grad_() for s in sizes]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize("version", [1, 2])
+def test_operators(version: int, counts: Any, dropout: float) -> None:
+    graph = Graph.from_edge_index(EDGES, counts)
+    few = compact(graph)
+    assert few is not None
+    assert few.graph.num_dst < 20
+    assert compact(graph) is few
+    leaves = inputs(graph, version)
+    call = gat_attention if version == 1 else gatv2_attention
+    found = []
+    for backend in (BACKEND, "reference"):
+        torch.manual_seed(3)
+        options: Any = {"dropout": dropout, "return_attention": True, "backend": backend}
+        out, alpha = call(graph, *leaves, **options)
+        loss = out.square().sum() + (alpha * alpha.detach()).sum()
+        found.append([out, alpha, *torch.autograd.grad(loss, leaves)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [GATConv, GATv2Conv], ids=lambda c: c.__name__)
+def test_layers(make: Any, dtype: torch.dtype) -> None:
+    layer = make(3, 2, 2, add_self_loops=False).to(DEVICE, dtype)
+    x = torch.randn(N, 3).to(DEVICE, dtype)
+    graph = Graph.from_edge_index(EDGES, N)
+    results = []
+    for backend in (BACKEND, "reference"):
+        layer.backend = backend
+        out = layer(x, graph)
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(layer.parameters()))])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got.float(), expected.float(), rtol=3e-2, atol=3e-2)
+
+
+def test_twice_differentiated() -> None:
+    graph = Graph.from_edge_index(EDGES, N)
+    x, src, dst, _ = inputs(graph, 1)
+    twice = []
+    for backend in (BACKEND, "reference"):
+        out = gat_attention(graph, x, src, dst, backend=backend)
+        (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        twice.append(torch.autograd.grad(first.square().sum(), (x, src, dst)))
+    for got, expected in zip(*twice, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_edges_or_one(count: int) -> None:
+    graph = Graph.from_edge_index(EDGES[:, :count], N)
+    x, src, dst, _ = inputs(graph, 1)
+    out = gat_attention(graph, x, src, dst, backend=BACKEND)
+    expected = torch.zeros_like(out)
+    expected[9] = x[5] if count else 0.0
+    torch.testing.assert_close(out, expected)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert float(gradient.sum()) == 6.0 * count
+
+
+def test_other_graphs_are_taken_as_they_are() -> None:
+    assert compact(Graph.from_edge_index(EDGES, LEAST * 2, self_loops=True)) is None
+    many = torch.zeros(2, N // 4 + 1, dtype=torch.long, device=DEVICE)
+    assert compact(Graph.from_edge_index(many, N)) is None
+    assert compact(Graph.from_edge_index(EDGES % 30, LEAST - 1)) is None
