@@ -44,7 +44,7 @@ def _triton(case: Case) -> str | None:
         return "the package triton is missing: pip install triton"
     if case.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"runs on CUDA and HIP devices, got device {case.device}"
-    return None
+    return None if INTERPRETED else _native_cuda.unusable(case.device)
 
 
 def _reference(case: Case) -> str | None:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _checks, _dispatch, _native
+from gatkernels import _checks, _dispatch, _native, _schedule
 
-_GRAPH = "Tensor rowptr, Tensor col, Tensor eid"
-_TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid"
+# The lists are the parts of a schedule for GPUs, see gatkernels/_schedule.py; empty elsewhere.
+_GRAPH = "Tensor rowptr, Tensor col, Tensor eid, Tensor[] by_row"
+_TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid, Tensor[] by_column"
 _OPTIONS = "float negative_slope, float dropout, Tensor? seed"
 _GAT = f"Tensor x, Tensor score_src, Tensor score_dst, Tensor? edge_score, {_OPTIONS}"
 _GATV2 = f"Tensor x, Tensor x_dst, Tensor att, Tensor? edge, {_OPTIONS}"
@@ -23,8 +24,11 @@ _GRADS = "Tensor? alpha, Tensor grad, Tensor? grad_alpha, str backend"
 
 _library = torch.library.Library("gatkernels", "DEF")
 for _schema in (
-    "build_csr(Tensor edge_index, int num_src, int num_dst, bool by_source, bool self_loops)"
-    " -> (Tensor rowptr, Tensor col, Tensor eid)",
+    "build_graph(Tensor edge_index, int num_src, int num_dst, bool self_loops)"
+    " -> (Tensor rowptr, Tensor col, Tensor eid, Tensor colptr, Tensor row, Tensor ceid,"
+    " Tensor chunk_ends, Tensor chunks)",
+    "bounded_schedule(Tensor rowptr, SymInt edges)"
+    " -> (Tensor chunk_row, Tensor chunk_end, Tensor order, Tensor bigs)",
     f"gat_forward({_GRAPH}, {_GAT}, bool training, bool statistics, str backend)"
     " -> (Tensor out, Tensor out_pos, Tensor stats)",
     f"gat_alpha({_GRAPH}, {_GAT.removeprefix('Tensor x, ')}, Tensor stats, str backend) -> Tensor",
@@ -65,33 +69,93 @@ def _build_csr_torch(
     return rowptr, other[order].int(), order.int()
 
 
-def build_csr(
-    edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.gatkernels.build_csr(
-        edge_index, num_src, num_dst, by_source, self_loops
-    )
+Built = tuple[Tensor, ...]
+#: From so many edges on, those of both sides are too many for one sort.
+_SORTED = 2**30
+
+
+def _sorted_ends(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    """Both sides of a graph from one sort, in few launches: destinations, then sources.
+
+    Keys are destinations, and sources behind them; between the two is the place of self loops that
+    are removed. Ids out of range give nonsense, but harm nothing.
+    """
+    sides = num_dst + 1, num_src + 1
+    dtype = torch.int32 if sum(sides) < 2**31 else torch.int64
+    given = edge_index.shape[1]
+    ends = edge_index.to(dtype)
+    if self_loops:
+        loops = torch.arange(min(num_src, num_dst), dtype=dtype, device=ends.device)
+        ends = torch.cat([ends, loops.expand(2, -1)], dim=1)
+    edges = ends.shape[1]
+    keys = ends.flip(0)
+    if self_loops:
+        removed = ends[0] == ends[1]
+        removed[given:].fill_(False)
+        for key, count in zip(keys, (num_dst, num_src), strict=True):
+            key.masked_fill_(removed, count)
+    keys[1].add_(sides[0])
+    sorted_keys, order = keys.view(-1).sort(stable=True)
+    places = torch.arange(sum(sides), dtype=dtype, device=ends.device)
+    ptr = torch.searchsorted(sorted_keys, places)
+    ids = torch.remainder(order, edges, out=torch.empty_like(order, dtype=torch.int32))
+    others = ends.view(-1)[order].int()
+    degree = ptr.diff()
+    if self_loops:
+        degree[num_dst].fill_(0)
+    chunk_ends = _schedule.chunk_ends(degree, _schedule.chunk_of(edges))
+    by_source = ptr[sides[0] :] - edges
+    return (
+        ptr[: sides[0]], others[:edges], ids[:edges],
+        by_source, _aligned(others[edges:]), _aligned(ids[edges:]), chunk_ends,
+    )  # fmt: skip
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Triton compiles a kernel again for a pointer that is no multiple of 16 bytes."""
+    offset = tensor.storage_offset() * tensor.element_size()
+    return tensor if offset % 16 == 0 else tensor.clone()
+
+
+def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    """CSR and CSC; and on a GPU :func:`_schedule.chunk_ends` of all destinations, then a place for
+    none, then all sources, with the last value of each side ``[2]`` in the CPU's memory: one wait
+    brings these and what the ids are checked by. Both are empty where they are not known."""
+    result: Built = torch.ops.gatkernels.build_graph(edge_index, num_src, num_dst, self_loops)
     return result
 
 
-def _build_csr(
-    edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
     src, dst = edge_index[0], edge_index[1]
-    row, other, num_rows, num_others = (
-        (src, dst, num_src, num_dst) if by_source else (dst, src, num_dst, num_src)
-    )
+    sides = (dst, src, num_dst, num_src), (src, dst, num_src, num_dst)
+    chunks, unknown = torch.empty(0, dtype=torch.int64), edge_index.new_empty(0, dtype=torch.int64)
     if edge_index.device.type == "cpu" and _native.cpu_missing is None:
-        rowptr, col, eid, bad = _native.build_csr(row, other, num_rows, num_others, self_loops)
-        if bad >= 0:
-            _raise_bad_id(edge_index, num_src, num_dst)
-        return rowptr, col, eid
-    if edge_index.numel() and not by_source:
-        low, high = torch.aminmax(edge_index, dim=1)
-        limits = torch.tensor([num_src, num_dst], device=edge_index.device)
-        if bool(((low < 0) | (high >= limits)).any()):
-            _raise_bad_id(edge_index, num_src, num_dst)
-    return _build_csr_torch(row, other, num_rows, num_others, self_loops)
+        found = []
+        for side in sides:
+            *arrays, bad = _native.build_csr(*side, self_loops)
+            if bad >= 0:
+                _raise_bad_id(edge_index, num_src, num_dst)
+            found += arrays
+        return (*found, unknown, chunks)
+    edges = edge_index.shape[1] + (min(num_src, num_dst) if self_loops else 0)
+    limits: tuple[Tensor, ...] = torch.aminmax(edge_index, dim=1) if edge_index.numel() else ()
+    if 0 < edges < _SORTED:
+        *arrays, ends = _sorted_ends(edge_index, num_src, num_dst, self_loops)
+        *facts, first, last = torch.cat([*limits, ends[num_dst : num_dst + 1], ends[-1:]]).tolist()
+        chunks = torch.tensor([first, last - first])
+    else:
+        arrays, ends = [*_build_csr_torch(*sides[0], self_loops)], unknown
+        arrays += _build_csr_torch(*sides[1], self_loops)
+        facts = torch.cat(limits).tolist() if limits else []
+    if facts and (min(facts) < 0 or facts[2] >= num_src or facts[3] >= num_dst):
+        _raise_bad_id(edge_index, num_src, num_dst)
+    return (*arrays, ends, chunks)
+
+
+def bounded_schedule(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
+    """As :func:`gatkernels._schedule.bounded`, from an op that compiled functions can hold."""
+    result: tuple[Tensor, ...] = torch.ops.gatkernels.bounded_schedule(rowptr, edges)
+    return result
 
 
 def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
@@ -120,18 +184,18 @@ def _grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
 
 
 def _gat_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    csr, x, scores, (training, statistics, backend) = args[:3], args[3], args[4:10], args[10:]
+    csr, x, scores, (training, statistics, backend) = args[:4], args[4], args[5:11], args[11:]
     kernels = _dispatch.kernels(backend)
     return kernels.gat_forward(csr, x, scores, training, statistics)  # type: ignore[no-any-return]
 
 
 def _gat_alpha(*args: Any) -> Tensor:
-    csr, scores, (stats, backend) = args[:3], args[3:9], args[9:]
+    csr, scores, (stats, backend) = args[:4], args[4:10], args[10:]
     return _dispatch.kernels(backend).gat_alpha(csr, scores, stats)  # type: ignore[no-any-return]
 
 
 def _gat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, score_src, score_dst, edge_score = args[6:10]
+    x, score_src, score_dst, edge_score = args[8:12]
     results = (
         _native.empty(x, *x.shape),
         _native.empty(score_src, *score_src.shape),
@@ -139,37 +203,37 @@ def _gat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _grad_of_edges(x, edge_score),
     )
     _dispatch.kernels(args[-1]).gat_backward(
-        args[:3], args[3:6], x, args[7:13], args[13:17], args[17:19], results
+        args[:4], args[4:8], x, args[9:15], args[15:19], args[19:21], results
     )
     return results
 
 
 def _gat_packed_backward(*args: Any) -> Tensor:
-    packed, heads, channels, negative_slope, dropout, seed = args[6:12]
+    packed, heads, channels, negative_slope, dropout, seed = args[8:14]
     x, score_src, score_dst = split_packed(packed, heads, channels)
     result = _native.empty(packed, *packed.shape)
     scores = (score_src, score_dst, None, negative_slope, dropout, seed)
     results = (*split_packed(result, heads, channels), packed.new_empty(0))
     _dispatch.kernels(args[-1]).gat_backward(
-        args[:3], args[3:6], x, scores, args[12:16], args[16:18], results
+        args[:4], args[4:8], x, scores, args[14:18], args[18:20], results
     )
     return result
 
 
 def _gatv2_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    csr, x, scores, (statistics, backend) = args[:3], args[3], args[4:10], args[10:]
+    csr, x, scores, (statistics, backend) = args[:4], args[4], args[5:11], args[11:]
     kernels = _dispatch.kernels(backend)
     return kernels.gatv2_forward(csr, x, scores, statistics)  # type: ignore[no-any-return]
 
 
 def _gatv2_alpha(*args: Any) -> Tensor:
-    csr, x, scores, (stats, backend) = args[:3], args[3], args[4:10], args[10:]
+    csr, x, scores, (stats, backend) = args[:4], args[4], args[5:11], args[11:]
     kernels = _dispatch.kernels(backend)
     return kernels.gatv2_alpha(csr, x, scores, stats)  # type: ignore[no-any-return]
 
 
 def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, x_dst, att, edge = args[6:10]
+    x, x_dst, att, edge = args[8:12]
     results = (
         _native.empty(x, *x.shape),
         _native.empty(x, *x_dst.shape),
@@ -177,7 +241,7 @@ def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _grad_of_edges(x, edge),
     )
     _dispatch.kernels(args[-1]).gatv2_backward(
-        args[:3], args[3:6], x, args[7:13], args[13:16], args[16:18], results
+        args[:4], args[4:8], x, args[9:15], args[15:18], args[18:20], results
     )
     return results
 
@@ -251,7 +315,8 @@ for _name, _kernel in {
 }.items():
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _kernel, _key)
-_library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
+_library.impl("build_graph", _build_graph, "CompositeExplicitAutograd")
+_library.impl("bounded_schedule", _schedule.bounded, "CompositeExplicitAutograd")
 _library.impl("sparse_product", _sparse_product, "CPU")
 _library.impl("sparse_product", _sparse_product, "CUDA")
 _library.impl("sparse_transposed_product", _sparse_transposed_product, "CPU")
@@ -277,22 +342,30 @@ def _(x: Tensor, *args: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("gatkernels::build_csr", lib=_library)
-def _(
-    edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    places = edge_index.shape[1] + (torch.sym_min(num_src, num_dst) if self_loops else 0)
-    rows = num_src if by_source else num_dst
-    return (
-        edge_index.new_empty(rows + 1, dtype=torch.int64),
-        edge_index.new_empty(places, dtype=torch.int32),
-        edge_index.new_empty(places, dtype=torch.int32),
-    )
+@torch.library.register_fake("gatkernels::build_graph", lib=_library)
+def _(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    edges = edge_index.shape[1] + (torch.sym_min(num_src, num_dst) if self_loops else 0)
+    found: list[Tensor] = []
+    for rows in (num_dst, num_src):
+        found.append(edge_index.new_empty(rows + 1, dtype=torch.int64))
+        found += [edge_index.new_empty(edges, dtype=torch.int32) for _ in range(2)]
+    sorts = edge_index.device.type != "cpu" or _native.cpu_missing is not None
+    known = sorts and 0 < edges < _SORTED
+    ends = edge_index.new_empty(num_dst + 1 + num_src if known else 0, dtype=torch.int64)
+    return (*found, ends, torch.empty(2 if known else 0, dtype=torch.int64))
+
+
+@torch.library.register_fake("gatkernels::bounded_schedule", lib=_library)
+def _(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
+    rows = rowptr.shape[0] - 1
+    sizes = _schedule.most_chunks(rows, edges), rows, rows, 1
+    kinds = torch.int32, torch.int64, torch.int32, torch.int32
+    return tuple(rowptr.new_empty(n, dtype=kind) for n, kind in zip(sizes, kinds, strict=True))
 
 
 @torch.library.register_fake("gatkernels::gat_forward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rowptr, x, sums, (training, statistics, _) = args[0], args[3], args[4], args[10:]
+    rowptr, x, sums, (training, statistics, _) = args[0], args[4], args[5], args[11:]
     num_dst, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
     out = x.new_empty(num_dst, heads, channels)
     out_pos = sums.new_empty(num_dst, heads, channels) if training else sums.new_empty(0)
@@ -302,38 +375,38 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("gatkernels::gat_alpha", lib=_library)
 def _(*args: Any) -> Tensor:
-    col, stats = args[1], args[9]
+    col, stats = args[1], args[10]
     return stats.new_empty(col.shape[0], stats.shape[2])  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gat_backward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, score_src, score_dst, edge_score = args[6:10]
+    x, score_src, score_dst, edge_score = args[8:12]
     inputs = (x, score_src, score_dst)
     return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge_score))
 
 
 @torch.library.register_fake("gatkernels::gat_packed_backward", lib=_library)
 def _(*args: Any) -> Tensor:
-    packed = args[6]
+    packed = args[8]
     return packed.new_empty(packed.shape)  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gatv2_forward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor]:
-    x, x_dst, att, statistics = args[3], args[4], args[5], args[10]
+    x, x_dst, att, statistics = args[4], args[5], args[6], args[11]
     stats = att.new_empty(x_dst.shape[0], 3, x.shape[1]) if statistics else att.new_empty(0)
     return x.new_empty(x_dst.shape), stats
 
 
 @torch.library.register_fake("gatkernels::gatv2_alpha", lib=_library)
 def _(*args: Any) -> Tensor:
-    col, stats = args[1], args[10]
+    col, stats = args[1], args[11]
     return stats.new_empty(col.shape[0], stats.shape[2])  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gatv2_backward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, x_dst, att, edge = args[6:10]
+    x, x_dst, att, edge = args[8:12]
     inputs = (x, x_dst, att)
     return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge))

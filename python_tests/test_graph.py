@@ -248,3 +248,14 @@ def test_cache_lets_inference_tensors_pass() -> None:
         assert cached_graph(edge_index, 3).edge_index.tolist() == [[0, 1], [1, 2]]
         edge_index[0, 0] = 2
         assert cached_graph(edge_index, 3).edge_index.tolist() == [[2, 1], [1, 2]]
+
+
+def test_edge_ids_are_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers ask for them at every call that returns attention."""
+    graph = GRAPHS["self_loops_replaced"]()
+    first = graph.edge_index, graph.used_edge_ids()
+    monkeypatch.setattr(torch, "argsort", None)
+    assert torch.equal(graph.edge_index, first[0])
+    assert torch.equal(graph.used_edge_ids(), first[1])
+    first[0].zero_()  # what a caller does with them is none of the graph's business
+    assert graph.edge_index.any()
