@@ -22,7 +22,8 @@ import torch
 
 from gatkernels.bench.graphs import Unavailable
 
-Tick = Callable[[str], None]
+#: Told where the work is, in words; of work that goes on, also what it has found.
+Tick = Callable[[Any], None]
 TIMEOUT = 900.0
 #: Part of the memory free at the start that a child may take, unless told otherwise.
 MEMORY_SHARE = 0.9
