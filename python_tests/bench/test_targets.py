@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -377,3 +378,29 @@ def test_time_of_the_host_and_limit_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     process.limit_memory(25, "cuda")
     process.limit_memory(None, "cuda:1")
     assert fractions == [(0.25, None)]
+
+
+def test_readme_has_a_column_for_each_card() -> None:
+    """Its newest result, where there is one; "open" for what was not measured."""
+    path = RESULTS.parent / "readme.py"
+    spec = importlib.util.spec_from_file_location("readme", path)
+    assert spec is not None
+    assert spec.loader is not None
+    readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme)
+    layer = ("cora", "8x8", "gat", "float32")
+
+    def small(device: str, date: str, seconds: float) -> Report:
+        found = a_run(device, Measured("small", "cuda", *layer, figures={"replay": seconds}))
+        return replace(found, environment={**found.environment, "date": date})
+
+    _, nothing = readme._targets({"cpu": a_run("some CPU")})
+    assert nothing.count("| open | open |") == len(targets.TARGETS)
+    text, table = readme._targets({
+        "h200": small("NVIDIA H200", "2030-01-02", 3e-5),
+        "older": small("NVIDIA H200", "2030-01-01", 9e-5),
+    })  # fmt: skip
+    assert "Every case is in `bench/results/h200`." in text
+    row = "| cuda | GAT layer of Cora's size in a CUDA graph | ≤ 60 us | open |"
+    assert f"{row} 30.0 us (cora gat 8x8), met |" in table
+    assert "| GAT layer of Cora's size, time of the host | ≤ 300 us | open | open |" in table
