@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,3 +260,16 @@ def test_a_graph_made_in_a_compiled_function_has_bounded_schedules(
     compiled = torch.compile(parts, backend="aot_eager", fullgraph=True)
     expected = _schedule.bounded(Graph.from_edge_index(edge_index, 40).rowptr, 300)
     assert list(map(torch.equal, compiled(edge_index), expected)) == [True] * 4
+
+
+def test_the_tuning_guide_names_constants_that_are_there() -> None:
+    """Each with its value, in the file it says."""
+    root = Path(__file__).parents[1]
+    text = (root / "docs" / "gpu-tuning.md").read_text().partition("each in one place")[2]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (?:`(\S+)`|each.*?) \| (.*?) \|", text, re.M)
+    assert len(rows) >= 18
+    for names, file, _ in rows:
+        sources = [root / file] if file else list((root / "csrc" / "cuda").glob("*.cu"))
+        code = "".join(path.read_text() for path in sources)
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b{name}\b.*=", code), name
