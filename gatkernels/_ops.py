@@ -83,7 +83,7 @@ def _sorted_ends(edge_index: Tensor, num_src: int, num_dst: int, self_loops: boo
     sides = num_dst + 1, num_src + 1
     dtype = torch.int32 if sum(sides) < 2**31 else torch.int64
     given = edge_index.shape[1]
-    ends = edge_index.to(dtype)
+    ends = edge_index.to(dtype).contiguous()
     if self_loops:
         loops = torch.arange(min(num_src, num_dst), dtype=dtype, device=ends.device)
         ends = torch.cat([ends, loops.expand(2, -1)], dim=1)

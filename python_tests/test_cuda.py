@@ -186,6 +186,29 @@ def test_a_failed_launch_is_an_exception() -> None:
 
 @cuda
 @without_gpu
+@pytest.mark.parametrize(
+    ("degrees", "merges"), [([64] * 9, 0), ([65, 3], 1), ([64 * 63 + 1, 3], 2)], ids=str
+)
+def test_launches_of_a_step(degrees: list[int], merges: int) -> None:
+    """A kernel for each pass; partial results are merged only where a row was cut, and in two
+    steps only where there are many."""
+    dst = torch.arange(len(degrees)).repeat_interleave(torch.tensor(degrees))
+    src = torch.arange(dst.numel()) % 997  # no source has many edges
+    graph = Graph.from_edge_index(torch.stack([src, dst]), (997, len(degrees)))
+    for kind, forward, backward in (("gat", 1, 2), ("gatv2", 1, 4 + merges)):
+        inputs = test_gatv2.inputs_of(kind, graph, 2, 8, torch.float32, False)
+        leaves = [t.requires_grad_() for t in inputs]
+        operator = {"gat": gat_attention, "gatv2": gatv2_attention}[kind]
+        start = _native_cuda.module.launches()
+        out = operator(graph, *leaves, backend="cuda")
+        middle = _native_cuda.module.launches()
+        torch.autograd.grad(out, leaves, out.detach())
+        found = middle - start, _native_cuda.module.launches() - middle
+        assert found == (forward + merges, backward)
+
+
+@cuda
+@without_gpu
 def test_an_error_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's runtime keeps an error until somebody asks: the next launch must not report it."""
     graph = GRAPHS["random"]()

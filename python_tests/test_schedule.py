@@ -176,8 +176,9 @@ def test_both_sides_from_one_sort(self_loops: bool, monkeypatch: pytest.MonkeyPa
     for nodes, edges in (((40, 30), 301), ((5, 70), 9_000), ((70, 5), 9_000), ((3, 3), 1)):
         ends = [torch.randint(0, count, (edges,)) for count in nodes]
         edge_index = torch.stack(ends)
-        for kind in (torch.int64, torch.int32):
-            graph = Graph.from_edge_index(edge_index.to(kind), nodes, self_loops)
+        given = edge_index, edge_index.int(), edge_index.t().contiguous().t().int()
+        for ids in given:
+            graph = Graph.from_edge_index(ids, nodes, self_loops)
             src, dst = ends
             csr = _ops._build_csr_torch(dst, src, nodes[1], nodes[0], self_loops)
             csc = _ops._build_csr_torch(src, dst, nodes[0], nodes[1], self_loops)

@@ -111,6 +111,7 @@ PYBIND11_MODULE(_cuda, m) {
 #else
   m.attr("device") = "cpu";  // the emulator of the tests
   m.def("reverse_threads", [](bool reversed) { simt::reversed = reversed; });
+  m.def("launches", [] { return simt::launches; });
 #endif
   m.attr("att_parts") = cuda::kAttParts;
   m.def("gpu", &gpu);

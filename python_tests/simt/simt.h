@@ -240,8 +240,11 @@ inline void run_block(int threads) {
   }
 }
 
+inline int launches = 0;
+
 template <class Body>
 void launch(dim3 grid_, dim3 block_, size_t shared_bytes, cudaStream_t, const Body& call) {
+  ++launches;
   const int threads = int(block_.x * block_.y * block_.z);
   grid = grid_;
   block_size = block_;
