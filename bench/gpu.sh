@@ -87,7 +87,7 @@ smoke() {
 
 targets() {
   run 275 "$python" -m gatkernels bench --targets --device "$device" --seconds 0.2 \
-    --deadline $((265 / shorter)) --out "$out" \
+    --deadline $((255 / shorter)) --out "$out" \
     --kinds operator hub small layer "layer compiled"
 }
 

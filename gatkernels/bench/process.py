@@ -38,6 +38,10 @@ class ChildError(Exception):
         self.reason = reason
 
 
+class LateError(ChildError):
+    """The work took longer than it might."""
+
+
 def failure(error: BaseException) -> ChildError:
     """What went wrong in one line: too little memory, something not to be had here, or an error."""
     text = " ".join(str(error).split())[:300] or repr(error)
@@ -126,7 +130,7 @@ def call(
             if kind == "failed":
                 raise ChildError(*payload)
             tick(payload)
-        raise ChildError("error", f"no result in {timeout:.0f} s")
+        raise LateError("error", f"no result in {timeout:.0f} s")
     except (EOFError, ConnectionError):
         child.join()
         code = child.exitcode

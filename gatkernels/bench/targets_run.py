@@ -183,7 +183,9 @@ def execute(job: Job, tell: Callable[[int, str], None], save: Callable[[Report],
             for one in lost(group, error):
                 keep(one)
             continue
-        run_group(group, limited(job.settings, group, left), partial(tell, done), keep)
+        settings_of_group = limited(job.settings, group, left)
+        cut = settings_of_group.timeout == left
+        run_group(group, settings_of_group, partial(tell, done), keep, cut)
     save(report)
     return report
 
@@ -208,10 +210,14 @@ def lost(group: Group, error: ChildError) -> list[Measured]:
 
 
 def run_group(
-    group: Group, settings: Settings, tick: Tick, keep: Callable[[Measured], None]
+    group: Group,
+    settings: Settings,
+    tick: Tick,
+    keep: Callable[[Measured], None],
+    cut: bool = False,
 ) -> None:
     """The group's results, each as it comes; whoever cannot run, or was lost with its process,
-    says why."""
+    says why. ``cut``: its time is what the deadline has left."""
     device = group.specs[0].device
     done: set[tuple[str, ...]] = set()
 
@@ -250,6 +256,8 @@ def run_group(
             return
         work = {"operator": operators.time_floors, "hub": operators.time_hub, "small": time_small}
         fresh(work[group.kind], backend, group.specs, settings.seconds)
+    except process.LateError as error:
+        give_up(ChildError("open", f"{error.reason}, the deadline's last") if cut else error)
     except ChildError as error:
         give_up(error)
 

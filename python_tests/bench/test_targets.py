@@ -265,6 +265,15 @@ def test_a_lost_group_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == ["reference: operator arxiv: first case"]
     assert [(one.layer, one.status) for one in found] == [("gat", "ok"), ("gatv2", "OOM")]
 
+    def late(*_: Any, **__: Any) -> None:
+        raise process.LateError("error", "no result in 3 s")
+
+    monkeypatch.setattr(process, "call", late)
+    for cut, status in ((False, "error"), (True, "open")):
+        found.clear()
+        targets_run.run_group(names, settings, told.append, found.append, cut)
+        assert {one.status for one in found} == {status}
+
 
 @pytest.mark.usefixtures("in_this_process")
 def test_a_deadline_ends_a_run_and_lists_what_is_left(
@@ -275,7 +284,8 @@ def test_a_deadline_ends_a_run_and_lists_what_is_left(
     limits: list[float] = []
     saved: list[int] = []
 
-    def run_group(group: Group, settings: Any, tick: Any, keep: Any) -> None:
+    def run_group(group: Group, settings: Any, tick: Any, keep: Any, cut: bool) -> None:
+        assert cut
         limits.append(settings.timeout)
         keep(targets_run.lost(group, process.ChildError("ok", ""))[0])
         monkeypatch.setattr(targets_run.time, "perf_counter", lambda: start + limits[0])
