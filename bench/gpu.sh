@@ -46,12 +46,18 @@ metrics+=,smsp__issue_active.avg.pct_of_peak_sustained_active,smsp__inst_execute
 metrics+=,launch__waves_per_multiprocessor,launch__registers_per_thread
 metrics+=,smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio
 
+child=''
+trap 'if [ -n "$child" ]; then kill "$child" 2>/dev/null; fi; exit 143' INT TERM
+
 # run SECONDS COMMAND...: with that deadline; goes on after a failure.
 run() {
   local limit=$(($1 / shorter > 0 ? $1 / shorter : 1)) status=0
   shift
   echo "+ $*"
-  timeout --kill-after=5 "$limit" "$@" || status=$?
+  timeout --kill-after=5 "$limit" "$@" &
+  child=$!
+  wait "$child" || status=$?
+  child=''
   if [ "$status" = 124 ] || [ "$status" = 137 ]; then echo "ended after $limit s: $*"; fi
   if [ "$status" != 0 ]; then
     echo "status $status: $*"
@@ -214,4 +220,5 @@ out=bench/results/$card
 if [ "$device" = cpu ]; then out=runs/gpu-cpu; fi
 if [ -n "${OUT:-}" ] && mkdir -p "$OUT" && [ -w "$OUT" ]; then out=$OUT; fi
 mkdir -p "$out"
-main "${stages[@]}" 2>&1 | tee -a "$out/gpu.log"
+exec > >(tee -a "$out/gpu.log") 2>&1
+main "${stages[@]}"

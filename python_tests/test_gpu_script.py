@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -62,14 +61,30 @@ def test_stages_their_deadlines_and_the_table(stub: str, tmp_path: Path) -> None
     assert (tmp_path / "gpu.log").read_text() == done.stdout
 
 
+def test_an_end_from_outside_ends_what_runs(stub: str, tmp_path: Path) -> None:
+    script = _start(stub, tmp_path, "quick")
+    log = tmp_path / "gpu.log"
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (log.exists() and "begun" in log.read_text()):
+        time.sleep(0.1)
+    script.terminate()
+    begin = time.monotonic()
+    script.communicate()  # until all that could write has ended
+    assert script.returncode == 143
+    assert time.monotonic() - begin < 30
+
+
 def test_a_kill_leaves_the_log(stub: str, tmp_path: Path) -> None:
     script = _start(stub, tmp_path, "quick")
     log = tmp_path / "gpu.log"
     end = time.monotonic() + 60
     while time.monotonic() < end and not (log.exists() and "begun" in log.read_text()):
         time.sleep(0.1)
-    os.killpg(script.pid, signal.SIGKILL)
-    script.communicate()
+    script.kill()
+    script.wait()
+    for stream in (script.stdout, script.stderr):
+        assert stream is not None
+        stream.close()
     text = log.read_text()
     assert "== targets ==" in text
     assert re.search(r"^smoke +\d+ s  FAILED$", text, re.M)

@@ -53,6 +53,7 @@ def test_every_edge_once(name: str, chunk: int, parts_of: Any) -> None:
     edges: list[list[int]] = [[] for _ in range(rows)]
     for place, row in enumerate([] if found.chunk_row is None else found.chunk_row.tolist()):
         if row < 0:
+            assert parts_of is _schedule.bounded  # else there is no place too many
             assert place >= ends[-1]
             continue
         begin = pointers[row] + (place - ends[row]) * chunk
@@ -261,6 +262,16 @@ def test_a_graph_made_in_a_compiled_function_has_bounded_schedules(
     compiled = torch.compile(parts, backend="aot_eager", fullgraph=True)
     expected = _schedule.bounded(Graph.from_edge_index(edge_index, 40).rowptr, 300)
     assert list(map(torch.equal, compiled(edge_index), expected)) == [True] * 4
+
+
+def test_what_a_launch_of_triton_is_compiled_with_is_looked_up() -> None:
+    pytest.importorskip("triton")
+    from gatkernels import kernels
+
+    cut = kernels.tile(4, 8, torch.float32)
+    found = kernels.constants(kernels.gat.forward, kernels.tile(4, 8, torch.float32))
+    assert found is kernels.constants(kernels.gat.forward, cut)
+    assert found["H"] == 4
 
 
 def test_the_tuning_guide_names_constants_that_are_there() -> None:
