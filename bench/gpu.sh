@@ -110,7 +110,7 @@ profile() {
   for layer in gat gatv2; do # 2 and 3 kernels a step; those of the third step
     if [ $layer = gatv2 ]; then skip=6; fi
     run 45 "$ncu" --clock-control none --metrics "$metrics" --log-file "$out/ncu-$layer.txt" \
-      --kernel-name 'regex:^(forward|backward|by_destination|by_source)$' \
+      --kernel-name 'regex:(^|::)(forward|backward|by_destination|by_source)$' \
       --launch-skip $skip --launch-count $((skip / 2)) \
       "$python" -m gatkernels.bench.profiled "$layer"
   done

@@ -55,7 +55,7 @@ for _schema in (
 def _build_csr_torch(
     row: Tensor, other: Tensor, num_rows: int, num_others: int, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from torch ops, on any device; sizes do not depend on the data."""
+    """One side of a graph from torch ops, on any device; sizes do not depend on the data."""
     row, other = row.long(), other.long()
     if self_loops:
         loops = torch.arange(min(num_rows, num_others), device=row.device)
