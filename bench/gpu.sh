@@ -120,7 +120,7 @@ tests() { # SECONDS BACKEND FILES...
   local limit=$1 backend=$2
   shift 2
   run "$limit" env GATKERNELS_TEST_DEVICE="$device" GATKERNELS_TEST_BACKEND="$backend" \
-    OMP_NUM_THREADS=1 "$python" -m pytest -rs -v -n "$((cores > 4 ? cores - 2 : cores))" "$@"
+    OMP_NUM_THREADS=1 "$python" -m pytest -rs -vv -n "$((cores > 4 ? cores - 2 : cores))" "$@"
 }
 
 suite() {
@@ -139,7 +139,7 @@ triton() {
 }
 
 gpu() {
-  run 50 "$python" -m pytest -rs -v python_tests/test_gpu.py # alone: it needs the GPU's time
+  run 50 "$python" -m pytest -rs -vv python_tests/test_gpu.py # alone: it needs the GPU's time
 }
 
 # On the one test that reaches every kernel; torch's cache of memory would hide accesses past the
