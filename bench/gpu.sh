@@ -67,7 +67,8 @@ run() {
 
 # A tool of the CUDA toolkit, wherever it is.
 tool() {
-  local places=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin:/opt/nvidia/nsight-compute/2025.3.1
+  local place places=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+  for place in /opt/nvidia/nsight-compute/*; do places+=:$place; done
   PATH=$places command -v "$1" || {
     echo "no $1 on PATH or below CUDA_HOME" >&2
     return 1

@@ -12,7 +12,7 @@ import torch
 from graphs import GRAPHS
 from torch import Tensor
 
-from gatkernels import Graph, _ops
+from gatkernels import Graph, _build
 from gatkernels.graph import cached_graph
 
 ARRAYS = ("rowptr", "col", "eid", "colptr", "row", "ceid")
@@ -29,8 +29,8 @@ def same(a: Graph, b: Graph) -> bool:
 
 def by_torch(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool = False) -> Graph:
     src, dst = edge_index
-    csr = _ops._build_csr_torch(dst, src, num_dst, num_src, self_loops)
-    csc = _ops._build_csr_torch(src, dst, num_src, num_dst, self_loops)
+    csr = _build.one_side(dst, src, num_dst, num_src, self_loops)
+    csc = _build.one_side(src, dst, num_src, num_dst, self_loops)
     return Graph(num_src, num_dst, csr, csc, self_loops)
 
 

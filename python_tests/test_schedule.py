@@ -17,7 +17,15 @@ from tolerance import BACKEND
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gatkernels import Graph, _native, _ops, _schedule, gat_attention, gatv2_attention
+from gatkernels import (
+    Graph,
+    _build,
+    _native,
+    _ops,
+    _schedule,
+    gat_attention,
+    gatv2_attention,
+)
 from gatkernels.graph import Parts
 
 NAMES = [*GRAPHS, "degrees, by source"]
@@ -132,7 +140,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(_native, "cpu_missing", "as on a GPU")
     monkeypatch.setattr(_schedule, "WITH_GRAPH", ("cpu",))
     monkeypatch.setattr(_schedule, "ORDERED", 1 << 18)
-    monkeypatch.setattr(_ops, "build_graph", _ops._build_graph)  # an op hides what it calls
+    monkeypatch.setattr(_ops, "build_graph", _build.build_graph)  # an op hides what it calls
     reads: list[int] = []
     read = torch.Tensor.tolist
 
@@ -181,8 +189,8 @@ def test_both_sides_from_one_sort(self_loops: bool, monkeypatch: pytest.MonkeyPa
         for ids in given:
             graph = Graph.from_edge_index(ids, nodes, self_loops)
             src, dst = ends
-            csr = _ops._build_csr_torch(dst, src, nodes[1], nodes[0], self_loops)
-            csc = _ops._build_csr_torch(src, dst, nodes[0], nodes[1], self_loops)
+            csr = _build.one_side(dst, src, nodes[1], nodes[0], self_loops)
+            csc = _build.one_side(src, dst, nodes[0], nodes[1], self_loops)
             found = graph.rowptr, graph.col, graph.eid, graph.colptr, graph.row, graph.ceid
             for got, wanted in zip(found, (*csr, *csc), strict=True):
                 assert got.dtype == wanted.dtype
@@ -192,7 +200,7 @@ def test_both_sides_from_one_sort(self_loops: bool, monkeypatch: pytest.MonkeyPa
                 wanted_parts = _schedule.build(ptr, graph.num_edges)
                 assert parts is not None
                 assert list(map(torch.equal, parts, wanted_parts)) == [True] * len(wanted_parts)
-    monkeypatch.setattr(_ops, "_SORTED", 0)  # each side by itself
+    monkeypatch.setattr(_build, "SORTED", 0)  # each side by itself
     apart = Graph.from_edge_index(edge_index, nodes, self_loops)
     assert torch.equal(apart.colptr, graph.colptr)
 
