@@ -80,29 +80,40 @@ def section(found: dict[str, Report]) -> str:
 
 
 def _targets(found: dict[str, Report]) -> list[str]:
-    """The targets with the worst case of each, from the last result on the device they are for."""
-    ran = [
-        (report.environment["date"], folder)
-        for folder, report in found.items()
-        if report.targets is not None and targets.applies(report)
-    ]
-    folder = max(ran)[1] if ran else None
-    last = found[folder] if folder else Report({}, {}, targets=[])
-    where = (
-        f"`bench/results/{folder}` has every case."
-        if folder
-        else "Open: no result from one has been committed yet."
-    )
+    """The targets with the worst case of each, from the last result on each card they are for."""
+    last: dict[str, tuple[str, Report]] = {}
+    for folder, report in sorted(found.items(), key=lambda item: item[1].environment["date"]):
+        card = targets.card(report)
+        if report.targets is not None and card is not None:
+            last[card] = folder, report
+    measured = {card: dict(_by_target(report)) for card, (_, report) in last.items()}
+
+    def cell(card: str, target: targets.Target) -> str:
+        own = measured.get(card, {}).get(target.name, [])
+        verdict = met(last[card][1], own) if own else ""
+        return f"{summary(own)}{', met' if verdict == 'yes' else ''}" if own else "open"
+
+    columns = "backend", "target", "bound", *(f"worst case, {card}" for card in targets.CARDS)
     rows = [
-        [target.backend, target.what, bound(target), summary(own), met(last, own)]
-        for target, own in targets.by_target(targets.rows(last))
+        [target.backend, target.what, bound(target), *(cell(c, target) for c in targets.CARDS)]
+        for target in targets.TARGETS
     ]
-    columns = ("backend", "target", "bound", f"worst case, {targets.DEVICE}", "met")
+    folders = ", ".join(f"`bench/results/{folder}`" for folder, _ in last.values())
+    where = (
+        f"Every case is in {folders}."
+        if folders
+        else "All open: no result from one has been committed yet."
+    )
     return [
-        f"The targets for one NVIDIA {targets.DEVICE}, all measured by `gatkernels bench --targets "
-        f"--device cuda`; `bench/README.md` says how. {where}",
+        f"The targets for one {targets.DEVICE}, measured by `bench/gpu.sh quick`; "
+        f"`bench/README.md` says how. {where}",
         markdown_table(Table("", columns, rows)),
     ]
+
+
+def _by_target(report: Report) -> Iterable[tuple[str, list[targets.Row]]]:
+    for target, own in targets.by_target(targets.rows(report)):
+        yield target.name, own
 
 
 def _cases(found: dict[str, Report], name: str) -> Iterable[tuple[str, CaseResult]]:

@@ -26,8 +26,13 @@ class Options(NamedTuple):
     backend: str
 
 
-def _arrays(graph: Graph) -> tuple[Tensor, ...]:
-    return graph.rowptr, graph.col, graph.eid, graph.colptr, graph.row, graph.ceid
+def _by_row(graph: Graph, backend: str) -> tuple[Any, ...]:
+    return graph.rowptr, graph.col, graph.eid, graph.schedules(backend)[0]
+
+
+def _arrays(graph: Graph, backend: str) -> tuple[Any, ...]:
+    by_column = graph.colptr, graph.row, graph.ceid, graph.schedules(backend)[1]
+    return *_by_row(graph, backend), *by_column
 
 
 def _needs_backward(*inputs: Tensor | None) -> bool:
@@ -58,7 +63,7 @@ def _gat_forward(
     graph: Graph, x: Tensor, scores: tuple[Any, ...], options: Options, training: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``out, out_pos, stats`` and, where asked for, ``alpha``."""
-    csr, statistics = (graph.rowptr, graph.col, graph.eid), training or options.return_attention
+    csr, statistics = _by_row(graph, options.backend), training or options.return_attention
     scores = (*scores[:3], options.negative_slope, options.dropout, scores[3])
     found = _gatkernels.gat_forward(*csr, x, *scores, training, statistics, options.backend)
     alpha = None
@@ -71,7 +76,7 @@ def _gatv2_forward(
     graph: Graph, scores: tuple[Any, ...], options: Options, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """``out, stats`` and, where asked for, ``alpha``."""
-    csr, statistics = (graph.rowptr, graph.col, graph.eid), training or options.return_attention
+    csr, statistics = _by_row(graph, options.backend), training or options.return_attention
     scores = (*scores[:4], options.negative_slope, options.dropout, scores[4])
     out, stats = _gatkernels.gatv2_forward(*csr, *scores, statistics, options.backend)
     alpha = None
@@ -113,7 +118,7 @@ class GATAttention(torch.autograd.Function):
         else:
             slope, dropout, _, backend = ctx.options
             grads = _gatkernels.gat_backward(
-                *_arrays(ctx.graph), x, src, dst, edge, slope, dropout, seed,
+                *_arrays(ctx.graph, backend), x, src, dst, edge, slope, dropout, seed,
                 out, out_pos, stats, alpha, grad, grad_alpha, backend,
             )  # fmt: skip
         return (None, *grads[:3], grads[3] if edge is not None else None, None, None)
@@ -152,7 +157,7 @@ class GATPacked(torch.autograd.Function):
         else:
             slope, dropout, _, backend = ctx.options
             grad_packed = _gatkernels.gat_packed_backward(
-                *_arrays(ctx.graph), packed, *ctx.sizes, slope, dropout, seed,
+                *_arrays(ctx.graph, backend), packed, *ctx.sizes, slope, dropout, seed,
                 out, out_pos, stats, alpha, grad, grad_alpha, backend,
             )  # fmt: skip
         return None, grad_packed, None, None, None, None
@@ -192,7 +197,7 @@ class GATv2Attention(torch.autograd.Function):
         else:
             slope, dropout, _, backend = ctx.options
             grads = _gatkernels.gatv2_backward(
-                *_arrays(ctx.graph), x_src, x_dst, att, edge, slope, dropout, seed,
+                *_arrays(ctx.graph, backend), x_src, x_dst, att, edge, slope, dropout, seed,
                 out, stats, alpha, grad, grad_alpha, backend,
             )  # fmt: skip
         return (None, *grads[:3], grads[3] if edge is not None else None, None, None)

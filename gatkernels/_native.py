@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ except ModuleNotFoundError:
 except ImportError as error:
     cpu_missing = f"the compiled module gatkernels._cpu cannot be loaded: {error}"
 
-Csr = tuple[Tensor, Tensor, Tensor]
+#: Pointers, the nodes at the other ends, edge ids, and the parts of a schedule.
+Csr = tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]
 Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
 Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
 
@@ -161,7 +163,7 @@ class Kernels:
         self, csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (unless ``statistics``)."""
-        rowptr, col, eid = csr
+        rowptr, col, eid, _ = csr
         src, dst, edge, negative_slope, dropout, seed = scores
         x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
         num_dst = rowptr.shape[0] - 1
@@ -182,7 +184,7 @@ class Kernels:
         return out, out_pos, stats
 
     def gat_alpha(self, csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
-        rowptr, col, eid = csr
+        rowptr, col, eid, _ = csr
         src, dst, edge, negative_slope, dropout, seed = scores
         src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
         alpha = stats.new_zeros(col.shape[0], stats.shape[2])
@@ -210,8 +212,8 @@ class Kernels:
 
         ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
         """
-        rowptr, col, eid = csr
-        colptr, row, ceid = csc
+        rowptr, col, eid, _ = csr
+        colptr, row, ceid, _ = csc
         src, dst, edge, negative_slope, dropout, seed = scores
         out, out_pos, stats, alpha = saved
         grad, grad_alpha = grads
@@ -238,7 +240,7 @@ class Kernels:
         self, csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
     ) -> tuple[Tensor, Tensor]:
         """``out`` and ``stats`` (empty unless ``statistics``)."""
-        rowptr, col, eid = csr
+        rowptr, col, eid, _ = csr
         dst, att, edge, negative_slope, dropout, seed = scores
         x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
         num_dst = rowptr.shape[0] - 1
@@ -257,7 +259,7 @@ class Kernels:
         return out, stats
 
     def gatv2_alpha(self, csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
-        rowptr, col, eid = csr
+        rowptr, col, eid, _ = csr
         dst, att, edge, negative_slope, dropout, seed = scores
         x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
         _, heads, channels = x.shape
@@ -286,8 +288,8 @@ class Kernels:
 
         ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
         """
-        rowptr, col, eid = csr
-        colptr, row, ceid = csc
+        rowptr, col, eid, _ = csr
+        colptr, row, ceid, _ = csc
         dst, att, edge, negative_slope, dropout, seed = scores
         out, stats, alpha = saved
         grad, grad_alpha = grads

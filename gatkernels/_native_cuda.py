@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gatkernels import _schedule, _tiles
 from gatkernels._native import Csr, Kernels, place
@@ -29,11 +29,6 @@ except ImportError as error:
 
 #: The oldest GPUs the module has code for, as torch.cuda.get_device_capability() gives it.
 CAPABILITY = (8, 0)
-#: Rows up to this degree are ordered by it exactly.
-TINY = 32
-#: The fewest edges of a chunk, and about how many chunks a graph's edges fill: enough for the
-#: largest GPU, few enough that their partial results stay small beside the features.
-CHUNK, CHUNKS = 256, 8192
 
 
 def why_not(device: torch.device) -> str | None:
@@ -65,30 +60,28 @@ def _gpu(device: torch.device) -> _tiles.Gpu:
     return _tiles.Gpu.of(*module.gpu(device.index or 0))
 
 
-@functools.lru_cache
-def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
+@functools.lru_cache(1024)
+def _tiled(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
     return _tiles.most_heads(_gpu(device), nodes, edges, heads, head_bytes)
 
 
-_schedules = WeakTensorKeyDictionary()
+def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
+    """Of a tile; without the model where all rows fit the cache, as those of batches do."""
+    if nodes * heads * head_bytes <= _tiles.USABLE * _gpu(device).cache:
+        return heads
+    return _tiled(device, nodes, edges, heads, head_bytes)
 
 
-def _schedule_of(csr: Csr) -> tuple[Any, _schedule.Schedule]:
-    """The schedule of a graph's rows as the module takes it, and the tensors behind it."""
-    rowptr, col = csr[:2]
-    if rowptr not in _schedules:
-        edges, chunk = col.shape[0], CHUNK
-        while chunk * CHUNKS < edges:
-            chunk *= 2
-        made = _schedule.build(rowptr, edges, TINY, chunk)
-        fields = (made.order, made.counts, made.segment_row, made.segment_begin, made.segment_end)
-        pointers = [place(t) for t in (*fields, made.hub_ptr)]
-        _schedules[rowptr] = module.Schedule(*pointers, made.hubs, made.chunks), made
-    found: tuple[Any, _schedule.Schedule] = _schedules[rowptr]
-    return found
+def _schedule_of(csr: Csr) -> tuple[Any, int]:
+    """A schedule as the module takes it, and how many chunks it has."""
+    found, chunk = _schedule.read(csr[3]), _schedule.chunk_of(csr[1].shape[0])
+    pointers = place(found.order), place(found.chunk_row), place(found.chunk_end)
+    return module.Schedule(*pointers, found.chunks, chunk), found.chunks
 
 
 class _Cuda(Kernels):
+    """Once per call: the schedules, the scratch, the stream."""
+
     def _module(self) -> Any:
         return module
 
@@ -100,24 +93,40 @@ class _Cuda(Kernels):
             nodes, heads, channels = rows.shape
             head_bytes = matrices * channels * rows.element_size()
             most_heads = _most_heads(sums.device, nodes, csr[1].shape[0], heads, head_bytes)
-        by_row, made = _schedule_of(csr)
-        by_column, chunks, parts = by_row, made.chunks, 0
+        by_row, chunks = _schedule_of(csr)
+        by_column, parts = by_row, 0
         if csc is not None:
-            by_column, made = _schedule_of(csc)
-            chunks = max(chunks, made.chunks)
-            parts = module.att_parts * heads * channels
+            by_column, more = _schedule_of(csc)
+            chunks = max(chunks, more)
+            parts = module.att_parts * heads * channels if matrices > 1 else 0  # GATv2's
         places = chunks + chunks // module.slice
         partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
         att_parts = sums.new_empty(parts)
-        device, current, stream = 0, 0, 0
-        if sums.is_cuda:
-            device, current = sums.get_device(), torch.cuda.current_device()
-            stream = torch.cuda.current_stream(device).cuda_stream
+        device = max(sums.get_device(), 0)
+        stream = torch._C._cuda_getCurrentRawStream(device) if sums.is_cuda else 0
         context = module.Context(
-            device, current, stream, by_row, by_column, place(partials), place(att_parts),
-            most_heads,
-        )  # fmt: skip
+            device, stream, by_row, by_column, place(partials), place(att_parts), most_heads
+        )
         return context, (partials, att_parts)
 
 
+def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Through torch's own guard where that is not the current device: it knows which devices have
+    a context, and makes none where it goes back to one without."""
+
+    @functools.wraps(run)
+    def call(self: _Cuda, csr: Csr, *args: Any) -> Any:
+        col = csr[1]
+        if not col.is_cuda or col.get_device() == torch._C._cuda_getDevice():
+            return run(self, csr, *args)
+        with torch.cuda.device(col.device):
+            return run(self, csr, *args)
+
+    return call
+
+
+for _name in (
+    "gat_forward", "gat_alpha", "gat_backward", "gatv2_forward", "gatv2_alpha", "gatv2_backward",
+):  # fmt: skip
+    setattr(_Cuda, _name, _on_device_of_graph(getattr(Kernels, _name)))
 CUDA = _Cuda()

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _checks, _dispatch, _native
+from gatkernels import _build, _dispatch, _native, _schedule
+from gatkernels._build import Built
 
-_GRAPH = "Tensor rowptr, Tensor col, Tensor eid"
-_TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid"
+# The lists are the parts of a schedule for GPUs, see gatkernels/_schedule.py; empty elsewhere.
+_GRAPH = "Tensor rowptr, Tensor col, Tensor eid, Tensor[] by_row"
+_TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid, Tensor[] by_column"
 _OPTIONS = "float negative_slope, float dropout, Tensor? seed"
 _GAT = f"Tensor x, Tensor score_src, Tensor score_dst, Tensor? edge_score, {_OPTIONS}"
 _GATV2 = f"Tensor x, Tensor x_dst, Tensor att, Tensor? edge, {_OPTIONS}"
@@ -25,6 +27,11 @@ _library = torch.library.Library("gatkernels", "DEF")
 for _schema in (
     "build_csr(Tensor edge_index, SymInt num_src, SymInt num_dst, bool by_source, bool self_loops)"
     " -> (Tensor rowptr, Tensor col, Tensor eid)",
+    "build_graph(Tensor edge_index, SymInt num_src, SymInt num_dst, bool self_loops)"
+    " -> (Tensor rowptr, Tensor col, Tensor eid, Tensor colptr, Tensor row, Tensor ceid,"
+    " Tensor chunk_ends, Tensor chunks)",
+    "bounded_schedule(Tensor rowptr, SymInt edges)"
+    " -> (Tensor chunk_row, Tensor chunk_end, Tensor order, Tensor bigs)",
     f"gat_forward({_GRAPH}, {_GAT}, bool training, bool statistics, str backend)"
     " -> (Tensor out, Tensor out_pos, Tensor stats)",
     f"gat_alpha({_GRAPH}, {_GAT.removeprefix('Tensor x, ')}, Tensor stats, str backend) -> Tensor",
@@ -49,65 +56,28 @@ for _schema in (
 _library.define("draw_seed(Tensor like) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
 
 
-def _build_csr_torch(
-    row: Tensor, other: Tensor, num_rows: int, num_others: int, self_loops: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from torch ops, on any device; sizes do not depend on the data."""
-    row, other = row.long(), other.long()
-    if self_loops:
-        loops = torch.arange(min(num_rows, num_others), device=row.device)
-        row = torch.cat([torch.where(row == other, num_rows, row), loops])
-        other = torch.cat([other, loops])
-    order = torch.argsort(row, stable=True)
-    degree = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
-    degree.index_add_(0, row, torch.ones_like(row))
-    rowptr = torch.zeros_like(degree)
-    torch.cumsum(degree[:-1], 0, out=rowptr[1:])
-    return rowptr, other[order].int(), order.int()
+def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    """CSR and CSC; and on a GPU :func:`_schedule.chunk_ends` of all destinations, then a place for
+    none, then all sources, with the last value of each side ``[2]`` in the CPU's memory: one wait
+    brings these and what the ids are checked by. Both are empty where they are not known."""
+    result: Built = torch.ops.gatkernels.build_graph(edge_index, num_src, num_dst, self_loops)
+    return result
 
 
 def build_csr(
     edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """One side of a graph."""
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.gatkernels.build_csr(
         edge_index, num_src, num_dst, by_source, self_loops
     )
     return result
 
 
-def _build_csr(
-    edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    _checks.edge_count("Graph.from_edge_index", edge_index, num_src, num_dst)
-    src, dst = edge_index[0], edge_index[1]
-    row, other, num_rows, num_others = (
-        (src, dst, num_src, num_dst) if by_source else (dst, src, num_dst, num_src)
-    )
-    if edge_index.device.type == "cpu" and _native.cpu_missing is None:
-        rowptr, col, eid, bad = _native.build_csr(row, other, num_rows, num_others, self_loops)
-        if bad >= 0:
-            _raise_bad_id(edge_index, num_src, num_dst)
-        return rowptr, col, eid
-    if edge_index.numel() and not by_source:
-        low, high = torch.aminmax(edge_index, dim=1)
-        limits = torch.tensor([num_src, num_dst], device=edge_index.device)
-        if bool(((low < 0) | (high >= limits)).any()):
-            _raise_bad_id(edge_index, num_src, num_dst)
-    return _build_csr_torch(row, other, num_rows, num_others, self_loops)
-
-
-def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
-    for side, count in enumerate((num_src, num_dst)):
-        wrong = (edge_index[side] < 0) | (edge_index[side] >= count)
-        if bool(wrong.any()):
-            place = int(wrong.nonzero()[0])
-            raise _checks.node_id_out_of_range(
-                "Graph.from_edge_index",
-                f"edge_index[{side}]",
-                int(edge_index[side, place]),
-                place,
-                count,
-            )
+def bounded_schedule(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
+    """As :func:`gatkernels._schedule.bounded`, from an op that compiled functions can hold."""
+    result: tuple[Tensor, ...] = torch.ops.gatkernels.bounded_schedule(rowptr, edges)
+    return result
 
 
 def split_packed(packed: Tensor, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,18 +92,18 @@ def _grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
 
 
 def _gat_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    csr, x, scores, (training, statistics, backend) = args[:3], args[3], args[4:10], args[10:]
+    csr, x, scores, (training, statistics, backend) = args[:4], args[4], args[5:11], args[11:]
     kernels = _dispatch.kernels(backend)
     return kernels.gat_forward(csr, x, scores, training, statistics)  # type: ignore[no-any-return]
 
 
 def _gat_alpha(*args: Any) -> Tensor:
-    csr, scores, (stats, backend) = args[:3], args[3:9], args[9:]
+    csr, scores, (stats, backend) = args[:4], args[4:10], args[10:]
     return _dispatch.kernels(backend).gat_alpha(csr, scores, stats)  # type: ignore[no-any-return]
 
 
 def _gat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, score_src, score_dst, edge_score = args[6:10]
+    x, score_src, score_dst, edge_score = args[8:12]
     results = (
         _native.empty(x, *x.shape),
         _native.empty(score_src, *score_src.shape),
@@ -141,37 +111,37 @@ def _gat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _grad_of_edges(x, edge_score),
     )
     _dispatch.kernels(args[-1]).gat_backward(
-        args[:3], args[3:6], x, args[7:13], args[13:17], args[17:19], results
+        args[:4], args[4:8], x, args[9:15], args[15:19], args[19:21], results
     )
     return results
 
 
 def _gat_packed_backward(*args: Any) -> Tensor:
-    packed, heads, channels, negative_slope, dropout, seed = args[6:12]
+    packed, heads, channels, negative_slope, dropout, seed = args[8:14]
     x, score_src, score_dst = split_packed(packed, heads, channels)
     result = _native.empty(packed, *packed.shape)
     scores = (score_src, score_dst, None, negative_slope, dropout, seed)
     results = (*split_packed(result, heads, channels), packed.new_empty(0))
     _dispatch.kernels(args[-1]).gat_backward(
-        args[:3], args[3:6], x, scores, args[12:16], args[16:18], results
+        args[:4], args[4:8], x, scores, args[14:18], args[18:20], results
     )
     return result
 
 
 def _gatv2_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    csr, x, scores, (statistics, backend) = args[:3], args[3], args[4:10], args[10:]
+    csr, x, scores, (statistics, backend) = args[:4], args[4], args[5:11], args[11:]
     kernels = _dispatch.kernels(backend)
     return kernels.gatv2_forward(csr, x, scores, statistics)  # type: ignore[no-any-return]
 
 
 def _gatv2_alpha(*args: Any) -> Tensor:
-    csr, x, scores, (stats, backend) = args[:3], args[3], args[4:10], args[10:]
+    csr, x, scores, (stats, backend) = args[:4], args[4], args[5:11], args[11:]
     kernels = _dispatch.kernels(backend)
     return kernels.gatv2_alpha(csr, x, scores, stats)  # type: ignore[no-any-return]
 
 
 def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, x_dst, att, edge = args[6:10]
+    x, x_dst, att, edge = args[8:12]
     results = (
         _native.empty(x, *x.shape),
         _native.empty(x, *x_dst.shape),
@@ -179,7 +149,7 @@ def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _grad_of_edges(x, edge),
     )
     _dispatch.kernels(args[-1]).gatv2_backward(
-        args[:3], args[3:6], x, args[7:13], args[13:16], args[16:18], results
+        args[:4], args[4:8], x, args[9:15], args[15:18], args[18:20], results
     )
     return results
 
@@ -278,8 +248,10 @@ for _name, _kernel in {
 }.items():
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _kernel, _key)
-_library.impl("build_csr", _build_csr, "CompositeExplicitAutograd")
+_library.impl("build_csr", _build.build_csr, "CompositeExplicitAutograd")
 _library.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
+_library.impl("build_graph", _build.build_graph, "CompositeExplicitAutograd")
+_library.impl("bounded_schedule", _schedule.bounded, "CompositeExplicitAutograd")
 _library.impl("sparse_product", _sparse_product, "CPU")
 _library.impl("sparse_product", _sparse_product, "CUDA")
 _library.impl("sparse_transposed_product", _sparse_transposed_product, "CPU")
@@ -323,9 +295,29 @@ def _(
     )
 
 
+@torch.library.register_fake("gatkernels::build_graph", lib=_library)
+def _(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    edges = edge_index.shape[1] + (torch.sym_min(num_src, num_dst) if self_loops else 0)
+    found: list[Tensor] = []
+    for rows in (num_dst, num_src):
+        found.append(edge_index.new_empty(rows + 1, dtype=torch.int64))
+        found += [edge_index.new_empty(edges, dtype=torch.int32) for _ in range(2)]
+    known = 0 < edges < _build.SORTED
+    ends = edge_index.new_empty(num_dst + 1 + num_src if known else 0, dtype=torch.int64)
+    return (*found, ends, torch.empty(2 if known else 0, dtype=torch.int64))
+
+
+@torch.library.register_fake("gatkernels::bounded_schedule", lib=_library)
+def _(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
+    rows = rowptr.shape[0] - 1
+    sizes = _schedule.most_chunks(rows, edges), rows, rows, 1
+    kinds = torch.int32, torch.int64, torch.int32, torch.int32
+    return tuple(rowptr.new_empty(n, dtype=kind) for n, kind in zip(sizes, kinds, strict=True))
+
+
 @torch.library.register_fake("gatkernels::gat_forward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rowptr, x, sums, (training, statistics, _) = args[0], args[3], args[4], args[10:]
+    rowptr, x, sums, (training, statistics, _) = args[0], args[4], args[5], args[11:]
     num_dst, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
     out = x.new_empty(num_dst, heads, channels)
     out_pos = sums.new_empty(num_dst, heads, channels) if training else sums.new_empty(0)
@@ -335,38 +327,38 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.register_fake("gatkernels::gat_alpha", lib=_library)
 def _(*args: Any) -> Tensor:
-    col, stats = args[1], args[9]
+    col, stats = args[1], args[10]
     return stats.new_empty(col.shape[0], stats.shape[2])  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gat_backward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, score_src, score_dst, edge_score = args[6:10]
+    x, score_src, score_dst, edge_score = args[8:12]
     inputs = (x, score_src, score_dst)
     return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge_score))
 
 
 @torch.library.register_fake("gatkernels::gat_packed_backward", lib=_library)
 def _(*args: Any) -> Tensor:
-    packed = args[6]
+    packed = args[8]
     return packed.new_empty(packed.shape)  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gatv2_forward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor]:
-    x, x_dst, att, statistics = args[3], args[4], args[5], args[10]
+    x, x_dst, att, statistics = args[4], args[5], args[6], args[11]
     stats = att.new_empty(x_dst.shape[0], 3, x.shape[1]) if statistics else att.new_empty(0)
     return x.new_empty(x_dst.shape), stats
 
 
 @torch.library.register_fake("gatkernels::gatv2_alpha", lib=_library)
 def _(*args: Any) -> Tensor:
-    col, stats = args[1], args[10]
+    col, stats = args[1], args[11]
     return stats.new_empty(col.shape[0], stats.shape[2])  # type: ignore[no-any-return]
 
 
 @torch.library.register_fake("gatkernels::gatv2_backward", lib=_library)
 def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, x_dst, att, edge = args[6:10]
+    x, x_dst, att, edge = args[8:12]
     inputs = (x, x_dst, att)
     return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from gatkernels import _checks, _ops
+from gatkernels import _build, _checks, _ops, _schedule
 from gatkernels._memo import Memo, watchable
+from gatkernels._schedule import Parts
 
 NodeCounts = int | tuple[int, int] | None
 
@@ -30,6 +33,9 @@ class Graph:
             ``colptr[j]:colptr[j + 1]``, ``row`` their destinations.
         self_loops: Whether loops were replaced as PyG does (existing ones removed, one per node
             appended).
+        by_row, by_column: How a GPU goes about the rows of the two, see
+            :mod:`gatkernels._schedule`: made with the graph where it is on a GPU, so that they
+            share its stream and memory pool; None elsewhere until a call asks for them.
     """
 
     num_src: int
@@ -42,14 +48,17 @@ class Graph:
     colptr: Tensor
     row: Tensor
     ceid: Tensor
+    by_row: Parts | None
+    by_column: Parts | None
 
     def __init__(
         self,
         num_src: int,
         num_dst: int,
-        csr: tuple[Tensor, Tensor, Tensor],
-        csc: tuple[Tensor, Tensor, Tensor] | None,
+        csr: Sequence[Tensor],
+        csc: Sequence[Tensor] | None,
         self_loops: bool = False,
+        schedules: tuple[Parts | None, Parts | None] = (None, None),
     ) -> None:
         self.num_src = num_src
         self.num_dst = num_dst
@@ -58,6 +67,27 @@ class Graph:
             self.colptr, self.row, self.ceid = csc
         self.num_edges = self.col.shape[0]
         self.self_loops = self_loops
+        self.by_row, self.by_column = schedules
+        self._places: Tensor | None = None
+        if self.device.type in _schedule.WITH_GRAPH:
+            self._make_schedules()
+
+    def _make_schedules(self) -> None:
+        build = _ops.bounded_schedule if torch.compiler.is_compiling() else _schedule.build
+        if self.by_row is None:
+            self.by_row = build(self.rowptr, self.num_edges)
+        if self.by_column is None:
+            self.by_column = build(self.colptr, self.num_edges)
+
+    def schedules(self, backend: str) -> tuple[Parts, Parts]:
+        """``by_row`` and ``by_column`` for the kernels of a backend; nothing for the CPU's."""
+        if backend == "cpu":
+            return (), ()
+        if self.by_row is None or self.by_column is None:
+            self._make_schedules()
+        assert self.by_row is not None
+        assert self.by_column is not None
+        return self.by_row, self.by_column
 
     @classmethod
     def from_edge_index(
@@ -86,11 +116,29 @@ class Graph:
         edge_index = edge_index.detach()
         if _ops.exporting_to_onnx():
             return _EdgeList(edge_index, num_src, num_dst, self_loops)
+        if not (torch.compiler.is_compiling() or _build.sides_apart(edge_index.device)):
+            return cls._from_one_sort(edge_index, num_src, num_dst, self_loops)
         csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
         csc = None
         if torch.is_grad_enabled() or torch.compiler.is_compiling():  # else only if asked for
             csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
         return cls(num_src, num_dst, csr, csc, self_loops)
+
+    @classmethod
+    def _from_one_sort(
+        cls, edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool
+    ) -> Graph:
+        *arrays, ends, chunks = _ops.build_graph(edge_index, num_src, num_dst, self_loops)
+        csr, csc = arrays[:3], arrays[3:]
+        schedules: tuple[Parts | None, Parts | None] = None, None
+        if chunks.numel():
+            first, last = chunks.tolist()
+            sides = ends[:num_dst], ends[num_dst + 1 :]
+            if first and last:
+                sides = sides[0], sides[1] - first
+            by_row = _schedule.build(csr[0], csr[1].shape[0], sides[0], first)
+            schedules = by_row, _schedule.build(csc[0], csc[1].shape[0], sides[1], last)
+        return cls(num_src, num_dst, csr, csc, self_loops, schedules)
 
     def __getattr__(self, name: str) -> Tensor:
         """The edges by source where they were not needed until now: a backward reads them."""
@@ -179,14 +227,22 @@ class Graph:
     @property
     def edge_index(self) -> Tensor:
         """``[2, E]`` int64 in the user's order, without the removed self loops."""
-        used = int(self.rowptr[-1])
-        order = torch.argsort(self.eid[:used])
+        order = self._order()
         src, dst, _ = self.csr_edges()
-        return torch.stack([src[:used][order], dst[:used][order]])
+        return torch.stack([src[order], dst[order]])
 
     def used_edge_ids(self) -> Tensor:
         """Places of per-edge tensors that hold an edge, ascending: all but removed self loops."""
-        return self.eid[: int(self.rowptr[-1])].long().sort().values
+        return self.eid[self._order()].long()
+
+    def _order(self) -> Tensor:
+        """Places of the CSR arrays in the user's order: a sort and a wait, the first time."""
+        if self._places is not None:
+            return self._places
+        order = torch.argsort(self.eid[: int(self.rowptr[-1])])
+        if not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled()):
+            self._places = order
+        return order
 
     def csr_edges(self) -> tuple[Tensor, Tensor, Tensor]:
         """Source, destination and edge id of each place of the CSR arrays, ``[num_edges]`` int64.
@@ -202,16 +258,21 @@ class Graph:
         if self.device == torch.device(device):
             return self
         csr = (self.rowptr.to(device), self.col.to(device), self.eid.to(device))
+        schedules: tuple[Parts | None, Parts | None] = None, None
+        if torch.device(device).type in _schedule.WITH_GRAPH:  # made here without a wait there
+            made = self.schedules("auto")
+            schedules = tuple(t.to(device) for t in made[0]), tuple(t.to(device) for t in made[1])
         csc = None
         if "colptr" in self.__dict__:
             csc = (self.colptr.to(device), self.row.to(device), self.ceid.to(device))
-        return Graph(self.num_src, self.num_dst, csr, csc, self.self_loops)
+        return Graph(self.num_src, self.num_dst, csr, csc, self.self_loops, schedules)
 
     def reverse(self) -> Graph:
         """Every edge turned round, in the same order; shares memory with this graph."""
         csr = (self.rowptr, self.col, self.eid)
         csc = (self.colptr, self.row, self.ceid)
-        return Graph(self.num_dst, self.num_src, csc, csr, self.self_loops)
+        schedules = self.by_column, self.by_row
+        return Graph(self.num_dst, self.num_src, csc, csr, self.self_loops, schedules)
 
     def __repr__(self) -> str:
         loops = ", self_loops=True" if self.self_loops else ""
@@ -246,6 +307,9 @@ class _EdgeList(Graph):
 
     def csr_edges(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._edges
+
+    def _make_schedules(self) -> None:
+        """None: no kernel runs."""
 
 
 def _expand(pointer: Tensor, count: int) -> Tensor:

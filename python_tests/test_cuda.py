@@ -5,13 +5,15 @@ The operator suite itself runs on it with GATKERNELS_TEST_BACKEND=cuda.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
 import subprocess
-import types
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import emulator
 import pytest
@@ -20,7 +22,15 @@ import torch
 from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
 
-from gatkernels import Graph, _dispatch, _native_cuda, _tiles, gat_attention, gatv2_attention
+from gatkernels import (
+    Graph,
+    _dispatch,
+    _native_cuda,
+    _schedule,
+    _tiles,
+    gat_attention,
+    gatv2_attention,
+)
 from gatkernels._dispatch import BackendUnavailable, Case
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
@@ -111,7 +121,7 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
 @pytest.mark.parametrize("shape", [(4, 16), (1, 1025)], ids=str)
 def test_hubs_of_many_chunks(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
     """Merged in two steps: hubs that fill many slices, parts of some, and two of one slice."""
-    monkeypatch.setattr(_native_cuda, "CHUNK", 32)
+    monkeypatch.setattr(_schedule, "SMALL_CHUNK", 32)
     degrees = torch.tensor([3201, 2080, 1280, 300, 33, 33, 32, 0, 1, *[2] * 31])
     dst = torch.arange(40).repeat_interleave(degrees)
     src = torch.randint(0, 40, dst.shape, generator=torch.Generator().manual_seed(1))
@@ -132,6 +142,14 @@ def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, most_heads: int) 
             for kind, others in itertools.product(("gat", "gatv2"), (True, False)):
                 inputs = test_gatv2.inputs_of(kind, graph, *shape, dtype, others)
                 test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
+
+
+def test_rows_that_fit_the_cache_need_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch has sizes of its own, which no memory of earlier answers knows."""
+    monkeypatch.setattr(_native_cuda, "_gpu", lambda device: _tiles.Gpu(1 << 20, 5e12, 2e12))
+    monkeypatch.setattr(_native_cuda, "_tiled", lambda *_: 1)
+    assert _native_cuda._most_heads(torch.device("cuda"), 1000, 5000, 4, 128) == 4
+    assert _native_cuda._most_heads(torch.device("cuda"), 10_000, 50_000, 4, 128) == 1
 
 
 def test_how_many_heads_pay() -> None:
@@ -166,6 +184,90 @@ def test_a_failed_launch_is_an_exception() -> None:
         gat_attention(graph, ones[..., None], ones, backend="cuda")
 
 
+@cuda
+@without_gpu
+@pytest.mark.parametrize(
+    ("degrees", "merges"), [([64] * 9, 0), ([65, 3], 1), ([64 * 63 + 1, 3], 2)], ids=str
+)
+def test_launches_of_a_step(degrees: list[int], merges: int) -> None:
+    """A kernel for each pass; partial results are merged only where a row was cut, and in two
+    steps only where there are many."""
+    dst = torch.arange(len(degrees)).repeat_interleave(torch.tensor(degrees))
+    src = torch.arange(dst.numel()) % 997  # no source has many edges
+    graph = Graph.from_edge_index(torch.stack([src, dst]), (997, len(degrees)))
+    for kind, forward, backward in (("gat", 1, 2), ("gatv2", 1, 4 + merges)):
+        inputs = test_gatv2.inputs_of(kind, graph, 2, 8, torch.float32, False)
+        leaves = [t.requires_grad_() for t in inputs]
+        operator = {"gat": gat_attention, "gatv2": gatv2_attention}[kind]
+        start = _native_cuda.module.launches()
+        out = operator(graph, *leaves, backend="cuda")
+        middle = _native_cuda.module.launches()
+        torch.autograd.grad(out, leaves, out.detach())
+        found = middle - start, _native_cuda.module.launches() - middle
+        assert found == (forward + merges, backward)
+
+
+@cuda
+@without_gpu
+def test_an_error_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's runtime keeps an error until somebody asks: the next launch must not report it."""
+    graph = GRAPHS["random"]()
+    inputs = random_inputs(graph, 2, 4, torch.float32)
+    wanted = gat_attention(graph, inputs.x, inputs.score_src, backend="cuda")
+    module = _native_cuda.module
+
+    def elsewhere(*args: Any) -> Any:
+        monkeypatch.undo()
+        return module.Context(7, *args[1:])
+
+    stand_in = SimpleNamespace(**{**vars(module), "Context": elsewhere})
+    monkeypatch.setattr(_native_cuda, "module", stand_in)
+    with pytest.raises(RuntimeError, match="gatkernels: CUDA: invalid device ordinal"):
+        gat_attention(graph, inputs.x, inputs.score_src, backend="cuda")
+    assert torch.equal(gat_attention(graph, inputs.x, inputs.score_src, backend="cuda"), wanted)
+
+
+def test_another_device_than_the_current_one_is_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch, which alone knows where it has a context; on stand-ins."""
+    log: list[Any] = []
+
+    @contextlib.contextmanager
+    def guard(device: Any) -> Iterator[None]:
+        log.append(device)
+        yield
+        log.append("back")
+
+    monkeypatch.setattr(torch.cuda, "device", guard)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
+    run = _native_cuda._on_device_of_graph(lambda _, csr, x: log.append(x))
+    for index in (0, 1):
+        col = SimpleNamespace(is_cuda=True, device=f"cuda:{index}", get_device=lambda n=index: n)
+        run(_native_cuda.CUDA, (None, col, None, ()), index)
+    assert log == [0, "cuda:1", 1, "back"]
+
+
+def test_why_a_gpu_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked once for each device: a call has no time for it."""
+    asked: list[Any] = []
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        if device.index == 3:
+            raise RuntimeError("no such GPU\nand more lines")
+        return 7, 5
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    _native_cuda.unusable.cache_clear()
+    old, none = torch.device("cuda", 0), torch.device("cuda", 3)
+    for _ in range(2):
+        reason = _native_cuda.unusable(old, (8, 0))
+        assert reason == "needs compute capability 8.0 or newer, got 7.5"
+        assert _native_cuda.unusable(none) == "torch cannot use device cuda:3: no such GPU"
+    assert _native_cuda.unusable(old) is None
+    assert asked == [old, none, old]
+    _native_cuda.unusable.cache_clear()
+
+
 def test_who_runs_a_case_and_why_not() -> None:
     gpu = Case(torch.device("cuda"), torch.float32)
     names = [name for name, _ in _dispatch.explain()]
@@ -180,7 +282,7 @@ def test_who_runs_a_case_and_why_not() -> None:
 def test_why_not_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the kernels were compiled: the module is there, torch has no GPU for it."""
     gpu = Case(torch.device("cuda"), torch.float32)
-    monkeypatch.setattr(_native_cuda, "module", types.SimpleNamespace(device="cuda"))
+    monkeypatch.setattr(_native_cuda, "module", SimpleNamespace(device="cuda"))
     for backend in ("cuda", "triton") if not _dispatch.INTERPRETED else ("cuda",):
         reason = _dispatch.supports(backend, gpu)
         assert reason is None or reason.startswith("torch cannot use device cuda: "), reason
@@ -191,7 +293,7 @@ def test_why_not_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_why_not_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native_cuda, "module", types.SimpleNamespace(device="cuda"))
+    monkeypatch.setattr(_native_cuda, "module", SimpleNamespace(device="cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     old = Case(torch.device("cuda:7"), torch.float32)
     reason = _dispatch.supports("cuda", old)

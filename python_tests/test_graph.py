@@ -12,7 +12,7 @@ import torch
 from graphs import GRAPHS
 from torch import Tensor
 
-from gatkernels import Graph, _ops
+from gatkernels import Graph, _build
 from gatkernels.graph import cached_graph
 from gatkernels.nn import GATConv
 
@@ -30,8 +30,8 @@ def same(a: Graph, b: Graph) -> bool:
 
 def by_torch(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool = False) -> Graph:
     src, dst = edge_index
-    csr = _ops._build_csr_torch(dst, src, num_dst, num_src, self_loops)
-    csc = _ops._build_csr_torch(src, dst, num_src, num_dst, self_loops)
+    csr = _build.one_side(dst, src, num_dst, num_src, self_loops)
+    csc = _build.one_side(src, dst, num_src, num_dst, self_loops)
     return Graph(num_src, num_dst, csr, csc, self_loops)
 
 
@@ -280,3 +280,14 @@ def test_a_graph_made_without_gradients_serves_a_backward() -> None:
     found = torch.autograd.grad(out.sum(), layer.lin.weight)
     again = torch.autograd.grad(layer(x, edge_index.clone()).sum(), layer.lin.weight)
     assert torch.equal(*found, *again)
+
+
+def test_edge_ids_are_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers ask for them at every call that returns attention."""
+    graph = GRAPHS["self_loops_replaced"]()
+    first = graph.edge_index, graph.used_edge_ids()
+    monkeypatch.setattr(torch, "argsort", None)
+    assert torch.equal(graph.edge_index, first[0])
+    assert torch.equal(graph.used_edge_ids(), first[1])
+    first[0].zero_()  # what a caller does with them is none of the graph's business
+    assert graph.edge_index.any()

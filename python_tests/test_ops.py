@@ -111,8 +111,9 @@ def test_retained_graph_gives_the_same_gradient_again() -> None:
 @cache
 def _samples() -> dict[str, list[tuple[Any, ...]]]:
     """Arguments for every op but the backend: plain, and with everything optional."""
-    csr = (SQUARE.rowptr, SQUARE.col, SQUARE.eid)
-    csc = (SQUARE.colptr, SQUARE.row, SQUARE.ceid)
+    by_row, by_column = (list(parts) for parts in SQUARE.schedules(BACKEND))
+    csr = (SQUARE.rowptr, SQUARE.col, SQUARE.eid, by_row)
+    csc = (SQUARE.colptr, SQUARE.row, SQUARE.ceid, by_column)
     inputs = random_inputs(SQUARE, 2, 3, torch.float32, edge_score=True, attention=True)
     x, src, dst, edge, grad, grad_alpha = inputs
     plain = (src, dst, None, 0.2, 0.0, None)
@@ -148,9 +149,14 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
             (*csr, *csc, *plain2, *kept2[0][:2], None, grad, None),
             (*csr, *csc, *full2, *kept2[1]),
         ],
-        "build_csr": [
-            (edge_index, 3, 3, False, False),
-            (edge_index.int(), 3, 4, True, True),
+        "build_csr": [(edge_index, 3, 3, False, False), (edge_index.int(), 3, 4, True, True)],
+        "build_graph": [
+            (edge_index, 3, 3, False),
+            (edge_index.int(), 3, 4, True),
+        ],
+        "bounded_schedule": [
+            (SQUARE.rowptr, SQUARE.num_edges),
+            (torch.tensor([0, 0, 200, 201], device=DEVICE), 201),
         ],
         "gat_forward": [
             (*csr, x, *plain, False, False),
@@ -170,13 +176,13 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
 
 #: The ops on graphs; test_features.py has the others.
 GRAPH_OPS = sorted(name.removeprefix("gatkernels::") for name in _ops._library._op_defs)
-GRAPH_OPS = [name for name in GRAPH_OPS if name.startswith(("gat", "build"))]
+GRAPH_OPS = [name for name in GRAPH_OPS if name.startswith(("gat", "build", "bounded"))]
 
 
 @pytest.mark.parametrize("op", GRAPH_OPS)
 @pytest.mark.parametrize("sample", [0, 1])
 def test_opcheck(op: str, sample: int) -> None:
-    backend = () if op == "build_csr" else (BACKEND,)
+    backend = (BACKEND,) if op.startswith("gat") else ()
     args = (*_samples()[op][sample], *backend)
     torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, args)
 

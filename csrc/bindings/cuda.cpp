@@ -12,20 +12,13 @@ namespace {
 // What a call needs besides the contract's parameters.
 struct Context {
   int device;
-  int current;  // device, as torch has it
   cuda::Plan plan;
 };
 
-Schedule schedule(Pointer order, Pointer counts, Pointer chunk_row, Pointer chunk_begin,
-                  Pointer chunk_end, Pointer hub_ptr, int64_t hubs, int64_t chunks) {
-  return {as<const int32_t>(order),
-          as<const int32_t>(counts),
-          as<const int32_t>(chunk_row),
-          as<const int64_t>(chunk_begin),
-          as<const int64_t>(chunk_end),
-          as<const int32_t>(hub_ptr),
-          hubs,
-          chunks};
+Schedule schedule(Pointer order, Pointer chunk_row, Pointer chunk_end, int64_t chunks,
+                  int64_t chunk) {
+  return {as<const int32_t>(order), as<const int32_t>(chunk_row), as<const int64_t>(chunk_end),
+          chunks, chunk};
 }
 
 // What gatkernels/_tiles.py asks of a GPU; zeros of none.
@@ -41,7 +34,7 @@ py::tuple gpu(int device) {
                         get(cudaDevAttrGlobalMemoryBusWidth));
 }
 
-// Runs a launcher without the GIL, on the device of the tensors.
+// Runs a launcher without the GIL, on the device of the tensors, which is torch's current one.
 template <class Launch>
 void run(const Context& context, Launch launch) {
   cudaError_t error;
@@ -49,7 +42,7 @@ void run(const Context& context, Launch launch) {
     py::gil_scoped_release release;
     error = cudaSetDevice(context.device);
     if (error == cudaSuccess) error = launch();
-    if (context.current != context.device) cudaSetDevice(context.current);
+    if (error != cudaSuccess) cudaGetLastError();  // or the next launch would report it, too
   }
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("gatkernels: CUDA: ") + cudaGetErrorString(error));
@@ -118,17 +111,16 @@ PYBIND11_MODULE(_cuda, m) {
 #else
   m.attr("device") = "cpu";  // the emulator of the tests
   m.def("reverse_threads", [](bool reversed) { simt::reversed = reversed; });
+  m.def("launches", [] { return simt::launches; });
 #endif
   m.attr("att_parts") = cuda::kAttParts;
   m.def("gpu", &gpu);
   m.attr("slice") = cuda::kSlice;
   py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
   py::class_<Context>(m, "Context", py::module_local())
-      .def(py::init([](int device, int current, Pointer stream, const Schedule& csr,
-                       const Schedule& csc, Pointer partials, Pointer att_parts,
-                       int64_t most_heads) {
+      .def(py::init([](int device, Pointer stream, const Schedule& csr, const Schedule& csc,
+                       Pointer partials, Pointer att_parts, int64_t most_heads) {
         return Context{device,
-                       current,
                        {csr, csc, as<void>(partials), as<void>(att_parts),
                         reinterpret_cast<cudaStream_t>(stream), most_heads}};
       }));

@@ -17,17 +17,14 @@ struct Edges {
   int64_t rows;
 };
 
-// Work on the rows of a GPU graph, by falling degree; hubs are cut into chunks. As
-// gatkernels/_schedule.py makes it: arrays have room for the most that any graph can need.
+// Work on the rows of a GPU graph, as gatkernels/_schedule.py makes it. Rows of more than chunk
+// edges, hubs, are cut into chunks of so many.
 struct Schedule {
-  const int32_t* order;        // [rows]
-  const int32_t* counts;       // [2]: the first is the number of hubs
-  const int32_t* chunk_row;    // [chunks], -1 where there is none
-  const int64_t* chunk_begin;  // [chunks], places in col
-  const int64_t* chunk_end;    // [chunks]
-  const int32_t* hub_ptr;      // [hubs + 1], the chunks of hub order[k]
-  int64_t hubs;
+  const int32_t* order;      // [rows]; null: as they are numbered
+  const int32_t* chunk_row;  // [chunks], -1 where there is none
+  const int64_t* chunk_end;  // [rows], chunks up to the end of each row
   int64_t chunks;
+  int64_t chunk;
 };
 
 // A matrix whose rows are contiguous and `stride` elements apart.

@@ -204,7 +204,7 @@ merge(GK_CONSTANT Call call) {
   const Partials partials(call.schedule, blockIdx.x);
   if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
-  const int64_t row = __ldg(call.schedule.order + blockIdx.x);
+  const int64_t row = partials.row;
   A dots[K] = {}, sum = A(0);
   bool writes = false;
   for (int part = 0; part < call.layout.parts; ++part) {

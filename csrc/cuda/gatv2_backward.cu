@@ -325,7 +325,7 @@ merge(GK_CONSTANT Call call) {
   if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
   Item item{};
-  item.row = __ldg(call.schedule.order + blockIdx.x);
+  item.row = partials.row;
   item.chunk = -1;
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
@@ -338,7 +338,7 @@ merge(GK_CONSTANT Call call) {
 }
 
 // grad_att: the rows of att_parts added up, each warp a run of them.
-constexpr int kSumWarps = 16;
+constexpr int kSumWarps = 16, kRowsAtOnce = 4;
 
 struct SumCall {
   const void* parts;
@@ -354,10 +354,18 @@ sum_rows(GK_CONSTANT SumCall call) {
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   const int64_t feature = int64_t(blockIdx.x) * kWarp + lane;
   const int64_t run = (call.rows + kSumWarps - 1) / kSumWarps;
+  const int64_t end = (warp + 1) * run < call.rows ? (warp + 1) * run : call.rows;
+  const A* parts = static_cast<const A*>(call.parts) + feature;
   A sum = A(0);
-  for (int64_t row = warp * run; row < (warp + 1) * run && row < call.rows; ++row) {
-    if (feature < call.width) sum += static_cast<const A*>(call.parts)[row * call.width + feature];
+  int64_t row = warp * run;
+  for (; row + kRowsAtOnce <= end && feature < call.width; row += kRowsAtOnce) {
+    A part[kRowsAtOnce];
+    GK_UNROLL
+    for (int i = 0; i < kRowsAtOnce; ++i) part[i] = __ldg(parts + (row + i) * call.width);
+    GK_UNROLL
+    for (int i = 0; i < kRowsAtOnce; ++i) sum += part[i];
   }
+  for (; row < end && feature < call.width; ++row) sum += __ldg(parts + row * call.width);
   table[warp * kWarp + lane] = sum;
   __syncthreads();
   if (warp != 0 || feature >= call.width) return;

@@ -11,18 +11,22 @@ namespace cuda {
 
 constexpr int kMergeWarps = 8;
 
-// The partial results of a hub, in the order of its edges.
+// The partial results of a hub, in the order of its edges: none but for its first chunk.
 struct Partials {
+  int64_t row;
   int begin, end;     // its chunks
   int first, slices;  // those that are merged already
   int64_t after;      // the place of the first slice's result
 
-  GK_DEVICE Partials(const Schedule& schedule, int64_t hub)
-      : begin(__ldg(schedule.hub_ptr + hub)),
-        end(__ldg(schedule.hub_ptr + hub + 1)),
+  GK_DEVICE Partials(const Schedule& schedule, int64_t chunk)
+      : row(__ldg(schedule.chunk_row + chunk)),
+        begin(int(chunk)),
+        end(begin),
         first(0),
         slices(0),
         after(schedule.chunks) {
+    if (row < 0 || first_chunk(schedule, row) != chunk) return;
+    end = int(__ldg(schedule.chunk_end + row));
     if (!in_slices(schedule)) return;
     first = (begin + kSlice - 1) / kSlice;
     slices = end / kSlice - first;
@@ -86,7 +90,7 @@ merge_slices(GK_CONSTANT Call call) {
   }
 }
 
-// One block per hub and tile, after those of slices.
+// One block per chunk and tile, after those of slices: that of a hub's first chunk merges them all.
 template <class State, class Call>
 cudaError_t launch_merge(void (*kernel)(Call), const Call& call, cudaStream_t stream) {
   constexpr int64_t kShared =
@@ -95,11 +99,12 @@ cudaError_t launch_merge(void (*kernel)(Call), const Call& call, cudaStream_t st
   const auto merge = [&](void (*one)(Call), int64_t blocks) {
     return launch(one, blocks, call.layout.tiles, kMergeWarps * kWarp, kShared, stream, call);
   };
+  if (call.schedule.chunks == 0) return cudaSuccess;
   if (in_slices(call.schedule)) {
     const cudaError_t error = merge(merge_slices<State, Call>, call.schedule.chunks / kSlice);
     if (error != cudaSuccess) return error;
   }
-  return merge(kernel, call.schedule.hubs);
+  return merge(kernel, call.schedule.chunks);
 }
 
 }  // namespace cuda

@@ -20,7 +20,7 @@ merge(GK_CONSTANT Call call) {
   const Partials partials(call.schedule, blockIdx.x);
   if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
-  const int64_t row = __ldg(call.schedule.order + blockIdx.x);
+  const int64_t row = partials.row;
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     RowState<T, V, K> state;

@@ -24,11 +24,12 @@ struct Plan {
 // Chunks that are merged before the whole of a hub is, where a hub can have twice as many.
 constexpr int64_t kSlice = 32;
 GK_HOST_DEVICE inline bool in_slices(const Schedule& schedule) {
-  return schedule.chunks - schedule.hubs >= 2 * kSlice;
+  return schedule.chunks >= 2 * kSlice;
 }
 
-// Blocks that the gradient of att is summed in, however many a GPU runs at a time.
-constexpr int64_t kAttParts = 512;
+// Blocks that the gradient of att is summed in, however many a GPU runs at a time: whole waves of
+// 2, 3 and 4 blocks on each of 132 multiprocessors, and few enough that their last round is short.
+constexpr int64_t kAttParts = 1584;
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -26,25 +26,30 @@ struct Item {
   bool there;
 };
 
+GK_DEVICE int64_t first_chunk(const Schedule& schedule, int64_t row) {
+  return row > 0 ? __ldg(schedule.chunk_end + row - 1) : 0;
+}
 GK_DEVICE int64_t items_of(const Edges& edges, const Schedule& schedule) {
   return schedule.chunks + edges.rows;
 }
 GK_DEVICE Item item_of(const Edges& edges, const Schedule& schedule, int64_t i) {
   Item item{0, 0, -1, 0, false};
-  if (i < schedule.chunks) {
+  const int64_t k = i - schedule.chunks;
+  if (k < 0) {
     item.row = __ldg(schedule.chunk_row + i);
     item.there = item.row >= 0;
-    item.begin = __ldg(schedule.chunk_begin + i);
     item.chunk = i;
-    if (item.there) item.count = int(__ldg(schedule.chunk_end + i) - item.begin);
-    return item;
-  }
-  const int64_t k = i - schedule.chunks + __ldg(schedule.counts);
-  if (k < edges.rows) {
-    item.row = __ldg(schedule.order + k);
-    item.there = true;
+    if (!item.there) return item;
+    const int64_t end = __ldg(edges.rowptr + item.row + 1);
+    item.begin = __ldg(edges.rowptr + item.row);
+    item.begin += (i - first_chunk(schedule, item.row)) * schedule.chunk;
+    item.count = int(end - item.begin < schedule.chunk ? end - item.begin : schedule.chunk);
+  } else if (k < edges.rows) {
+    item.row = schedule.order ? __ldg(schedule.order + k) : k;
     item.begin = __ldg(edges.rowptr + item.row);
     item.count = int(__ldg(edges.rowptr + item.row + 1) - item.begin);
+    item.there = item.count <= schedule.chunk;  // the chunks of a hub are items of their own
+    if (!item.there) item.count = 0;
   }
   return item;
 }

@@ -105,9 +105,9 @@ class Case:
 
     def random(self, rows: int, columns: int, seed: int) -> Tensor:
         """Standard normal values, the same for every peer and in every process."""
-        generator = torch.Generator().manual_seed(SEED + seed)
-        values = torch.randn(rows, columns, generator=generator)
-        return values.to(self.spec.device, self.dtype)
+        generator = torch.Generator(self.spec.device).manual_seed(SEED + seed)
+        values = torch.randn(rows, columns, generator=generator, device=self.spec.device)
+        return values.to(self.dtype)
 
     @cached_property
     def x(self) -> Inputs:

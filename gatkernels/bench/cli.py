@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead of layers, the stated speed targets as ratios",
     )
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of targets (all)")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="of targets (all)")
+    parser.add_argument(
+        "--deadline", type=float, metavar="SECONDS", help="stop the targets then, and say where"
+    )
     choice = parser.add_argument_group("cases (every combination of what is named)")
     choice.add_argument("--graphs", nargs="+", metavar="GRAPH", help=", ".join(GRAPHS))
     choice.add_argument("--shapes", nargs="+", metavar="HxC", help=", ".join(cases.SHAPES))
@@ -131,6 +136,9 @@ def prepare(args: argparse.Namespace) -> Job | targets_run.Job:
     _checks.usable_device(args.device)
     if args.targets:
         return targets_run.prepare(args)
+    for name in ("kinds", "backends", "deadline"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} goes with --targets")
     try:
         named = None if args.peers is None else [find(name) for name in args.peers]
     except (KeyError, ImportError, AttributeError) as error:

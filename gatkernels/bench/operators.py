@@ -19,7 +19,12 @@ from gatkernels.bench import check, drawn, process, traffic
 from gatkernels.bench.cases import DTYPES, SEED, Spec, parse_shape
 from gatkernels.bench.graphs import Edges
 from gatkernels.bench.limits import Rotating, copy_bandwidth
-from gatkernels.bench.measure import PHASES, copies_for_cold_caches, interleave
+from gatkernels.bench.measure import (
+    PHASES,
+    REPLAY_BELOW,
+    copies_for_cold_caches,
+    interleave,
+)
 from gatkernels.bench.process import Tick
 from gatkernels.bench.results import Measured
 
@@ -143,14 +148,14 @@ def _formula(
 
 def prepare(
     spec: Spec, edges: Edges, graph: Graph, backend: str, found: Measured
-) -> Operator | None:
-    """The step if its results are right; else None, and `found` says how wrong they are."""
+) -> tuple[Operator | None, float]:
+    """The step if its results are right, else None, and `found` says so; and :func:`excess`."""
     step = Operator(spec, edges, graph, backend)
     wrong = excess(step)
     if not wrong <= 1.0:
         found.status, found.reason = "FAIL", f"off by {wrong:.1f} times what is allowed"
-        return None
-    return step
+        return None, wrong
+    return step, wrong
 
 
 @contextmanager
@@ -163,12 +168,12 @@ def noted(found: Measured) -> Iterator[None]:
         found.status, found.reason = failed.status, failed.reason
 
 
-def time_floors(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> list[Measured]:
-    """The operator on each case, all of one graph: seconds by phase, and those of the floor."""
+def time_floors(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> None:
+    """The operator on each case, all of one graph, told to `tick` one by one: seconds by phase,
+    those of the floor, and, of a short one on a GPU, those of a call that the GPU waits for."""
     device = torch.device(specs[0].device)
     tick("copy bandwidth")
     bandwidth = copy_bandwidth(device)
-    results = []
     drawn_at, edges, graph = 0.0, None, None
     for spec in specs:
         if edges is None or graph is None or spec.scale != drawn_at:
@@ -176,23 +181,27 @@ def time_floors(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick)
             drawn_at, edges, graph = spec.scale, *_graph(spec)
         found = Measured("operator", backend, spec.graph, spec.shape, spec.layer, spec.dtype)
         found.size = [edges.num_dst, edges.edge_index.shape[1]]
-        results.append(found)
         tick(f"{spec.shape} {spec.layer} {spec.dtype}")
         with noted(found):
-            step = prepare(spec, edges, graph, backend, found)
+            step, wrong = prepare(spec, edges, graph, backend, found)
             if step is not None:
-                timings = interleave({backend: step}, device, seconds)[backend]
+                timings = interleave({backend: step}, device, seconds, ahead=True)[backend]
                 floor = step.floor(bandwidth)
                 for phase in PHASES:
                     found.figures[phase] = timings[phase].median
                     found.figures[f"floor {phase}"] = floor[phase]
                 found.figures["bandwidth"] = bandwidth
+                found.figures["excess"] = wrong
+                if device.type == "cuda" and timings["step"].median < REPLAY_BELOW:
+                    called = interleave({backend: step}, device, seconds / 3)[backend]
+                    found.figures["called step"] = called["step"].median
             del step  # its tensors make room for the next case's
-    return results
+        tick(found)
 
 
-def time_hub(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> list[Measured]:
-    """A step on the graph with the hub (of which `specs` are) and on an even one, in turns."""
+def time_hub(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> None:
+    """A step on the graph with the hub (of which `specs` are) and on an even one, in turns; told
+    to `tick`."""
     (spec,) = specs
     found = Measured("hub", backend, spec.graph, spec.shape, spec.layer, spec.dtype)
     steps = {}
@@ -201,14 +210,15 @@ def time_hub(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) ->
             tick(f"{name} graph")
             edges, graph = _graph(spec, name)
             found.size = [edges.num_dst, edges.edge_index.shape[1]]
-            step = prepare(spec, edges, graph, backend, found)
+            step, _ = prepare(spec, edges, graph, backend, found)
             if step is None:
-                return [found]
+                tick(found)
+                return
             steps[name] = step
         tick("timed")
-        times = interleave(steps, torch.device(spec.device), seconds)
+        times = interleave(steps, torch.device(spec.device), seconds, ahead=True)
         found.figures = {name: timings["step"].median for name, timings in times.items()}
-    return [found]
+    tick(found)
 
 
 def _graph(spec: Spec, name: str | None = None) -> tuple[Edges, Graph]:

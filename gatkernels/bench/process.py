@@ -22,7 +22,8 @@ import torch
 
 from gatkernels.bench.graphs import Unavailable
 
-Tick = Callable[[str], None]
+#: Told where the work is, in words; of work that goes on, also what it has found.
+Tick = Callable[[Any], None]
 TIMEOUT = 900.0
 #: Part of the memory free at the start that a child may take, unless told otherwise.
 MEMORY_SHARE = 0.9
@@ -35,6 +36,10 @@ class ChildError(Exception):
         super().__init__(reason)
         self.status = status
         self.reason = reason
+
+
+class LateError(ChildError):
+    """The work took longer than it might."""
 
 
 def failure(error: BaseException) -> ChildError:
@@ -125,7 +130,7 @@ def call(
             if kind == "failed":
                 raise ChildError(*payload)
             tick(payload)
-        raise ChildError("error", f"no result in {timeout:.0f} s")
+        raise LateError("error", f"no result in {timeout:.0f} s")
     except (EOFError, ConnectionError):
         child.join()
         code = child.exitcode

@@ -161,7 +161,7 @@ def target_tables(report: Report) -> list[Table]:
         for target, own in targets.by_target(found)
     ]
     return [
-        Table(f"Targets, stated for one NVIDIA {targets.DEVICE}", columns, lines),
+        Table(f"Targets, stated for one {targets.DEVICE}", columns, lines),
         Table("Worst case of each", ("target", "what", "measured", "bound", "met"), worst),
     ]
 
@@ -204,7 +204,8 @@ def _detail(row: Row) -> str:
         return row.reason
     if row.figure == "peak":
         return f"{row.ours / 2**20:,.1f} over {(row.base or 0.0) / 2**20:,.1f} MiB"
-    return f"{milliseconds(row.ours)} over {milliseconds(row.base)} ms"
+    figures = f"{milliseconds(row.ours)} over {milliseconds(row.base)} ms"
+    return f"{figures}; {row.reason}" if row.reason else figures
 
 
 def epoch_table(epoch: dict[str, Any]) -> Table:
@@ -254,16 +255,39 @@ def target_notes(report: Report) -> list[str]:
     lines = []
     if not targets.applies(report):
         lines.append(
-            f"The bounds are for one NVIDIA {targets.DEVICE}; on this device the ratios are what "
-            "they are, and no bound is met or missed."
+            f"The bounds are for one {targets.DEVICE}; on this device the ratios are what they "
+            "are, and no bound is met or missed."
         )
-    rates = [one.figures["bandwidth"] for one in report.targets if "bandwidth" in one.figures]
+    off = targets.suspects(report)
+    rates = {
+        (one.name, one.graph, one.shape): one.figures["bandwidth"] / 1e9
+        for one in report.targets
+        if "bandwidth" in one.figures
+    }
     if rates:
-        low, high = min(rates) / 1e9, max(rates) / 1e9
-        lines.append(
-            f"Floors: bytes of gatkernels/bench/traffic.py over the copy bandwidth measured in "
-            f"the same process, {low:,.1f} to {high:,.1f} GB/s."
+        shown = ", ".join(
+            f"{' '.join(group)} {rate:,.1f}{' (off)' if group in off else ''}"
+            for group, rate in rates.items()
         )
+        lines.append(
+            "Floors: bytes of gatkernels/bench/traffic.py over the copy bandwidth measured in the "
+            f"same process, GB/s: {shown}."
+        )
+    left = dict.fromkeys(
+        f"{one.name} {one.kind} {one.graph} {one.shape}"
+        for one in report.targets
+        if one.status == "open"
+    )
+    if left:
+        lines.append(f"Not reached before the deadline: {', '.join(left)}.")
+    called = [
+        f"{one.name} {one.kind} {one.graph} {one.layer} {one.shape} {one.dtype} "
+        f"{one.figures['called step'] * 1e6:,.0f} us over {one.figures['step'] * 1e6:,.0f} us"
+        for one in report.targets
+        if "called step" in one.figures
+    ]
+    if called:
+        lines.append(f"Short steps when the GPU waits for the host: {'; '.join(called)}.")
     sizes = {(one.graph, *one.size) for one in report.targets if one.size}
     drawn = "; ".join(f"{name} {nodes:,}, {edges:,}" for name, nodes, edges in sorted(sizes))
     lines += [f"Graphs drawn (nodes, edges): {drawn}."] if drawn else []

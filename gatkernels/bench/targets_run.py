@@ -1,7 +1,8 @@
 """Measure what the stated targets are about, most important first, each group in a process.
 
-A group is what shares a graph: our operators of one backend, the layers that are compared, or one
-of the small cases. A crash, a hang or too little memory costs its own group.
+A group is what shares a graph: our operators of one backend and shape, the layers that are
+compared, or one of the small cases. A crash, a hang or too little memory costs its own group, or
+what of it had not been measured yet. Results are saved one by one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from gatkernels.bench.run import Settings
 SECONDS = 0.3
 #: A group that takes a GPU longer, compiling PyG's layer included, is given up.
 TIMEOUT = 240.0
+#: PyG's layer under Inductor, which may tune for minutes what it compiles.
+COMPILED_TIMEOUT = 90.0
 #: Options that choose cases, which the targets do themselves.
 OWN_CASES = ("quick", "shapes", "layers", "dtypes", "peers", "curves", "compare")
 #: Steps in one CUDA graph, so that starting it does not count.
@@ -53,8 +56,9 @@ class Job:
     groups: list[Group]
     settings: Settings
     device: str
-    graphs: tuple[str, ...]
+    chosen: dict[str, list[str]]  # graphs, kinds and backends
     out: Path
+    deadline: float | None = None
 
 
 def prepare(args: argparse.Namespace) -> Job:
@@ -72,12 +76,29 @@ def prepare(args: argparse.Namespace) -> Job:
     device = torch.device(args.device).type
     timeout = process.TIMEOUT if device == "cpu" else TIMEOUT
     settings = Settings(threads, args.seconds or SECONDS, not args.no_memory, limit, timeout)
-    found = plan(device, graphs)
+    kinds = args.kinds or targets.KINDS
+    for kind in kinds:
+        if kind not in targets.KINDS:
+            raise ValueError(f"--kinds: no kind '{kind}'; known: {', '.join(targets.KINDS)}")
+    backends = our_backends(device)
+    for backend in args.backends or ():
+        if backend not in backends:
+            known = ", ".join(backends)
+            raise ValueError(f"--backends: no target of '{backend}' there; those with: {known}")
+    backends = tuple(args.backends or backends)
+    if args.deadline is not None and args.deadline <= 0:
+        raise ValueError(f"--deadline must be positive, got {args.deadline:g}")
+    found = [group for group in plan(device, graphs, backends) if group.kind in kinds]
     placed = [
         replace(group, specs=tuple(place(spec, args.device, args.scale) for spec in group.specs))
         for group in found
     ]
-    return Job(placed, settings, args.device, graphs, args.out)
+    chosen = {"graphs": list(graphs), "kinds": list(kinds), "backends": list(backends)}
+    return Job(placed, settings, args.device, chosen, args.out, args.deadline)
+
+
+def our_backends(device: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(targets.stand_in(name, device) for name in ("cuda", "triton")))
 
 
 def place(spec: Spec, device: str, scale: float) -> Spec:
@@ -89,31 +110,46 @@ def place(spec: Spec, device: str, scale: float) -> Spec:
     return replace(spec, device=device, scale=1.0 if spec.graph == "cora" else scale)
 
 
-def plan(device: str, graphs: Sequence[str]) -> list[Group]:
-    """The groups in the order in which they matter."""
-    backends = tuple(dict.fromkeys(targets.stand_in(name, device) for name in ("cuda", "triton")))
-    found = [
-        Group("operator", (backend,), specs_of("operator", graph))
-        for backend in backends
-        for graph in (*targets.LARGE, "arxiv")
-        if graph in graphs
+def plan(device: str, graphs: Sequence[str], backends: Sequence[str] | None = None) -> list[Group]:
+    """The groups in the order in which they matter: all of the first backend's, layers beside PyG
+    on the smallest graph, then the other backend's and the other layers."""
+    backends = backends or our_backends(device)
+    found = [group for group in _ours_alone(device, backends[0]) if group.specs]
+    layers = [
+        Group(kind, (*ours, *peers), (spec,))
+        for graph in targets.PEER_GRAPHS
+        for kind, peers, ours in (
+            ("layer", ("pyg",), backends),
+            # by itself: it may take its process along, and what the others found with it
+            ("layer compiled", ("pyg-compiled",), backends),
+        )
+        for spec in specs_of(kind, graph)
     ]
-    for kind, graph in (("small", "cora"), ("hub", "hub")):
-        used = [target.backend for target in targets.TARGETS if target.kind == kind]
-        for backend in backends if graph in graphs else ():
-            if device == "cpu" or backend in used:
-                found.append(Group(kind, (backend,), specs_of(kind, graph)))
+    found += [group for group in layers if group.specs[0].graph == "arxiv"]
+    for backend in backends[1:]:
+        found += _ours_alone(device, backend)
+    found += [group for group in layers if group.specs[0].graph != "arxiv"]
     # The libraries that were only ever adapted from their sources come last and by themselves: a
     # crash of one takes nobody else's figures along.
-    for kind, peers, ours in (
-        ("layer", ("pyg", "pyg-compiled"), backends),
-        ("layer dgnn", ("dgnn",), backends[:1]),
-        ("layer turbo-gnn", ("turbo-gnn",), backends[:1]),
-    ):
+    for peer in ("dgnn", "turbo-gnn"):
+        kind = f"layer {peer}"
         for graph in targets.PEER_GRAPHS:
-            for spec in specs_of(kind, graph) if graph in graphs else ():
-                found.append(Group(kind, (*ours, *peers), (spec,)))
-    return found
+            found += [Group(kind, (backends[0], peer), (spec,)) for spec in specs_of(kind, graph)]
+    return [group for group in found if group.specs[0].graph in graphs]
+
+
+def _ours_alone(device: str, backend: str) -> list[Group]:
+    """A backend's operators, wide rows first, and its small cases."""
+    used = {target.kind for target in targets.TARGETS if target.backend == backend}
+    found = []
+    for shape in ("4x64", "8x8"):
+        for graph in ("reddit", "products", "arxiv", "proteins"):
+            specs = tuple(spec for spec in specs_of("operator", graph) if spec.shape == shape)
+            found.append(Group("operator", (backend,), specs))
+    for kind, graph in (("hub", "hub"), ("small", "cora")):
+        if device == "cpu" or kind in used:
+            found.append(Group(kind, (backend,), specs_of(kind, graph)))
+    return [group for group in found if group.specs]
 
 
 def specs_of(kind: str, graph: str) -> tuple[Spec, ...]:
@@ -128,22 +164,69 @@ def specs_of(kind: str, graph: str) -> tuple[Spec, ...]:
 
 
 def execute(job: Job, tell: Callable[[int, str], None], save: Callable[[Report], None]) -> Report:
-    """Measure group after group; what is done is saved after each."""
-    settings = {**asdict(job.settings), "device": torch.device(job.device).type}
-    settings |= {"graphs": list(job.graphs), "argv": sys.argv[1:]}
+    """Measure group after group until the deadline; each result is saved as it comes."""
+    settings = {**asdict(job.settings), "device": torch.device(job.device).type, **job.chosen}
+    settings |= {"argv": sys.argv[1:], "deadline": job.deadline}
     found: list[Measured] = []
     report = Report(environment(job.device), settings, targets=found)
     start = time.perf_counter()
-    for done, group in enumerate(job.groups):
-        found += run_group(group, job.settings, partial(tell, done))
+
+    def keep(one: Measured) -> None:
+        found.append(one)
         settings["wall_seconds"] = round(time.perf_counter() - start)
         save(report)
+
+    for done, group in enumerate(job.groups):
+        left = None if job.deadline is None else job.deadline - (time.perf_counter() - start)
+        if left is not None and left <= 0:
+            error = ChildError("open", f"not reached in {job.deadline:g} s")
+            for one in lost(group, error):
+                keep(one)
+            continue
+        settings_of_group = limited(job.settings, group, left)
+        cut = settings_of_group.timeout == left
+        run_group(group, settings_of_group, partial(tell, done), keep, cut)
+    save(report)
     return report
 
 
-def run_group(group: Group, settings: Settings, tick: Tick) -> list[Measured]:
-    """The group's results; whoever cannot run, or was lost with its process, says why."""
+def limited(settings: Settings, group: Group, left: float | None) -> Settings:
+    """With the seconds that a group may take."""
+    timeout = settings.timeout
+    if group.kind == "layer compiled" and group.specs[0].device != "cpu":
+        timeout = min(timeout, COMPILED_TIMEOUT)
+    return replace(settings, timeout=timeout if left is None else min(timeout, left))
+
+
+def lost(group: Group, error: ChildError) -> list[Measured]:
+    return [
+        Measured(
+            group.kind, name, spec.graph, spec.shape, spec.layer, spec.dtype,
+            error.status, error.reason,
+        )
+        for name in group.names
+        for spec in group.specs
+    ]  # fmt: skip
+
+
+def run_group(
+    group: Group,
+    settings: Settings,
+    tick: Tick,
+    keep: Callable[[Measured], None],
+    cut: bool = False,
+) -> None:
+    """The group's results, each as it comes; whoever cannot run, or was lost with its process,
+    says why. ``cut``: its time is what the deadline has left."""
     device = group.specs[0].device
+    done: set[tuple[str, ...]] = set()
+
+    def hear(told: str | Measured) -> None:
+        if isinstance(told, str):
+            tick(f"{group.title}: {told}")
+            return
+        keep(told)
+        done.add((told.name, told.shape, told.layer, told.dtype))
 
     def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
         return process.call(
@@ -153,31 +236,30 @@ def run_group(group: Group, settings: Settings, tick: Tick) -> list[Measured]:
             memory_limit=settings.memory_limit,
             device=device,
             timeout=settings.timeout,
-            tick=lambda text: tick(f"{group.title}: {text}"),
+            tick=hear,
         )
 
-    def lost(error: ChildError) -> list[Measured]:
-        return [
-            Measured(
-                group.kind, name, spec.graph, spec.shape, spec.layer, spec.dtype,
-                error.status, error.reason,
-            )
-            for name in group.names
-            for spec in group.specs
-        ]  # fmt: skip
+    def give_up(error: ChildError) -> None:
+        for one in lost(group, error):
+            if (one.name, one.shape, one.layer, one.dtype) not in done:
+                keep(one)
 
     try:
         if group.kind.startswith("layer"):
-            return _layers(group, settings, fresh)
+            for one in _layers(group, settings, fresh):
+                keep(one)
+            return
         (backend,) = group.names
         call = _dispatch.Case(torch.device(device), DTYPES[group.specs[0].dtype])
         if reason := _dispatch.supports(backend, call):
-            return lost(ChildError("skipped", reason))
+            give_up(ChildError("skipped", reason))
+            return
         work = {"operator": operators.time_floors, "hub": operators.time_hub, "small": time_small}
-        found: list[Measured] = fresh(work[group.kind], backend, group.specs, settings.seconds)
-        return found
+        fresh(work[group.kind], backend, group.specs, settings.seconds)
+    except process.LateError as error:
+        give_up(ChildError("open", f"{error.reason}, the deadline's last") if cut else error)
     except ChildError as error:
-        return lost(error)
+        give_up(error)
 
 
 def _layers(group: Group, settings: Settings, fresh: Callable[..., Any]) -> list[Measured]:
@@ -259,11 +341,11 @@ def _measured(
     return found
 
 
-def time_small(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> list[Measured]:
-    """A layer of Cora's size on the same inputs again and again, as training has it.
+def time_small(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) -> None:
+    """A layer of Cora's size on the same inputs again and again, as training has it; told to tick.
 
-    On a GPU its step by the device's clock, inside a CUDA graph (the projection alone as well), and
-    the host's time to issue it.
+    On a GPU its step by the device's clock, inside a CUDA graph (the projection alone as well), the
+    host's time to issue it, and the step as it is when called, the GPU waiting for the host.
     """
     (spec,) = specs
     device = torch.device(spec.device)
@@ -275,13 +357,18 @@ def time_small(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) 
     step = run.prepare(find(outcome.name), case, check.expect(case), outcome)
     if step is None:
         found.status, found.reason = outcome.status, outcome.reason
-        return [found]
+        tick(found)
+        return
     step.hold = True
     tick("timed")
-    found.figures["step"] = measure.interleave({"": step}, device, seconds)[""]["step"].median
+    times = measure.interleave({"": step}, device, seconds, ahead=True)
+    found.figures["step"] = times[""]["step"].median
     if device.type == "cpu":
         found.missing = dict.fromkeys(("host", "replay"), "a GPU's figure; this ran on a CPU")
-        return [found]
+        tick(found)
+        return
+    called = measure.interleave({"": step}, device, seconds / 3)
+    found.figures["called step"] = called[""]["step"].median
     found.figures["host"] = measure.issued(step).median
     projection = Projection(case)
     projection.rotation.hold = True
@@ -290,7 +377,7 @@ def time_small(backend: str, specs: Sequence[Spec], seconds: float, tick: Tick) 
         found.figures["projection replay"] = measure.replayed(projection, REPLAYED).median
     except RuntimeError as error:
         found.missing["replay"] = f"no graph replay: {process.failure(error).reason}"
-    return [found]
+    tick(found)
 
 
 def _drawn(spec: Spec) -> Spec:

@@ -7,6 +7,7 @@ CUDA graph can capture a call (after a first one, which compiles).
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from typing import Any
 
@@ -22,6 +23,7 @@ from gatkernels.kernels.common import Rows, Work
 from gatkernels.kernels.tiling import Tile, tile
 
 
+@functools.cache
 def constants(kernel: Any, cut: Tile) -> dict[str, Any]:
     """Those of ``cut`` that ``kernel`` names, and how it is compiled."""
     named = {name: value for name, value in cut._asdict().items() if name in kernel.arg_names}
@@ -60,17 +62,26 @@ class _Job:
     """The work on the rows of a CSR graph, as kernels take it."""
 
     def __init__(self, csr: Csr) -> None:
-        self.plan = plan = _schedule.cached(csr[0], csr[1].shape[0], tiling.TINY, tiling.CHUNK)
-        arrays = (plan.order, plan.counts, plan.segment_row, plan.segment_begin, plan.segment_end)
-        self.work = Work(*csr, *arrays)
-        self.rows = csr[0].shape[0] - 1
-        self.segments = plan.chunks + plan.bigs
+        rowptr, col, eid, parts = csr
+        plan, edges = _schedule.read(parts), col.shape[0]
+        self.rows, self.chunks = rowptr.shape[0] - 1, plan.chunks
+        # a kernel that need not look at chunks gets something of the same type
+        chunk_row = col if plan.chunk_row is None else plan.chunk_row
+        chunk_end = rowptr if plan.chunk_end is None else plan.chunk_end
+        chunk = _schedule.chunk_of(edges)
+        self.work = Work(rowptr, col, eid, chunk_row, chunk_end, plan.order, plan.bigs, chunk)
+        self.packed = plan.order is not None
+        bigs = min(self.rows, edges // (_schedule.TINY + 1)) if self.packed else self.rows
+        self.segments = plan.chunks + bigs
+
+    def packs(self, cut: Tile) -> int:
+        return -(-self.rows // cut.R) if self.packed else 0
 
     def programs(self, cut: Tile) -> int:
-        return self.segments + -(-self.rows // cut.R)
+        return self.segments + self.packs(cut)
 
     def args(self) -> tuple[Any, ...]:
-        return self.work, self.rows, self.segments, self.plan.chunks
+        return self.work, self.rows, self.segments, self.chunks
 
 
 def _options(scores: Scores | Gatv2Scores) -> tuple[Tensor | None, float, float, int]:
@@ -96,7 +107,7 @@ def gat_forward(
     stats = sums.new_empty(job.rows, 3, heads) if statistics else None
     unit = _unit(x)
     cut = tile(heads, channels, sums.dtype, unit)
-    chunks = job.plan.chunks
+    chunks = job.chunks
     partial = gat.Partial(
         sums.new_empty(chunks, 3, heads),
         sums.new_empty(chunks, heads, channels),
@@ -106,7 +117,7 @@ def gat_forward(
     with _guard(x):
         args = (_matrix(x, unit), _gat_scores(scores), to, partial, *_options(scores))
         launch(gat.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(gat.merge, job.plan.hubs, cut, job.plan.order, job.plan.hub_ptr, to, partial)
+        launch(gat.merge, job.chunks, cut, job.work, to, partial)
     nothing = sums.new_empty(0)
     return out, nothing if out_pos is None else out_pos, nothing if stats is None else stats
 
@@ -117,7 +128,7 @@ def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
     cut = tile(heads, 1, stats.dtype)
     with _guard(stats):
         args = (_gat_scores(scores), stats, alpha, *_options(scores))
-        launch(gat.alpha, job.programs(cut), cut, *job.args()[:3], *args)
+        launch(gat.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
@@ -138,7 +149,7 @@ def gat_backward(
     unit = _unit(x, grad, grad_x)
     cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
     terms = stats.new_empty(rows.rows, 4, heads)
-    chunks = columns.plan.chunks
+    chunks = columns.chunks
     partial = gatb.Partial(
         stats.new_empty(chunks, heads),
         stats.new_empty(chunks, heads, channels),
@@ -155,8 +166,8 @@ def gat_backward(
         _prologue(gatb.prologue, rows, cut, kept, *args)
         args = (x_rows, grad_rows, given, terms, grad_alpha, to, partial, seed, slope, *dropout)
         launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
-        plan, cut = columns.plan, tile(heads, channels, stats.dtype, unit, tiles=2)
-        launch(gatb.merge, plan.hubs, cut, plan.order, plan.hub_ptr, x_rows, to, partial, slope)
+        cut = tile(heads, channels, stats.dtype, unit, tiles=2)
+        launch(gatb.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
 
 
 def _gatv2_scores(scores: Gatv2Scores, unit: int) -> gatv2.Scores:
@@ -172,7 +183,7 @@ def gatv2_forward(
     heads, channels = x.shape[1:]
     out = x.new_empty(job.rows, heads, channels)
     stats = sums.new_empty(job.rows, 3, heads) if statistics else None
-    unit, chunks = _unit(x, x_dst), job.plan.chunks
+    unit, chunks = _unit(x, x_dst), job.chunks
     cut = tile(heads, channels, sums.dtype, unit, tiles=1 if scores[2] is None else 2)
     partial = gat.Partial(
         sums.new_empty(chunks, 3, heads), sums.new_empty(chunks, heads, channels), None
@@ -181,7 +192,7 @@ def gatv2_forward(
     with _guard(x):
         args = (_matrix(x, unit), given, to, partial, *_options(scores))
         launch(gatv2.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(gat.merge, job.plan.hubs, cut, job.plan.order, job.plan.hub_ptr, to, partial)
+        launch(gat.merge, job.chunks, cut, job.work, to, partial)
     return out, sums.new_empty(0) if stats is None else stats
 
 
@@ -194,7 +205,7 @@ def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tens
     given = _gatv2_scores((x_dst, *scores[1:]), unit)
     with _guard(x):
         args = (_matrix(x, unit), given, stats, alpha, *_options(scores))
-        launch(gatv2.alpha, job.programs(cut), cut, *job.args()[:3], *args)
+        launch(gatv2.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
@@ -222,7 +233,7 @@ def gatv2_backward(
     from_scores = _gatv2_scores((x_dst, *scores[1:]), unit)
     edge = None if scores[2] is None else grad_edge
     dropout = _options(scores)
-    packs = -(-rows.rows // cut.R)
+    packs = rows.packs(cut)
     programs = min(tiling.PERSISTENT, rows.segments + packs)
     att_parts = stats.new_empty(programs, heads, channels)
 
@@ -232,15 +243,13 @@ def gatv2_backward(
 
     with _guard(x):
         _prologue(gatv2b.prologue, rows, cut, kept, grad_rows, kept, terms)
-        plan, part = rows.plan, partial(rows.plan.chunks, False)
+        part = partial(rows.chunks, False)
         args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, edge)
         args = (*rows.args(), packs, *args, att_parts, part, *dropout)
         launch(gatv2b.by_destination, programs, cut, *args)
-        order = (plan.order, plan.hub_ptr)
-        launch(gatv2b.merge, plan.hubs, cut, *order, grad_dst, from_scores, part)
+        launch(gatv2b.merge, rows.chunks, cut, rows.work, grad_dst, from_scores, part)
         torch.sum(att_parts, 0, out=grad_att)
-        plan, part = columns.plan, partial(columns.plan.chunks, True)
+        part = partial(columns.chunks, True)
         args = (x_rows, given, from_scores, grad_src, part, *dropout)
         launch(gatv2b.by_source, columns.programs(cut), cut, *columns.args(), *args)
-        order = (plan.order, plan.hub_ptr)
-        launch(gatv2b.merge, plan.hubs, cut, *order, grad_src, from_scores, part)
+        launch(gatv2b.merge, columns.chunks, cut, columns.work, grad_src, from_scores, part)

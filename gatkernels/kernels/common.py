@@ -21,16 +21,16 @@ SIZES = ("rows", "segments", "chunks", "packs")
 
 
 class Work(NamedTuple):
-    """A graph's edges by row, and its :class:`gatkernels._schedule.Schedule`."""
+    """A graph's edges by row, its :class:`gatkernels._schedule.Schedule`, edges of a chunk."""
 
     rowptr: Any
     col: Any
     eid: Any
-    order: Any
-    counts: Any
-    segment_row: Any
-    segment_begin: Any
-    segment_end: Any
+    chunk_row: Any
+    chunk_end: Any
+    order: Any  # or None: every row is a big one, in the order of the numbers
+    bigs: Any  # or None
+    chunk: int
 
 
 class Rows(NamedTuple):
@@ -41,22 +41,58 @@ class Rows(NamedTuple):
 
 
 @triton.jit
-def rows_of(work, rows, segments, pid, R: tl.constexpr, SEGMENT: tl.constexpr):
-    """Rows, first and last edges ``[R]`` of a program: a segment, or a pack of tiny rows.
+def one(value):
+    """``[1]``, as what belongs to the one row of a program."""
+    return value + tl.zeros([1], tl.int64)
 
-    Where there is no row it is -1, without edges.
-    """
-    if SEGMENT:
-        at = pid + tl.arange(0, 1)
-        row = tl.load(work.segment_row + at)
-        begin, end = tl.load(work.segment_begin + at), tl.load(work.segment_end + at)
+
+@triton.jit
+def first_chunk(work, row):
+    return tl.load(work.chunk_end + row - 1, mask=row > 0, other=0)
+
+
+@triton.jit
+def segment_of(work, rows, chunks, pid):
+    """Row, first and last edge ``[1]`` of a program, a chunk or a big row, and if there is one."""
+    if pid < chunks:
+        row = tl.load(work.chunk_row + pid).to(tl.int64)
+        there = row >= 0
+        begin = tl.load(work.rowptr + row, mask=there, other=0)
+        begin += (pid - first_chunk(work, row)) * work.chunk
+        end = tl.load(work.rowptr + row + 1, mask=there, other=0)
+        end = tl.minimum(end, begin + work.chunk)
     else:
-        at = tl.load(work.counts + 1) + (pid - segments) * R + tl.arange(0, R)
-        there = at < rows
-        row = tl.load(work.order + at, mask=there, other=-1)
+        at = (pid - chunks).to(tl.int64)
+        if work.order is None:
+            there = at < rows
+            row = at
+        else:
+            there = at < tl.load(work.bigs)
+            row = tl.load(work.order + at, mask=there, other=0).to(tl.int64)
         begin = tl.load(work.rowptr + row, mask=there, other=0)
         end = tl.load(work.rowptr + row + 1, mask=there, other=0)
-    return row.to(tl.int64), begin, end
+        there = there & (end - begin <= work.chunk)  # a hub's chunks are above
+    return one(row), one(begin), one(end), there
+
+
+@triton.jit
+def tiny_rows(work, rows, pack, R: tl.constexpr):
+    """Rows, first and last edges ``[R]`` of a pack, and if there are any; no row is -1."""
+    at = tl.load(work.bigs) + pack * R + tl.arange(0, R)
+    there = at < rows
+    row = tl.load(work.order + at, mask=there, other=-1)
+    begin = tl.load(work.rowptr + row, mask=there, other=0)
+    end = tl.load(work.rowptr + row + 1, mask=there, other=0)
+    return row.to(tl.int64), begin, end, tl.load(work.bigs) + pack * R < rows
+
+
+@triton.jit
+def hub_of(work, pid):
+    """A hub, its first chunk and the one after its last, ``[1]``; row -1 but for a first chunk."""
+    row = tl.load(work.chunk_row + pid).to(tl.int64)
+    first = (row >= 0) & (first_chunk(work, row) == pid)
+    end = tl.load(work.chunk_end + row, mask=first, other=pid)
+    return one(tl.where(first, row, -1)), one(pid), one(end)
 
 
 @triton.jit

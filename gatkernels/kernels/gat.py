@@ -18,12 +18,14 @@ from gatkernels.kernels.common import (
     edges,
     features,
     fold,
+    hub_of,
     ids,
     in_row,
     leaky,
     load_heads,
     load_rows,
-    rows_of,
+    segment_of,
+    tiny_rows,
 )
 
 
@@ -141,12 +143,11 @@ def row_sums(work, x, scores, row, begin, end, slope, drop, head,
 
 
 @triton.jit
-def forward_rows(work, rows, segments, chunks, x, scores, to, partial, slope, drop, head,
+def forward_rows(work, row, begin, end, chunks, x, scores, to, partial, slope, drop, head,
                  H: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr,
                  R: tl.constexpr, D: tl.constexpr, S: tl.constexpr, A: tl.constexpr,
                  SEGMENT: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
-    row, begin, end = rows_of(work, rows, segments, pid, R, SEGMENT)
     TRAIN: tl.constexpr = to.out_pos is not None
     top, total, total_pos, acc, acc_pos = row_sums(
         work, x, scores, row, begin, end, slope, drop, head, H, C, BC, UNIT, D, S, A, TRAIN
@@ -174,23 +175,23 @@ def forward(work, rows, segments, chunks, x, scores, to, partial, seed,
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     pid = tl.program_id(0)
     if pid < segments:
-        if tl.load(work.segment_row + pid) >= 0:
-            forward_rows(work, rows, segments, chunks, x, scores, to, partial, slope, drop, head,
+        row, begin, end, there = segment_of(work, rows, chunks, pid)
+        if there:
+            forward_rows(work, row, begin, end, chunks, x, scores, to, partial, slope, drop, head,
                          H, C, BC, UNIT, 1, D, S, A, True)  # fmt: skip
-    elif tl.load(work.counts + 1) + (pid - segments) * R < rows:
-        forward_rows(work, rows, segments, chunks, x, scores, to, partial, slope, drop, head,
-                     H, C, BC, UNIT, R, T, T, AT, False)  # fmt: skip
+    elif work.order is not None:
+        pack, first, last, there = tiny_rows(work, rows, pid - segments, R)
+        if there:
+            forward_rows(work, pack, first, last, chunks, x, scores, to, partial, slope, drop, head,
+                         H, C, BC, UNIT, R, T, T, AT, False)  # fmt: skip
 
 
 @triton.jit
-def merge(order, hub_ptr, to, partial, H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr,
+def merge(work, to, partial, H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr,
           BC: tl.constexpr, D: tl.constexpr, A: tl.constexpr):  # fmt: skip
     """A hub's row from its chunks, in their order."""
-    hub = tl.program_id(0)
     head = tl.program_id(1) * BH + tl.arange(0, BH)
-    at = hub + tl.arange(0, 1)
-    begin, end = tl.load(hub_ptr + at), tl.load(hub_ptr + at + 1)
-    row = tl.where(end > begin, tl.load(order + at), -1).to(tl.int64)
+    row, begin, end = hub_of(work, tl.program_id(0))
     dtype: tl.constexpr = partial.sums.dtype.element_ty
     best = tl.full([1, D, BH], LOWEST, dtype)
     for step in range(0, tl.max(end - begin, axis=0), D):
@@ -221,10 +222,9 @@ def merge(order, hub_ptr, to, partial, H: tl.constexpr, C: tl.constexpr, BH: tl.
 
 
 @triton.jit
-def alpha_rows(work, rows, segments, scores, stats, to, slope, drop, head,
+def alpha_rows(work, row, begin, end, scores, stats, to, slope, drop, head,
                H: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
                SEGMENT: tl.constexpr):  # fmt: skip
-    row, begin, end = rows_of(work, rows, segments, tl.program_id(0), R, SEGMENT)
     score_dst = load_heads(scores.dst, scores.dst_stride, row, row >= 0, head, H)
     top = load_heads(stats, 3 * H, row, row >= 0, head, H)
     inverse = load_heads(stats + H, 3 * H, row, row >= 0, head, H)
@@ -238,7 +238,7 @@ def alpha_rows(work, rows, segments, scores, stats, to, slope, drop, head,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def alpha(work, rows, segments, scores, stats, to, seed,
+def alpha(work, rows, segments, chunks, scores, stats, to, seed,
           slope: tl.float64, scale: tl.float64, threshold: tl.int64,
           H: tl.constexpr, BH: tl.constexpr, S: tl.constexpr, R: tl.constexpr,
           T: tl.constexpr):  # fmt: skip
@@ -249,7 +249,11 @@ def alpha(work, rows, segments, scores, stats, to, seed,
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     pid = tl.program_id(0)
     if pid < segments:
-        if tl.load(work.segment_row + pid) >= 0:
-            alpha_rows(work, rows, segments, scores, stats, to, slope, drop, head, H, 1, S, True)
-    elif tl.load(work.counts + 1) + (pid - segments) * R < rows:
-        alpha_rows(work, rows, segments, scores, stats, to, slope, drop, head, H, R, T, False)
+        row, begin, end, there = segment_of(work, rows, chunks, pid)
+        if there:
+            alpha_rows(work, row, begin, end, scores, stats, to, slope, drop, head, H, 1, S, True)
+    elif work.order is not None:
+        pack, first, last, there = tiny_rows(work, rows, pid - segments, R)
+        if there:
+            alpha_rows(work, pack, first, last, scores, stats, to, slope, drop, head,
+                       H, R, T, False)  # fmt: skip

@@ -18,12 +18,14 @@ from gatkernels.kernels.common import (
     edges,
     features,
     fold,
+    hub_of,
     ids,
     in_row,
     leaky,
     load_heads,
     load_rows,
-    rows_of,
+    segment_of,
+    tiny_rows,
 )
 from gatkernels.kernels.gat import score
 
@@ -187,12 +189,11 @@ def row_sums(work, x, grad, scores, terms, grad_alpha, grad_edge, row, begin, en
 
 
 @triton.jit
-def backward_rows(work, rows, segments, chunks, x, grad, scores, terms, grad_alpha, to, partial,
+def backward_rows(work, row, begin, end, chunks, x, grad, scores, terms, grad_alpha, to, partial,
                   slope, drop, head, H: tl.constexpr, C: tl.constexpr, BC: tl.constexpr,
                   UNIT: tl.constexpr, R: tl.constexpr, D: tl.constexpr, A: tl.constexpr,
                   SEGMENT: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
-    row, begin, end = rows_of(work, rows, segments, pid, R, SEGMENT)
     total, acc, acc_pos = row_sums(
         work, x, grad, scores, terms, grad_alpha, to.edge, row, begin, end, slope, drop,
         head, H, C, BC, UNIT, D, A,
@@ -221,23 +222,24 @@ def backward(work, rows, segments, chunks, x, grad, scores, terms, grad_alpha, t
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     pid = tl.program_id(0)
     if pid < segments:
-        if tl.load(work.segment_row + pid) >= 0:
-            backward_rows(work, rows, segments, chunks, x, grad, scores, terms, grad_alpha, to,
+        row, begin, end, there = segment_of(work, rows, chunks, pid)
+        if there:
+            backward_rows(work, row, begin, end, chunks, x, grad, scores, terms, grad_alpha, to,
                           partial, slope, drop, head, H, C, BC, UNIT, 1, D, A, True)  # fmt: skip
-    elif tl.load(work.counts + 1) + (pid - segments) * R < rows:
-        backward_rows(work, rows, segments, chunks, x, grad, scores, terms, grad_alpha, to, partial,
-                      slope, drop, head, H, C, BC, UNIT, R, T, AT, False)  # fmt: skip
+    elif work.order is not None:
+        pack, first, last, there = tiny_rows(work, rows, pid - segments, R)
+        if there:
+            backward_rows(work, pack, first, last, chunks, x, grad, scores, terms, grad_alpha, to,
+                          partial, slope, drop, head, H, C, BC, UNIT, R, T, AT, False)  # fmt: skip
 
 
 @triton.jit
-def merge(order, hub_ptr, x, to, partial, slope: tl.float64, H: tl.constexpr, C: tl.constexpr,
+def merge(work, x, to, partial, slope: tl.float64, H: tl.constexpr, C: tl.constexpr,
           BH: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr,
           A: tl.constexpr):  # fmt: skip
     """A hub's row from its chunks, in their order."""
     head = tl.program_id(1) * BH + tl.arange(0, BH)
-    at = tl.program_id(0) + tl.arange(0, 1)
-    begin, end = tl.load(hub_ptr + at), tl.load(hub_ptr + at + 1)
-    row = tl.where(end > begin, tl.load(order + at), -1).to(tl.int64)
+    row, begin, end = hub_of(work, tl.program_id(0))
     dtype: tl.constexpr = partial.sums.dtype.element_ty
     total = tl.zeros([1, D, BH], dtype)
     acc = tl.zeros([1, A, BH, BC], dtype)

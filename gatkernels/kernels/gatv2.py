@@ -20,7 +20,8 @@ from gatkernels.kernels.common import (
     leaky,
     load_heads,
     load_rows,
-    rows_of,
+    segment_of,
+    tiny_rows,
 )
 from gatkernels.kernels.gat import store_forward, store_partial
 
@@ -53,12 +54,11 @@ def logits(work, scores, att, feature, x_dst, place, there, slope, head,
 
 
 @triton.jit
-def forward_rows(work, rows, segments, chunks, x, scores, to, partial, slope, drop, head,
+def forward_rows(work, row, begin, end, chunks, x, scores, to, partial, slope, drop, head,
                  H: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr,
                  R: tl.constexpr, D: tl.constexpr, A: tl.constexpr,
                  SEGMENT: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
-    row, begin, end = rows_of(work, rows, segments, pid, R, SEGMENT)
     BH: tl.constexpr = head.shape[0]
     att = load_att(scores, head, H, C, BC)
     dtype: tl.constexpr = att.dtype
@@ -104,19 +104,21 @@ def forward(work, rows, segments, chunks, x, scores, to, partial, seed,
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     pid = tl.program_id(0)
     if pid < segments:
-        if tl.load(work.segment_row + pid) >= 0:
-            forward_rows(work, rows, segments, chunks, x, scores, to, partial, slope, drop, head,
+        row, begin, end, there = segment_of(work, rows, chunks, pid)
+        if there:
+            forward_rows(work, row, begin, end, chunks, x, scores, to, partial, slope, drop, head,
                          H, C, BC, UNIT, 1, D, A, True)  # fmt: skip
-    elif tl.load(work.counts + 1) + (pid - segments) * R < rows:
-        forward_rows(work, rows, segments, chunks, x, scores, to, partial, slope, drop, head,
-                     H, C, BC, UNIT, R, T, AT, False)  # fmt: skip
+    elif work.order is not None:
+        pack, first, last, there = tiny_rows(work, rows, pid - segments, R)
+        if there:
+            forward_rows(work, pack, first, last, chunks, x, scores, to, partial, slope, drop, head,
+                         H, C, BC, UNIT, R, T, AT, False)  # fmt: skip
 
 
 @triton.jit
-def alpha_rows(work, rows, segments, x, scores, stats, to, slope, drop, head,
+def alpha_rows(work, row, begin, end, x, scores, stats, to, slope, drop, head,
                H: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr,
                R: tl.constexpr, D: tl.constexpr, SEGMENT: tl.constexpr):  # fmt: skip
-    row, begin, end = rows_of(work, rows, segments, tl.program_id(0), R, SEGMENT)
     att = load_att(scores, head, H, C, BC)
     x_dst = load_rows(scores.dst, row * scores.dst_stride * UNIT, row >= 0, head, H, C, BC)
     x_dst = x_dst.to(att.dtype)[:, None, :, :]
@@ -134,7 +136,7 @@ def alpha_rows(work, rows, segments, x, scores, stats, to, slope, drop, head,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def alpha(work, rows, segments, x, scores, stats, to, seed,
+def alpha(work, rows, segments, chunks, x, scores, stats, to, seed,
           slope: tl.float64, scale: tl.float64, threshold: tl.int64,
           H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
           UNIT: tl.constexpr, D: tl.constexpr, R: tl.constexpr, T: tl.constexpr):  # fmt: skip
@@ -145,9 +147,12 @@ def alpha(work, rows, segments, x, scores, stats, to, seed,
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     pid = tl.program_id(0)
     if pid < segments:
-        if tl.load(work.segment_row + pid) >= 0:
-            alpha_rows(work, rows, segments, x, scores, stats, to, slope, drop, head,
+        row, begin, end, there = segment_of(work, rows, chunks, pid)
+        if there:
+            alpha_rows(work, row, begin, end, x, scores, stats, to, slope, drop, head,
                        H, C, BC, UNIT, 1, D, True)  # fmt: skip
-    elif tl.load(work.counts + 1) + (pid - segments) * R < rows:
-        alpha_rows(work, rows, segments, x, scores, stats, to, slope, drop, head,
-                   H, C, BC, UNIT, R, T, False)  # fmt: skip
+    elif work.order is not None:
+        pack, first, last, there = tiny_rows(work, rows, pid - segments, R)
+        if there:
+            alpha_rows(work, pack, first, last, x, scores, stats, to, slope, drop, head,
+                       H, C, BC, UNIT, R, T, False)  # fmt: skip

@@ -19,12 +19,14 @@ from gatkernels.kernels.common import (
     edges,
     features,
     fold,
+    hub_of,
     ids,
     in_row,
     leaky,
     load_heads,
     load_rows,
-    rows_of,
+    segment_of,
+    tiny_rows,
 )
 from gatkernels.kernels.gat_backward import attention_share
 from gatkernels.kernels.gatv2 import load_att, logits
@@ -100,13 +102,12 @@ def store_rows(to, at, value, there, head, H: tl.constexpr, C: tl.constexpr, BC:
 
 
 @triton.jit
-def destination_rows(work, rows, segments, chunks, item, x, given, scores, grad_dst, grad_edge,
+def destination_rows(work, row, begin, end, chunks, item, x, given, scores, grad_dst, grad_edge,
                      partial, slope, drop, head,
                      H: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr,
                      R: tl.constexpr, D: tl.constexpr, A: tl.constexpr,
                      SEGMENT: tl.constexpr):  # fmt: skip
     """grad_dst of rows, or a chunk's part of it; returns their part of grad_att ``[BH, BC]``."""
-    row, begin, end = rows_of(work, rows, segments, item, R, SEGMENT)
     att = load_att(scores, head, H, C, BC)
     dtype: tl.constexpr = att.dtype
     used = end > begin  # what belongs to a row without edges may not be finite
@@ -160,27 +161,29 @@ def by_destination(work, rows, segments, chunks, packs, x, given, scores, grad_d
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     att_part = tl.zeros([BH, BC], dtype)
     for item in range(pid, segments, tl.num_programs(0)):
-        if tl.load(work.segment_row + item) >= 0:
+        row, begin, end, there = segment_of(work, rows, chunks, item)
+        if there:
             att_part += destination_rows(
-                work, rows, segments, chunks, item, x, given, scores, grad_dst, grad_edge, partial,
+                work, row, begin, end, chunks, item, x, given, scores, grad_dst, grad_edge, partial,
                 slope, drop, head, H, C, BC, UNIT, 1, D, A, True,
             )  # fmt: skip
-    for item in range(segments + pid, segments + packs, tl.num_programs(0)):
-        att_part += destination_rows(
-            work, rows, segments, chunks, item, x, given, scores, grad_dst, grad_edge, partial,
-            slope, drop, head, H, C, BC, UNIT, R, T, AT, False,
-        )  # fmt: skip
+    if work.order is not None:
+        for item in range(segments + pid, segments + packs, tl.num_programs(0)):
+            pack, first, last, _ = tiny_rows(work, rows, item - segments, R)
+            att_part += destination_rows(
+                work, pack, first, last, chunks, item, x, given, scores, grad_dst, grad_edge,
+                partial, slope, drop, head, H, C, BC, UNIT, R, T, AT, False,
+            )  # fmt: skip
     at = pid.to(tl.int64) * (H * C) + features(head, C, BC)
     tl.store(att_parts + at, att_part, mask=in_row(head, H, C, BC))
 
 
 @triton.jit
-def source_rows(work, rows, segments, chunks, x, given, scores, grad_src, partial, slope, drop,
+def source_rows(work, row, begin, end, chunks, x, given, scores, grad_src, partial, slope, drop,
                 head, H: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, UNIT: tl.constexpr,
                 R: tl.constexpr, D: tl.constexpr, A: tl.constexpr,
                 SEGMENT: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
-    row, begin, end = rows_of(work, rows, segments, pid, R, SEGMENT)
     att = load_att(scores, head, H, C, BC)
     dtype: tl.constexpr = att.dtype
     used = end > begin  # what belongs to a row without edges may not be finite
@@ -227,22 +230,23 @@ def by_source(work, rows, segments, chunks, x, given, scores, grad_src, partial,
     drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
     pid = tl.program_id(0)
     if pid < segments:
-        if tl.load(work.segment_row + pid) >= 0:
-            source_rows(work, rows, segments, chunks, x, given, scores, grad_src, partial, slope,
+        row, begin, end, there = segment_of(work, rows, chunks, pid)
+        if there:
+            source_rows(work, row, begin, end, chunks, x, given, scores, grad_src, partial, slope,
                         drop, head, H, C, BC, UNIT, 1, D, A, True)  # fmt: skip
-    elif tl.load(work.counts + 1) + (pid - segments) * R < rows:
-        source_rows(work, rows, segments, chunks, x, given, scores, grad_src, partial, slope, drop,
-                    head, H, C, BC, UNIT, R, T, AT, False)  # fmt: skip
+    elif work.order is not None:
+        pack, first, last, there = tiny_rows(work, rows, pid - segments, R)
+        if there:
+            source_rows(work, pack, first, last, chunks, x, given, scores, grad_src, partial, slope,
+                        drop, head, H, C, BC, UNIT, R, T, AT, False)  # fmt: skip
 
 
 @triton.jit
-def merge(order, hub_ptr, to, scores, partial, H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr,
+def merge(work, to, scores, partial, H: tl.constexpr, C: tl.constexpr, BH: tl.constexpr,
           BC: tl.constexpr, D: tl.constexpr, A: tl.constexpr):  # fmt: skip
     """A hub's row of a gradient from its chunks, in their order."""
     head = tl.program_id(1) * BH + tl.arange(0, BH)
-    at = tl.program_id(0) + tl.arange(0, 1)
-    begin, end = tl.load(hub_ptr + at), tl.load(hub_ptr + at + 1)
-    row = tl.where(end > begin, tl.load(order + at), -1).to(tl.int64)
+    row, begin, end = hub_of(work, tl.program_id(0))
     att = load_att(scores, head, H, C, BC)
     slopes = tl.zeros([1, A, BH, BC], att.dtype)
     rest = tl.zeros([1, A, BH, BC], att.dtype)

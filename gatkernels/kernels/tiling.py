@@ -27,15 +27,11 @@ PROGRAM_FEATURES = 2048
 EDGES, ROWS, TINY_EDGES = 32, 16, 2
 #: Values a warp holds of what has no features, and edges side by side there.
 SCALARS, SCALAR_EDGES = 256, 128
-#: A row of at most TINY edges shares a program; one of more than CHUNK edges is split. A tiny row
-#: takes a few steps; a chunk keeps a program busy for many microseconds, and leaves two rows of
-#: partial results for the 512 it gathered.
-TINY, CHUNK = 16, 512
 #: Programs that add up the gradient of GATv2's ``att``: enough to fill any GPU of today.
 PERSISTENT = 1024
 if triton.knobs.runtime.interpret:  # works on whole arrays: wide tiles and few programs are faster
     TILE, EDGES, ROWS, TINY_EDGES, SCALARS, SCALAR_EDGES = 1 << 16, 128, 256, 16, 1 << 14, 128
-    TINY, CHUNK, PERSISTENT = 64, 256, 4
+    PERSISTENT = 4
 
 
 class Tile(NamedTuple):

@@ -114,6 +114,7 @@ class FakeStream:
 
 def test_cuda_times_come_from_events_and_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """The order of calls, on stand-ins: 2 ms pass between two marks."""
+    slept: list[int] = []
     stand_ins = {
         "Event": FakeEvent,
         "CUDAGraph": FakeGraph,
@@ -121,12 +122,17 @@ def test_cuda_times_come_from_events_and_replays(monkeypatch: pytest.MonkeyPatch
         "current_stream": FakeStream,
         "stream": lambda stream: stream,
         "graph": lambda graph: FakeStream(),
-        "synchronize": lambda: None,
+        "synchronize": lambda *_: None,
+        "_sleep": slept.append,
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in, raising=False)
     log: list[str] = []
     assert measure.cuda_sample(Sleeper(log, "a")) == (0.002, 0.002, 0.004)
+    assert not slept
+    ahead = measure.sampler(torch.device("cuda"), ahead=True)
+    assert ahead(Sleeper([], "b")) == (0.002, 0.002, 0.004)
+    assert slept == [measure.AHEAD]
     timing = measure.replayed(Sleeper(log, "b"), runs=4, rounds=3)
     assert "".join(log) == "a" + "bbb" + "bbbb"
     assert timing.median == pytest.approx(0.002 / 4)
@@ -182,3 +188,20 @@ def test_traffic_counts_every_row() -> None:
 
 def test_copy_bandwidth_is_that_of_memory() -> None:
     assert 1e8 < limits.copy_bandwidth(CPU) < 1e13
+
+
+def test_copies_on_a_gpu_are_warm_and_timed_by_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stand-ins: 2 ms pass between the two marks, around twenty copies; the host's clock goes on
+    whenever it is looked at."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent, raising=False)
+    monkeypatch.setattr(time, "perf_counter", iter(range(100)).__next__)
+    monkeypatch.setattr(limits, "COPY_WARM", 3)
+    copied: list[float] = []
+
+    class Target:
+        def copy_(self, source: torch.Tensor) -> None:
+            copied.append(FakeEvent.clock)
+
+    start = FakeEvent.clock
+    assert limits.copy_seconds(torch.ones(8), Target()) == pytest.approx(1e-4)
+    assert copied == [start] * 2 + [start + 2.0] * 20

@@ -43,9 +43,23 @@ struct alignas(16) double2 {
 };
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101
+};
+namespace simt {
+inline cudaError_t last_error = cudaSuccess;  // kept until somebody asks, as CUDA's runtime does
+}
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t error = simt::last_error;
+  simt::last_error = cudaSuccess;
+  return error;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  if (device != 0) simt::last_error = cudaErrorInvalidDevice;
+  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+}
 enum cudaDeviceAttr {
   cudaDevAttrL2CacheSize,
   cudaDevAttrMultiProcessorCount,
@@ -58,6 +72,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorInvalidDevice) return "invalid device ordinal";
   return error == cudaSuccess ? "no error" : "invalid configuration argument";
 }
 
@@ -225,8 +240,11 @@ inline void run_block(int threads) {
   }
 }
 
+inline int launches = 0;
+
 template <class Body>
 void launch(dim3 grid_, dim3 block_, size_t shared_bytes, cudaStream_t, const Body& call) {
+  ++launches;
   const int threads = int(block_.x * block_.y * block_.z);
   grid = grid_;
   block_size = block_;

@@ -1,0 +1,136 @@
+"""A graph's arrays from its edges: what :class:`gatkernels.Graph` is made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gatkernels import _checks, _native, _schedule
+
+Built = tuple[Tensor, ...]
+OP = "Graph.from_edge_index"
+#: From so many edges on, those of both sides are too many for one sort.
+SORTED = 2**30
+
+
+def one_side(
+    row: Tensor, other: Tensor, num_rows: int, num_others: int, self_loops: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One side of a graph from torch ops, on any device; sizes do not depend on the data."""
+    row, other = row.long(), other.long()
+    if self_loops:
+        loops = torch.arange(min(num_rows, num_others), device=row.device)
+        row = torch.cat([torch.where(row == other, num_rows, row), loops])
+        other = torch.cat([other, loops])
+    order = torch.argsort(row, stable=True)
+    degree = torch.zeros(num_rows + 1, dtype=torch.int64, device=row.device)
+    degree.index_add_(0, row, torch.ones_like(row))
+    rowptr = torch.zeros_like(degree)
+    torch.cumsum(degree[:-1], 0, out=rowptr[1:])
+    return rowptr, other[order].int(), order.int()
+
+
+def both_sides(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    """Both sides of a graph from one sort, in few launches: destinations, then sources.
+
+    Keys are destinations, and sources behind them; between the two is the place of self loops that
+    are removed. Ids out of range give nonsense, but harm nothing.
+    """
+    sides = num_dst + 1, num_src + 1
+    dtype = torch.int32 if sum(sides) < 2**31 else torch.int64
+    given = edge_index.shape[1]
+    ends = edge_index.to(dtype).contiguous()
+    if self_loops:
+        loops = torch.arange(min(num_src, num_dst), dtype=dtype, device=ends.device)
+        ends = torch.cat([ends, loops.expand(2, -1)], dim=1)
+    edges = ends.shape[1]
+    keys = ends.flip(0)
+    if self_loops:
+        removed = ends[0] == ends[1]
+        removed[given:].fill_(False)
+        for key, count in zip(keys, (num_dst, num_src), strict=True):
+            key.masked_fill_(removed, count)
+    keys[1].add_(sides[0])
+    sorted_keys, order = keys.view(-1).sort(stable=True)
+    places = torch.arange(sum(sides), dtype=dtype, device=ends.device)
+    ptr = torch.searchsorted(sorted_keys, places)
+    ids = torch.remainder(order, edges, out=torch.empty_like(order, dtype=torch.int32))
+    others = ends.view(-1)[order].int()
+    degree = ptr.diff()
+    if self_loops:
+        degree[num_dst].fill_(0)
+    chunk_ends = _schedule.chunk_ends(degree, _schedule.chunk_of(edges))
+    by_source = ptr[sides[0] :] - edges
+    return (
+        ptr[: sides[0]], others[:edges], ids[:edges],
+        by_source, _aligned(others[edges:]), _aligned(ids[edges:]), chunk_ends,
+    )  # fmt: skip
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Triton compiles a kernel again for a pointer that is no multiple of 16 bytes."""
+    offset = tensor.storage_offset() * tensor.element_size()
+    return tensor if offset % 16 == 0 else tensor.clone()
+
+
+def sides_apart(device: torch.device) -> bool:
+    """Whether either side is built by itself, when it is needed; elsewhere one sort makes both."""
+    return device.type == "cpu" and _native.cpu_missing is None
+
+
+def build_csr(
+    edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`gatkernels._ops.build_csr` has it."""
+    _checks.edge_count(OP, edge_index, num_src, num_dst)
+    src, dst = edge_index[0], edge_index[1]
+    side = (src, dst, num_src, num_dst) if by_source else (dst, src, num_dst, num_src)
+    if sides_apart(edge_index.device):
+        *arrays, bad = _native.build_csr(*side, self_loops)
+        if bad >= 0:
+            _raise_bad_id(edge_index, num_src, num_dst)
+        rowptr, col, eid = arrays
+        return rowptr, col, eid
+    if edge_index.numel() and not by_source:
+        low, high = torch.aminmax(edge_index, dim=1)
+        _check_ids(edge_index, torch.cat([low, high]).tolist(), num_src, num_dst)
+    return one_side(*side, self_loops)
+
+
+def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    """As :func:`gatkernels._ops.build_graph` has it."""
+    _checks.edge_count(OP, edge_index, num_src, num_dst)
+    edges = edge_index.shape[1] + (min(num_src, num_dst) if self_loops else 0)
+    limits: tuple[Tensor, ...] = torch.aminmax(edge_index, dim=1) if edge_index.numel() else ()
+    if 0 < edges < SORTED:
+        *arrays, ends = both_sides(edge_index, num_src, num_dst, self_loops)
+        *facts, first, last = torch.cat([*limits, ends[num_dst : num_dst + 1], ends[-1:]]).tolist()
+        chunks = torch.tensor([first, last - first])
+    else:
+        src, dst = edge_index[0], edge_index[1]
+        arrays = [*one_side(dst, src, num_dst, num_src, self_loops)]
+        arrays += one_side(src, dst, num_src, num_dst, self_loops)
+        facts = torch.cat(limits).tolist() if limits else []
+        ends, chunks = edge_index.new_empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    _check_ids(edge_index, facts, num_src, num_dst)
+    return (*arrays, ends, chunks)
+
+
+def _check_ids(edge_index: Tensor, facts: list[int], num_src: int, num_dst: int) -> None:
+    """``facts`` are the lowest id of each side, and the highest; or nothing."""
+    if facts and (min(facts) < 0 or facts[2] >= num_src or facts[3] >= num_dst):
+        _raise_bad_id(edge_index, num_src, num_dst)
+
+
+def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
+    for side, count in enumerate((num_src, num_dst)):
+        wrong = (edge_index[side] < 0) | (edge_index[side] >= count)
+        if bool(wrong.any()):
+            place = int(wrong.nonzero()[0])
+            raise _checks.node_id_out_of_range(
+                OP,
+                f"edge_index[{side}]",
+                int(edge_index[side, place]),
+                place,
+                count,
+            )
