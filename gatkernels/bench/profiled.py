@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from gatkernels.bench import operators
 from gatkernels.bench.cases import DTYPES, Spec
 from gatkernels.bench.drawn import SIZES
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("layer", choices=list(operators.OPERATORS))
     parser.add_argument("--graph", choices=list(SIZES), default="reddit")
@@ -23,7 +24,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--steps", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     spec = Spec(args.graph, args.shape, args.layer, args.dtype, args.device, args.scale)
     edges, graph = operators._graph(spec)
     step = operators.Operator(spec, edges, graph, args.backend)

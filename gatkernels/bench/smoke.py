@@ -29,10 +29,12 @@ def check(spec: Spec, backend: str, tick: Tick) -> float:
     return operators.excess(operators.Operator(spec, edges, graph, backend))
 
 
-def outcomes(device: str, backends: list[str], at_once: int) -> Iterator[tuple[str, str, bool]]:
+def outcomes(
+    device: str, backends: list[str], scale: float, at_once: int
+) -> Iterator[tuple[str, str, bool]]:
     """Names of the cases, what became of them, and whether that is well."""
     cases = [
-        (backend, Spec("arxiv", "4x16", layer, dtype, device, SCALE))
+        (backend, Spec("arxiv", "4x16", layer, dtype, device, scale))
         for backend in backends
         for dtype in DTYPES
         for layer in operators.OPERATORS
@@ -59,10 +61,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"])
+    parser.add_argument("--scale", type=float, default=SCALE, help="part of arxiv (%(default)s)")
     parser.add_argument("--at-once", type=int, default=min(8, os.cpu_count() or 1))
     args = parser.parse_args()
     failed = 0
-    for name, text, well in outcomes(args.device, args.backends, args.at_once):
+    for name, text, well in outcomes(args.device, args.backends, args.scale, args.at_once):
         print(f"{name:24} {text}", flush=True)
         failed += not well
     print(f"{failed} failed" if failed else "all right", flush=True)

@@ -37,9 +37,11 @@ from gatkernels.bench import (
     measure,
     memory,
     process,
+    profiled,
     report,
     results,
     run,
+    smoke,
 )
 from gatkernels.bench.cases import Spec
 from gatkernels.bench.peers import PEERS, Ours, Peer, address, find
@@ -270,3 +272,31 @@ def test_peak_is_what_is_held_at_once() -> None:
     block: Tensor | None = torch.ones(2**24)
     del block
     assert memory.highest() - before >= 0.9 * 2**26
+
+
+def test_smoke_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case by itself: a wrong result, a crash, a backend that is not there."""
+
+    def call(check: Any, spec: Spec, backend: str, **_: Any) -> float:
+        if spec.dtype == "float64":
+            raise process.ChildError("error", "the process ended with status -11")
+        return 2.5 if spec.layer == "gatv2" else 0.5
+
+    monkeypatch.setattr(process, "call", call)
+    found = {name: (text, well) for name, text, well in smoke.outcomes("cpu", ["reference"], 1, 2)}
+    assert len(found) == 8
+    assert found["reference gat float32"] == ("0.50 of what is allowed", True)
+    assert found["reference gatv2 bfloat16"] == ("2.50 of what is allowed", False)
+    crashed = "FAIL: error, the process ended with status -11"
+    assert found["reference gat float64"] == (crashed, False)
+    absent = {name: text for name, text, _ in smoke.outcomes("meta", ["cpu"], 1, 1)}
+    assert absent["cpu gat float32"].startswith("FAIL: runs on CPU tensors")
+
+
+def test_smoke_and_a_profiled_step_run(capsys: pytest.CaptureFixture[str]) -> None:
+    if reason := _native.cpu_missing:
+        pytest.skip(reason)
+    spec = Spec("arxiv", "4x16", "gatv2", "bfloat16", "cpu", 0.002)
+    assert 0.0 <= smoke.check(spec, "cpu", lambda text: None) <= 1.0
+    profiled.main(["gat", "--device", "cpu", "--backend", "cpu", "--scale", "0.0002"])
+    assert capsys.readouterr().out.startswith("3 steps of reddit gat 4x64")
