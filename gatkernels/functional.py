@@ -114,9 +114,13 @@ def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | Non
     backend = _select(op, options.backend, x)
     if backend != options.backend:
         options = Options(*options[:3], backend)
+    return options, _seed(options, x)
+
+
+def _seed(options: Options, x: Tensor) -> Tensor | None:
     if options.dropout == 0.0:
-        return options, None
-    return options, (_transforms.draw_seed if _transforms.active() else draw_seed)(x.device)
+        return None
+    return (_transforms.draw_seed if _transforms.active() else draw_seed)(x.device)
 
 
 def _reference(
@@ -192,7 +196,9 @@ def gat_attention_packed(
     if chosen == "reference" or not one_dtype or _transforms.active():
         return _gat(op, graph, parts, options)
     _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
-    options, seed = _choose(op, options, packed)
+    _checks.options(op, negative_slope, dropout)
+    options = Options(negative_slope, dropout, return_attention, chosen)
+    seed = _seed(options, packed)
     few = compact(graph)
     if few is not None:
         sizes = (heads, channels)

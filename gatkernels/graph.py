@@ -369,7 +369,8 @@ def cached_graph(
         edge_index, num_nodes, self_loops: As in :meth:`Graph.from_edge_index`.
         given: The tensor that the user holds, where ``edge_index`` is what it wraps.
     """
-    _checks.edge_index("Graph.from_edge_index", edge_index)
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+        return Graph.from_edge_index(edge_index, num_nodes, self_loops)  # which says what is wrong
     edge_index = _untransformed(edge_index)
     given = edge_index if given is None else given
     if not watchable(given):

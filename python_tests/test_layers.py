@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gatkernels import Graph, _large, _layers, _native
 from gatkernels._layers import mean_of_heads
 from gatkernels.models import GAT
-from gatkernels.nn import GATConv
+from gatkernels.nn import GATConv, GATv2Conv
 from gatkernels.sparse import SparseRows
 
 NODES = 30
@@ -327,3 +327,19 @@ def test_the_projection_with_scores(count: int, frozen: str | None) -> None:
     assert torch.equal(found, expected)
     assert torch.autograd.gradcheck(_layers.with_scores, (weight, *atts))
     assert torch.autograd.gradgradcheck(_layers.with_scores, (weight, *atts))
+
+
+@pytest.mark.parametrize("make", [GATConv, GATv2Conv], ids=lambda c: c.__name__)
+def test_a_projection_with_another_forward_is_called(make: Any) -> None:
+    layer = make(1, 1, add_self_loops=False, bias=False)
+    for parameter in layer.parameters():
+        nn.init.ones_(parameter)
+    x, edges = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0, 1], [1, 2]])
+    lin = layer.lin if make is GATConv else layer.lin_l
+    plain = lin.forward
+    lin.forward = lambda v: 10.0 * plain(v)
+    assert layer(x, edges).flatten().tolist() == [0.0, 10.0, 20.0]
+    del lin.forward
+    with lin.register_forward_hook(lambda m, i, o: 3.0 * o):
+        assert layer(x, edges).flatten().tolist() == [0.0, 3.0, 6.0]
+    assert layer(x, edges).flatten().tolist() == [0.0, 1.0, 2.0]
