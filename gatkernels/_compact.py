@@ -23,7 +23,7 @@ class Compact(NamedTuple):
 
 def compact(graph: Graph) -> Compact | None:
     """None where most nodes have edges, or the graph is small; remembered with the graph."""
-    if graph.num_dst < LEAST or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or graph.num_dst < LEAST:
         return None
     if FEW * graph.num_edges > min(graph.num_src, graph.num_dst) or graph.self_loops:
         return None
