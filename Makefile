@@ -12,7 +12,7 @@ KERNELS := $(OPERATORS) python_tests/test_features.py
 INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py philox.py ops.py determinism.py)
 ISAS := baseline avx2 avx512
 # One worker per processor; each computes on one thread but where a test is about threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
 # An address sanitizer for the emulated CUDA kernels, where the compiler is GCC and has one to load beforehand
 # (and the C++ library with it, or it misses exceptions).
@@ -48,9 +48,12 @@ $(VENV)/tools:
 	@$(PIP) 'setuptools>=77' 'pybind11>=2.13,<4' 'ninja>=1.11'
 	@touch $@
 
-$(VENV)/torch: | $(VENV)/tools
-	@echo "installing $(TORCH)"
-	@$(PIP) "$(TORCH)"
+# Torch and what the extra `experiments` asks for, as setuptools reads it.
+$(VENV)/packages: pyproject.toml | $(VENV)/tools
+	@echo "installing $(TORCH) and the packages of the demo"
+	@$(BIN)/python setup.py --quiet egg_info --egg-base $(VENV)
+	@sed -n '/^\[experiments\]$$/,/^$$/{/^[^[]/p;}' $(VENV)/*.egg-info/requires.txt > $(VENV)/experiments.txt
+	@$(PIP) "$(TORCH)" --requirement $(VENV)/experiments.txt
 	@touch $@
 
 # Without torch, which is installed meanwhile.
@@ -66,7 +69,7 @@ define install
 	@touch $@
 endef
 
-$(VENV)/demo: $(VENV)/torch $(VENV)/kernels pyproject.toml
+$(VENV)/demo: $(VENV)/packages $(VENV)/kernels
 	$(call install,experiments)
 
 $(VENV)/ready: $(VENV)/demo
@@ -75,9 +78,9 @@ $(VENV)/ready: $(VENV)/demo
 $(VENV)/peers: $(VENV)/ready
 	$(call install,peers)
 
-# Torch and the compiler side by side
+# The packages and the compiler side by side
 demo:
-	@$(MAKE) --silent --jobs=2 $(VENV)/torch $(VENV)/kernels
+	@$(MAKE) --silent --jobs=2 $(VENV)/packages $(VENV)/kernels
 	@$(MAKE) --silent $(VENV)/demo
 	$(BIN)/gatkernels demo
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,19 @@ KERNELS = {
 }  # fmt: skip
 
 
+#: One worker of a test run compiles a target.
+targets = pytest.mark.parametrize(
+    "target", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in TARGETS]
+)
+Reports = list[dict[str, Any]]
+Compiled = Callable[[str], Reports]
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    def compile_for(target: str, case: str) -> list[dict[str, Any]]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """What the kernels compiled to, for a target; compiled when the first test asks."""
+
+    def compile_case(target: str, case: str) -> Reports:
         cache = tmp_path_factory.mktemp("cache")
         env = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
         script = Path(__file__).with_name("triton_aot.py")
@@ -44,36 +56,36 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    jobs = [(target, case) for target, cases in TARGETS.items() for case in cases]
-    with ThreadPoolExecutor(2) as pool:
-        reports = list(pool.map(lambda job: compile_for(*job), jobs))
-    found: dict[str, list[dict[str, Any]]] = {target: [] for target in TARGETS}
-    for (target, _), report in zip(jobs, reports, strict=True):
-        found[target] += report
-    return found
+    @functools.cache
+    def compile_for(target: str) -> Reports:
+        with ThreadPoolExecutor(2) as pool:
+            found = pool.map(functools.partial(compile_case, target), TARGETS[target])
+        return [report for reports in found for report in reports]
+
+    return compile_for
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_kernel_compiles_without_spills(target: str, compiled: Any) -> None:
-    assert {report["kernel"] for report in compiled[target]} == KERNELS
-    spilled = [(r["case"], r["kernel"], r["spills"]) for r in compiled[target] if r["spills"]]
+@targets
+def test_every_kernel_compiles_without_spills(target: str, compiled: Compiled) -> None:
+    assert {report["kernel"] for report in compiled(target)} == KERNELS
+    spilled = [(r["case"], r["kernel"], r["spills"]) for r in compiled(target) if r["spills"]]
     assert not spilled
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_rows_are_loaded_in_16_bytes(target: str, compiled: Any) -> None:
+@targets
+def test_rows_are_loaded_in_16_bytes(target: str, compiled: Compiled) -> None:
     """As many such loads as a thread needs for its part of D rows; not where C is odd."""
     narrow = [
         (report["case"], report["kernel"], report["wide_loads"])
-        for report in compiled[target]
+        for report in compiled(target)
         if report["gathers"] and report["case"] != "odd"
         if report["wide_loads"] < max(1.0, report["row_bytes_per_thread"] / 16)
     ]
     assert not narrow
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_addresses_are_computed_in_64_bits(target: str, compiled: Any) -> None:
-    checked = [report for report in compiled[target] if "narrow_products" in report]
+@targets
+def test_addresses_are_computed_in_64_bits(target: str, compiled: Compiled) -> None:
+    checked = [report for report in compiled(target) if "narrow_products" in report]
     assert checked
     assert not [(r["kernel"], r["narrow_products"]) for r in checked if r["narrow_products"]]

@@ -247,7 +247,7 @@ def test_a_run_that_is_ended_leaves_no_process(
             assert started.stderr is not None
             assert any("sleeping checked" in line for line in started.stderr)
             started.send_signal(getattr(signal, number))
-            started.communicate(timeout=10)  # until nobody holds the pipe any more
+            started.communicate(timeout=60)  # until nobody holds the pipe any more
             assert started.returncode == status
             if number == "SIGTERM":
                 assert not list(tmp_path.glob("pymp-*"))
