@@ -27,7 +27,7 @@ LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
-.PHONY: help demo test test-cpu $(ISAS) test-cuda test-triton gpu lint format bench clean
+.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton gpu lint format bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,8 +56,14 @@ $(VENV)/packages: pyproject.toml | $(VENV)/tools
 	@$(PIP) "$(TORCH)" --requirement $(VENV)/experiments.txt
 	@touch $@
 
+# What the environment asks of the build; written anew when it changes.
+$(VENV)/settings: always | $(VENV)/tools
+	@echo '$(CXX) $(CXXFLAGS) $(LDFLAGS) $(CUDA_HOME) $(GATKERNELS_CUDA) $(GATKERNELS_CUDA_ARCHS)' > $@.now
+	@if cmp -s $@.now $@; then rm $@.now; else mv $@.now $@; fi
+always:
+
 # Without torch, which is installed meanwhile.
-$(VENV)/kernels: setup.py $(SOURCES) | $(VENV)/tools
+$(VENV)/kernels: setup.py $(SOURCES) $(VENV)/settings | $(VENV)/tools
 	@echo "compiling the kernels"
 	@MAKEFLAGS= $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -130,14 +131,14 @@ def cuda_objects() -> tuple[list[str], str]:
 
 def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
     home = toolkit(nvcc)
-    include = f"-I{escape(home / 'include')} {includes()}"
+    include = f"{argument(f'-I{home}/include')} {includes()}"
     flags = f"{FLAGS} {include} {os.environ.get('CXXFLAGS', '')}"
     kernel_flags = f"{NVCC_FLAGS} -ccbin {compiler.split()[0]} {gpu_flags(nvcc)}"
     libraries = [home / "lib64", home / "targets" / f"{platform.machine()}-linux" / "lib"]
-    found = next((f"-L{escape(p)}" for p in libraries if (p / "libcudart_static.a").exists()), "")
+    found = next((argument(f"-L{p}") for p in libraries if (p / "libcudart_static.a").exists()), "")
     objects, names = cuda_objects()
     lines = [
-        *compile_rule("kernel", f"{escape(nvcc)} {kernel_flags} $type"),
+        *compile_rule("kernel", f"{argument(nvcc)} {kernel_flags} $type"),
         *compile_rule("compile", f"{compiler} {flags} {BINDINGS}"),
         *link_rule(compiler, f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"),
         *objects,
@@ -160,7 +161,7 @@ def gpu_flags(nvcc: Path) -> str:
     """Machine code for every architecture, and PTX of the newest for GPUs to come."""
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
     wanted = os.environ.get("GATKERNELS_CUDA_ARCHS", CUDA_ARCHS).split()
-    known = [arch for arch in wanted if f"sm_{arch}" in listed.stdout.split()]
+    known = sorted((a for a in wanted if f"sm_{a}" in listed.stdout.split()), key=int)
     if not known:
         sys.exit(f"gatkernels: {nvcc} knows none of the architectures {' '.join(wanted)}")
     flags = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in known]
@@ -193,14 +194,22 @@ def find_nvcc() -> Path | None:
 def has_gpu() -> bool:
     """Whether the driver lists an NVIDIA GPU."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    except OSError:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
         return any(Path("/dev").glob("nvidia[0-9]*"))
     return "GPU 0" in listed.stdout
 
 
 def includes() -> str:
-    return f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
+    folders = pybind11.get_include(), sysconfig.get_path("include")
+    return " ".join(argument(f"-I{folder}") for folder in folders)
+
+
+def argument(text: object) -> str:
+    """One word of a command in build.ninja."""
+    return shlex.quote(str(text)).replace("$", "$$")
 
 
 def escape(path: Path) -> str:
@@ -226,8 +235,10 @@ class NinjaBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CXX", "c++")
-        nvcc = find_nvcc()
-        if ext.name == "gatkernels._cuda" and nvcc is not None:
+        if ext.name == "gatkernels._cuda":
+            nvcc = find_nvcc()
+            if nvcc is None:
+                sys.exit("gatkernels: nvcc or the GPU that it was to compile for went away")
             content = cuda_ninja(compiler, nvcc, target)
         else:
             content = cpu_ninja(compiler, target)

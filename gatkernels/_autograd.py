@@ -203,6 +203,13 @@ class GATv2Attention(torch.autograd.Function):
         return (None, *grads[:3], grads[3] if edge is not None else None, None, None)
 
 
+def _apart(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """``second``; compiled code takes no tensor twice as inputs of a Function."""
+    if second is not None and second is first and torch.compiler.is_compiling():
+        return second.view_as(second)
+    return second
+
+
 def gat(
     graph: Graph,
     x: Tensor,
@@ -211,7 +218,10 @@ def gat(
 ) -> tuple[Tensor, Tensor | None]:
     """``scores``: score_src, score_dst, edge_score, seed."""
     if _needs_backward(x, *scores[:3]):
-        result: tuple[Tensor, Tensor | None] = GATAttention.apply(graph, x, *scores, options)
+        src, dst, *rest = scores
+        result: tuple[Tensor, Tensor | None] = GATAttention.apply(
+            graph, x, src, _apart(src, dst), *rest, options
+        )
         return result
     out, _, _, alpha = _gat_forward(graph, x, scores, options, False)
     return out, alpha
@@ -233,7 +243,10 @@ def gatv2(
 ) -> tuple[Tensor, Tensor | None]:
     """``inputs``: x_src, x_dst, att, edge, seed."""
     if _needs_backward(*inputs[:4]):
-        result: tuple[Tensor, Tensor | None] = GATv2Attention.apply(graph, *inputs, options)
+        src, dst, *rest = inputs
+        result: tuple[Tensor, Tensor | None] = GATv2Attention.apply(
+            graph, src, _apart(src, dst), *rest, options
+        )
         return result
     out, _, alpha = _gatv2_forward(graph, inputs, options, False)
     return out, alpha

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +15,19 @@ Built = tuple[Tensor, ...]
 OP = "Graph.from_edge_index"
 #: From so many edges on, those of both sides are too many for one sort.
 SORTED = 2**30
+
+
+def plain() -> AbstractContextManager[Any]:
+    """A context in which tensors are ordinary ones, whatever ``torch.func`` transform or inference
+    mode the caller is in: a graph outlives both."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    stack = contextlib.ExitStack()
+    if torch._C._are_functorch_transforms_active():
+        stack.enter_context(torch._C._DisableFuncTorch())
+    if torch.is_inference_mode_enabled():
+        stack.enter_context(torch.inference_mode(False))
+    return stack
 
 
 def one_side(

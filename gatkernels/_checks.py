@@ -96,10 +96,13 @@ def floating(op: str, name: str, value: Tensor, like: Tensor | None) -> None:
 def batch(op: str, size: int, **companions: Tensor | None) -> None:
     """Companions of a static batch begin with its size; the rest is checked behind it."""
     for name, value in companions.items():
-        if value is not None and (value.dim() < 3 or value.shape[0] != size):
+        if value is None:
+            continue
+        tensor(op, name, value)
+        if value.dim() < 3 or value.shape[0] != size:
             raise ValueError(
-                f"{op}: '{name}' must begin with the batch size {size} of 'x', "
-                f"got {tuple(tensor(op, name, value).shape)}"
+                f"{op}: '{name}' must begin with the batch size {size} of the features, "
+                f"got {tuple(value.shape)}"
             )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gatkernels import _build
 from gatkernels.graph import Graph
 
 LEAST = 1 << 14  # nodes below which looking for them costs as much as it saves
@@ -23,17 +24,18 @@ class Compact(NamedTuple):
 
 def compact(graph: Graph) -> Compact | None:
     """None where most nodes have edges, or the graph is small; remembered with the graph."""
-    if torch.compiler.is_compiling() or graph.num_dst < LEAST:
-        return None
+    if torch.compiler.is_compiling() or graph.num_dst < LEAST or graph.device.type != "cpu":
+        return None  # on a GPU, looking for the nodes would wait
     if FEW * graph.num_edges > min(graph.num_src, graph.num_dst) or graph.self_loops:
         return None
     found: Compact | None = graph.__dict__.get("_compact")
     if found is None:
-        found = graph.__dict__["_compact"] = _build(graph)
+        with _build.plain():
+            found = graph.__dict__["_compact"] = _of(graph)
     return found
 
 
-def _build(graph: Graph) -> Compact:
+def _of(graph: Graph) -> Compact:
     col, row, square = graph.col.long(), graph.row.long(), graph.num_src == graph.num_dst
     src, dst = col.unique(), row.unique()
     if square:

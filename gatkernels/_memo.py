@@ -7,6 +7,7 @@ itself would forbid ``torch.utils.swap_tensors``.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import ref
@@ -19,6 +20,7 @@ Value = TypeVar("Value")
 #: Values kept per storage, whatever their size; more where what they were made from is together
 #: smaller than so many times the storage, as where many graphs are views of one.
 FEW = 4
+MANY = 256  # the most
 SAMPLES = 16  # ids that are compared
 _INTEGERS: dict[torch.dtype, Any] = {torch.int32: ctypes.c_int32, torch.int64: ctypes.c_int64}
 
@@ -36,7 +38,7 @@ class _Part:
         self.sampled = None if self.ids is None else self._sample()
 
     def _sample(self) -> Any:
-        """Most changes that torch cannot count reach one of them."""
+        """A change of most ids at once, which torch cannot count, reaches one of them."""
         return self.ids[:: max(1, len(self.ids) // SAMPLES)]
 
     def is_still(self, tensor: Tensor) -> bool:
@@ -73,6 +75,7 @@ class Memo(Generic[Value]):
     def __init__(self) -> None:
         #: By the storage's id: a weak reference to it, and its entries.
         self._slots: dict[int, tuple[Any, dict[Any, _Entry]]] = {}
+        self._lock = threading.Lock()
 
     def find(self, given: Tensor, parts: tuple[Tensor, ...], key: Hashable) -> Value | None:
         """What was kept for ``given``, whose contents are those of ``parts``; None if changed."""
@@ -92,13 +95,16 @@ class Memo(Generic[Value]):
         slot = self._slots.get(id(storage))
         if slot is None or slot[0]() is not storage:
             slot = self._slots[id(storage)] = (self._watch(storage), {})
-        entries = slot[1]
-        entries.pop((id(given), key), None)
         entry = _Entry(given._version, (*map(_Part, parts),), parts[0].nbytes, value)
-        entries[id(given), key] = entry
         room = FEW * storage.nbytes()
-        while len(entries) > FEW and sum(e.size for e in entries.values()) >= room:
-            del entries[next(iter(entries))]
+        with self._lock:
+            entries = slot[1]
+            entries.pop((id(given), key), None)
+            entries[id(given), key] = entry
+            while len(entries) > MANY or (
+                len(entries) > FEW and sum(e.size for e in entries.values()) >= room
+            ):
+                del entries[next(iter(entries))]
 
     def _watch(self, storage: Any) -> Any:
         """A weak reference that takes the storage's entries with it."""
@@ -122,4 +128,5 @@ def sparse_parts(matrix: Tensor) -> tuple[Tensor, ...]:
 
 def watchable(given: Tensor) -> bool:
     """Whether changes of ``given`` can be noticed: neither traced nor an inference tensor."""
-    return not (torch.compiler.is_compiling() or given.is_inference())
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return not (traced or given.is_inference())

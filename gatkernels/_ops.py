@@ -225,17 +225,15 @@ def draw_seed(device: torch.device) -> Tensor:
     says the device, and is fresh so that no two calls are taken for one.
     """
     if torch.compiler.is_compiling():
-        like = _empty(0, dtype=torch.int64, device=device)
+        like = torch.zeros(0, dtype=torch.int64, device=device)
         seed: Tensor = torch.ops.gatkernels.draw_seed(like)
         return seed
-    return _draw_seed(_empty(0, dtype=torch.int64, device=device))
+    return _draw_seed(torch.zeros(0, dtype=torch.int64, device=device))
 
 
 def _draw_seed(like: Tensor) -> Tensor:
     return like.new_empty(1).random_()
 
-
-_empty = torch.empty
 
 for _name, _kernel in {
     "gat_forward": _gat_forward,

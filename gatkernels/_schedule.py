@@ -100,10 +100,9 @@ def bounded(rowptr: Tensor, edges: int) -> Parts:
 
 
 def most_chunks(rows: int, edges: int) -> int:
-    """How many chunks a graph of these sizes can have."""
-    chunk = chunk_of(edges)
-    hubs = torch.sym_min(rows, edges // (chunk + 1))
-    return edges // chunk + hubs  # type: ignore[no-any-return]
+    """A bound on the chunks of a graph of these sizes, without a branch that a trace would fix."""
+    whole = torch.sym_min(edges // SMALL_CHUNK, CHUNKS)
+    return whole + torch.sym_min(rows, whole)  # type: ignore[no-any-return]
 
 
 def by_degree(rowptr: Tensor) -> Parts:

@@ -148,8 +148,8 @@ def _gat(
     if sums != x.dtype:
         score_src, score_dst = score_src.to(sums), score_dst.to(sums)
         edge_score = None if edge_score is None else edge_score.to(sums)
-    few = compact(graph)
-    if few is not None and not _transforms.active():
+    few = None if _transforms.active() else compact(graph)
+    if few is not None:
         scores = (
             score_src.index_select(0, few.src),
             score_dst.index_select(0, few.dst),
@@ -274,8 +274,8 @@ def _gatv2(
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])
-    few = compact(graph)
-    if few is not None and not _transforms.active():
+    few = None if _transforms.active() else compact(graph)
+    if few is not None:
         parts = (x_src.index_select(0, few.src), x_dst.index_select(0, few.dst), att, edge, seed)
         out, alpha = _autograd.gatv2(few.graph, parts, options)
         out = spread(out, few.dst, graph.num_dst)

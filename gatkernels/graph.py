@@ -116,13 +116,16 @@ class Graph:
         edge_index = edge_index.detach()
         if _ops.exporting_to_onnx():
             return _EdgeList(edge_index, num_src, num_dst, self_loops)
-        if not (torch.compiler.is_compiling() or _build.sides_apart(edge_index.device)):
-            return cls._from_one_sort(edge_index, num_src, num_dst, self_loops)
-        csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
-        csc = None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():  # else only if asked for
-            csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
-        return cls(num_src, num_dst, csr, csc, self_loops)
+        compiling = torch.compiler.is_compiling()
+        both = torch.is_grad_enabled() or compiling  # else edges by source only if asked for
+        with _build.plain():
+            if not (compiling or _build.sides_apart(edge_index.device)):
+                return cls._from_one_sort(edge_index, num_src, num_dst, self_loops)
+            csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
+            csc = None
+            if both:
+                csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
+            return cls(num_src, num_dst, csr, csc, self_loops)
 
     @classmethod
     def _from_one_sort(
@@ -144,7 +147,8 @@ class Graph:
         """The edges by source where they were not needed until now: a backward reads them."""
         if name not in ("colptr", "row", "ceid") or "rowptr" not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        self.colptr, self.row, self.ceid = _by_source(self)
+        with _build.plain():
+            self.colptr, self.row, self.ceid = _by_source(self)
         found: Tensor = self.__dict__[name]
         return found
 

@@ -41,7 +41,7 @@ def module() -> Any:
     if SANITIZE:
         sanitize = f"-fsanitize={SANITIZE}"
         flags += f" -g1 -fno-omit-frame-pointer {sanitize}"
-    include = f"-I{setup.escape(HERE / 'simt')} {setup.includes()}"
+    include = f"{setup.argument(f'-I{HERE}/simt')} {setup.includes()}"
     command = f"{COMPILER} {flags} {include} $type -x c++"
     rules = [*setup.compile_rule("kernel", command), *setup.compile_rule("compile", command)]
     objects, names = setup.cuda_objects()

@@ -94,3 +94,13 @@ def test_other_graphs_are_taken_as_they_are() -> None:
     many = torch.zeros(2, N // 4 + 1, dtype=torch.long, device=DEVICE)
     assert compact(Graph.from_edge_index(many, N)) is None
     assert compact(Graph.from_edge_index(EDGES % 30, LEAST - 1)) is None
+
+
+def test_evaluated_in_inference_mode_then_trained() -> None:
+    graph = Graph.from_edge_index(EDGES, N)
+    leaves = inputs(graph, 1)[:3]
+    with torch.inference_mode():
+        expected = gat_attention(graph, *leaves, backend=BACKEND)
+    out = gat_attention(graph, *leaves, backend=BACKEND)
+    torch.testing.assert_close(out, expected)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), leaves))

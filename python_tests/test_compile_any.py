@@ -243,3 +243,18 @@ def test_onnx(name: str, self_loops: bool, tmp_path: Any) -> None:
     names = [given.name for given in session.get_inputs()]
     (out,) = session.run(None, dict(zip(names, (x.numpy(), index.numpy()), strict=True)))
     torch.testing.assert_close(torch.from_numpy(out), layer(x, index), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_tensor_as_source_and_destination() -> None:
+    graph = Graph.from_edge_index(torch.tensor([[0, 1, 2, 2], [1, 2, 0, 1]]), 3)
+    h, att = torch.randn(3, 2, 4, requires_grad=True), torch.randn(2, 4)
+    scores = torch.randn(3, 2, requires_grad=True)
+
+    def both(h: Tensor, scores: Tensor) -> Tensor:
+        return gatv2_attention(graph, h, h, att) + gat_attention(graph, h, scores, scores)
+
+    compiled = torch.compile(both, backend="aot_eager", fullgraph=True)
+    expected = torch.autograd.grad(both(h, scores).square().sum(), (h, scores))
+    found = torch.autograd.grad(compiled(h, scores).square().sum(), (h, scores))
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted)

@@ -79,7 +79,11 @@ EDGE = "'edge_score' must have shape [num_edges, heads] with num_edges=4, heads=
         ),
         ({"x": ones(5, 2, 6).to_sparse()}, T, "'x' must be a dense tensor"),
         ({"x": ones(5, 12)}, V, X + "(5, 12)"),
-        ({"x": ones(5, 5, 2, 6)}, V, "'score_src' must begin with the batch size 5 of 'x', got"),
+        (
+            {"x": ones(5, 5, 2, 6)},
+            V,
+            "'score_src' must begin with the batch size 5 of the features, got",
+        ),
         ({"x": ones(5, 2, 3, 2, 1)}, V, X + "(5, 2, 3, 2, 1)"),
         ({"x": ones(4, 2, 6)}, V, X + "(4, 2, 6)"),
         ({"x": ones(3, 2, 6)}, V, X + "(3, 2, 6)"),

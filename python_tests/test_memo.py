@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -232,3 +233,55 @@ def test_a_sparse_adjacency_changed_in_place(layout: str, self_loops: bool) -> N
     for value in (first, second):
         adjacency.copy_(convert(value))
         torch.testing.assert_close(ours(X, adjacency), other(X, convert(value)))
+
+
+def test_traced_programs_hold_no_graph_of_an_eager_call() -> None:
+    class Sized(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = layer(GATConv)
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            out: Tensor = self.conv(x, edges, size=(3, 3))
+            return out
+
+    model, edges = Sized(), torch.tensor(PATH)
+    with torch.no_grad():
+        assert model(X, edges).flatten().tolist() == OF_PATH
+        traced = torch.jit.trace(model, (X, edges), check_trace=False)
+        assert traced(X, torch.tensor(BACK)).flatten().tolist() == OF_BACK
+
+
+@pytest.mark.parametrize("within", ["inference", "torch.func"])
+def test_a_graph_outlives_the_mode_it_was_made_in(within: str) -> None:
+    conv, edges = layer(GATConv), torch.tensor(PATH)
+    if within == "inference":
+        with torch.inference_mode():
+            conv(X, edges)
+    else:
+        torch.func.grad(lambda x: conv(x, edges).sum())(X)
+    graph = cached_graph(edges, 3)
+    assert not graph.rowptr.is_inference()
+    assert copy.deepcopy(graph).rowptr.data_ptr() != graph.rowptr.data_ptr()
+    assert graph.colptr.tolist() == [0, 1, 2, 2]
+    x = X.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(conv(x, edges).sum(), x)
+    assert grad.flatten().tolist() == [1.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_adjacencies_with_gradients_are_not_kept_alive(layout: str) -> None:
+    pytest.importorskip("torch_geometric")
+    from gatkernels.pyg import GATConv as Drop
+    from gatkernels.pyg import adjacency
+
+    conv = Drop(1, 1)
+    gc.collect()
+    before = len(adjacency._memo._slots)
+    for _ in range(3):
+        values = torch.ones(2, requires_grad=True)
+        adj = torch.sparse_coo_tensor(torch.tensor(PATH), values, (3, 3)).coalesce()
+        conv(X, adj if layout == "coo" else adj.to_sparse_csr())
+    del adj, values
+    gc.collect()
+    assert len(adjacency._memo._slots) == before

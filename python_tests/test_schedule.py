@@ -293,3 +293,18 @@ def test_the_tuning_guide_names_constants_that_are_there() -> None:
         code = "".join(path.read_text() for path in sources)
         for name in re.findall(r"`(\w+)`", names):
             assert re.search(rf"\b{name}\b.*=", code), name
+
+
+def test_a_schedule_of_bounded_size_is_exported_for_any_sizes() -> None:
+    class Bounded(torch.nn.Module):
+        def forward(self, rowptr: Tensor, col: Tensor) -> tuple[Tensor, ...]:
+            return _ops.bounded_schedule(rowptr, col.shape[0])
+
+    rows, edges = torch.export.Dim("rows", min=3), torch.export.Dim("edges")
+    rowptr, col = torch.tensor([0, 2, 3, 300]), torch.zeros(300)
+    program = torch.export.export(Bounded(), (rowptr, col), dynamic_shapes=({0: rows}, {0: edges}))
+    many = torch.tensor([0, 100, 400_000]), torch.zeros(400_000)
+    for got, wanted in zip(
+        program.module()(*many), _schedule.bounded(many[0], 400_000), strict=True
+    ):
+        assert torch.equal(got, wanted)

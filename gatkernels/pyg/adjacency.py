@@ -157,7 +157,7 @@ def _looped(adj: Tensor, self_loops: bool, fill_value: FillValue) -> tuple[Tenso
 
     Remembered while the matrix lives unchanged, unless it has features, which may need gradients.
     """
-    cached = watchable(adj)
+    cached = watchable(adj) and not adj.requires_grad  # whose history would keep it alive
     found = _memo.find(adj, sparse_parts(adj), self_loops) if cached else None
     if found is not None:
         return adj if found[0] is None else found[0], found[1], None
