@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What to do with a GPU that is there for a quarter of an hour:
+# Checks and measures on a GPU in at most 13 minutes:
 #
 #   bench/gpu.sh prebuild PYTHON ARCH   without a GPU: the modules for that Python and, say, ARCH 90
 #   bench/gpu.sh quick                  at most 8 minutes: smoke, targets, profiles

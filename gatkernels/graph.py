@@ -366,8 +366,8 @@ def cached_graph(
     """``Graph.from_edge_index``, remembered for as long as ``edge_index`` lives unchanged.
 
     A change in place (which torch counts in the tensor's version) builds the graph anew. Of changes
-    torch does not count, such as writing through ``edge_index.numpy()``, most are noticed on the
-    CPU, where some of the ids are compared; on other devices they go unnoticed.
+    torch does not count, such as writing through ``edge_index.numpy()``, those of most ids at once
+    are noticed on the CPU, where some of the ids are compared; others go unnoticed.
 
     Args:
         edge_index, num_nodes, self_loops: As in :meth:`Graph.from_edge_index`.
