@@ -222,17 +222,21 @@ def draw_seed(device: torch.device) -> Tensor:
     """A fresh 64-bit dropout seed ``[1]`` from torch's generator of ``device``.
 
     An op of its own where compiled, so that eager and compiled code draw the same. Its argument
-    says the device, and is fresh so that no two calls are taken for one.
+    says the device, and is a fresh ``torch.empty``, which compilers never take for another, so that
+    no two calls are taken for one.
     """
     if torch.compiler.is_compiling():
-        like = torch.zeros(0, dtype=torch.int64, device=device)
+        like = _empty(0, dtype=torch.int64, device=device)
         seed: Tensor = torch.ops.gatkernels.draw_seed(like)
         return seed
-    return _draw_seed(torch.zeros(0, dtype=torch.int64, device=device))
+    return _draw_seed(_empty(0, dtype=torch.int64, device=device))
 
 
 def _draw_seed(like: Tensor) -> Tensor:
     return like.new_empty(1).random_()
+
+
+_empty = torch.empty
 
 
 for _name, _kernel in {

@@ -17,6 +17,7 @@ from graphs import DEVICE
 from hypothesis import settings
 from tolerance import BACKEND
 from torch import Tensor
+from torch._dynamo import trace_rules
 
 from gatkernels import _dispatch, _native, _native_cuda, _schedule
 
@@ -39,6 +40,9 @@ def pytest_sessionstart() -> None:
     if reason is not None and reason != no_such_isa():
         raise pytest.UsageError(f"GATKERNELS_TEST_BACKEND={BACKEND}: {reason}")
 
+
+# What the compiler knows of torch's functions, before poisoned ones stand in their places.
+trace_rules.get_torch_obj_rule_map()
 
 settings.register_profile(
     "gatkernels",
