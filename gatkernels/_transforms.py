@@ -7,7 +7,6 @@ transform can go through again.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
@@ -32,11 +31,6 @@ def active() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def untransformed() -> Any:
-    """A context in which tensors that no transform has wrapped are what they are (sparse ones)."""
-    return torch._C._DisableFuncTorch() if active() else contextlib.nullcontext()
 
 
 def draw_seed(device: torch.device) -> Tensor:

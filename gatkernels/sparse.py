@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gatkernels import _ops, _transforms
+from gatkernels import _build, _ops, _transforms
 from gatkernels._large import dropout
 from gatkernels._memo import Memo, sparse_parts, watchable
 
@@ -40,7 +40,7 @@ class SparseRows(NamedTuple):
 
         The structure is remembered while that tensor lives unchanged.
         """
-        with _transforms.untransformed():
+        with _build.plain():
             if not watchable(matrix):
                 return cls._build(matrix)._replace(values=matrix.values())
             parts = sparse_parts(matrix)
