@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import zlib
 from collections.abc import Callable
@@ -41,8 +42,10 @@ def pytest_sessionstart() -> None:
         raise pytest.UsageError(f"GATKERNELS_TEST_BACKEND={BACKEND}: {reason}")
 
 
-# What the compiler knows of torch's functions, before poisoned ones stand in their places.
-trace_rules.get_torch_obj_rule_map()
+# What the compiler knows of torch's functions, before poisoned ones stand in their places; it would
+# look them up anew once a group of processes is made.
+_rules = trace_rules.get_torch_obj_rule_map()
+trace_rules.get_torch_obj_rule_map = functools.cache(lambda: _rules)
 
 settings.register_profile(
     "gatkernels",
