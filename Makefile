@@ -7,12 +7,12 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 SIMT := $(wildcard python_tests/simt/*)
 # The operator suite, which runs on every backend, and the kernels before it, on every instruction set.
-OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py determinism.py philox.py)
+OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py node_scores.py determinism.py philox.py)
 KERNELS := $(OPERATORS) python_tests/test_features.py
-INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py philox.py ops.py determinism.py)
+INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py node_scores.py philox.py ops.py determinism.py)
 ISAS := baseline avx2 avx512
 # One worker per processor; each computes on one thread but where a test is about threads.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto
 
 # An address sanitizer for the emulated CUDA kernels, where the compiler is GCC and has one to load beforehand
 # (and the C++ library with it, or it misses exceptions).

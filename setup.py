@@ -44,6 +44,7 @@ CUDA_SOURCES = (
     "csrc/cuda/gatv2_backward.cu",
     "csrc/cuda/gatv2_forward.cu",
     "csrc/cuda/merge_forward.cu",
+    "csrc/cuda/node_scores.cu",
 )
 #: The storage type that an object is compiled for; the first two are dtypes of sums as well.
 TYPES = {

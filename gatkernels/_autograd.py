@@ -61,15 +61,19 @@ def _reference_backward(
 
 def _gat_forward(
     graph: Graph, x: Tensor, scores: tuple[Any, ...], options: Options, training: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """``out, out_pos, stats`` and, where asked for, ``alpha``."""
+) -> tuple[Any, ...]:
+    """``out, out_pos, stats``, both scores, and ``alpha`` where it is asked for, else None."""
     csr, statistics = _by_row(graph, options.backend), training or options.return_attention
-    scores = (*scores[:3], options.negative_slope, options.dropout, scores[3])
-    found = _gatkernels.gat_forward(*csr, x, *scores, training, statistics, options.backend)
+    *given, seed = scores
+    how = options.negative_slope, options.dropout, seed
+    out, out_pos, stats, found = _gatkernels.gat_forward(
+        *csr, x, *given[:3], *how, *given[3:], training, statistics, options.backend
+    )
+    both = _ops.node_scores(found, *given[:2]) if statistics else (None, None)
     alpha = None
     if options.return_attention:
-        alpha = _gatkernels.gat_alpha(*csr, *scores, found[2], options.backend)
-    return (*found, alpha)
+        alpha = _gatkernels.gat_alpha(*csr, *both, given[2], *how, stats, options.backend)
+    return out, out_pos, stats, *both, alpha
 
 
 def _gatv2_forward(
@@ -86,81 +90,72 @@ def _gatv2_forward(
 
 
 class GATAttention(torch.autograd.Function):
-    """``out`` and, where asked for, ``alpha`` from x and scores held in tensors of their own."""
+    """``out`` and, where asked for, ``alpha``, from scores that are given or come from x."""
 
     @staticmethod
     def forward(
         ctx: Any,
         graph: Graph,
         x: Tensor,
-        score_src: Tensor,
-        score_dst: Tensor,
+        score_src: Tensor | None,
+        score_dst: Tensor | None,
         edge_score: Tensor | None,
+        att_src: Tensor | None,
+        att_dst: Tensor | None,
         seed: Tensor | None,
         options: Options,
     ) -> tuple[Tensor, Tensor | None]:
-        inputs = (x, score_src, score_dst, edge_score, seed)
-        out, out_pos, stats, alpha = _gat_forward(graph, x, inputs[1:], options, True)
-        ctx.save_for_backward(*inputs, out, out_pos, stats, alpha)
+        given = (score_src, score_dst, edge_score, att_src, att_dst, seed)
+        out, out_pos, stats, *scores, alpha = _gat_forward(graph, x, given, options, True)
+        ctx.save_for_backward(x, *scores, *given[2:], out, out_pos, stats, alpha)
         ctx.graph, ctx.options = graph, options
         ctx.set_materialize_grads(False)
         return out, alpha
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
-        x, src, dst, edge, seed, out, out_pos, stats, alpha = ctx.saved_tensors
+        x, src, dst, edge, att_src, att_dst, seed, out, out_pos, stats, alpha = ctx.saved_tensors
         if grad is None:
             grad = torch.zeros_like(out)
         if torch.is_grad_enabled():
-            grads = _reference_backward(
-                reference.gat_attention, ctx, (x, src, dst, edge), seed, grad, grad_alpha
-            )
-        else:
-            slope, dropout, _, backend = ctx.options
-            grads = _gatkernels.gat_backward(
-                *_arrays(ctx.graph, backend), x, src, dst, edge, slope, dropout, seed,
-                out, out_pos, stats, alpha, grad, grad_alpha, backend,
-            )  # fmt: skip
-        return (None, *grads[:3], grads[3] if edge is not None else None, None, None)
+            given = x, None if att_src is not None else src, None if att_dst is not None else dst
+            inputs = (*given, edge, att_src, att_dst)
+            grads = _reference_backward(_gat_reference, ctx, inputs, seed, grad, grad_alpha)
+            return None, *grads, None, None
+        slope, dropout, _, backend = ctx.options
+        grad_x, grad_src, grad_dst, grad_edge, grad_att = _gatkernels.gat_backward(
+            *_arrays(ctx.graph, backend), x, src, dst, edge, slope, dropout, seed,
+            att_src, att_dst, out, out_pos, stats, alpha, grad, grad_alpha, backend,
+        )  # fmt: skip
+        return (
+            None,
+            grad_x,
+            grad_src if att_src is None else None,
+            grad_dst if att_dst is None else None,
+            None if edge is None else grad_edge,
+            None if att_src is None else grad_att[:1],
+            None if att_dst is None else grad_att[1:],
+            None,
+            None,
+        )
 
 
-class GATPacked(torch.autograd.Function):
-    """The same from one tensor ``[N, H*C + 2H]``: x, score_src, score_dst side by side."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        graph: Graph,
-        packed: Tensor,
-        heads: int,
-        channels: int,
-        seed: Tensor | None,
-        options: Options,
-    ) -> tuple[Tensor, Tensor | None]:
-        x, score_src, score_dst = _ops.split_packed(packed, heads, channels)
-        scores = (score_src, score_dst, None, seed)
-        out, out_pos, stats, alpha = _gat_forward(graph, x, scores, options, True)
-        ctx.save_for_backward(packed, seed, out, out_pos, stats, alpha)
-        ctx.graph, ctx.options, ctx.sizes = graph, options, (heads, channels)
-        ctx.set_materialize_grads(False)
-        return out, alpha
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
-        packed, seed, out, out_pos, stats, alpha = ctx.saved_tensors
-        if grad is None:
-            grad = torch.zeros_like(out)
-        if torch.is_grad_enabled():
-            parts = (*_ops.split_packed(packed, *ctx.sizes), None)
-            grads = _reference_backward(reference.gat_attention, ctx, parts, seed, grad, grad_alpha)
-            grad_packed = torch.cat([g.flatten(1) for g in grads[:3] if g is not None], dim=1)
-        else:
-            slope, dropout, _, backend = ctx.options
-            grad_packed = _gatkernels.gat_packed_backward(
-                *_arrays(ctx.graph, backend), packed, *ctx.sizes, slope, dropout, seed,
-                out, out_pos, stats, alpha, grad, grad_alpha, backend,
-            )  # fmt: skip
-        return None, grad_packed, None, None, None, None
+def _gat_reference(
+    graph: Graph,
+    x: Tensor,
+    score_src: Tensor | None,
+    score_dst: Tensor | None,
+    edge_score: Tensor | None,
+    att_src: Tensor | None,
+    att_dst: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    if att_src is not None:
+        score_src = (x * att_src).sum(-1)
+    if att_dst is not None:
+        score_dst = (x * att_dst).sum(-1)
+    assert score_src is not None
+    return reference.gat_attention(graph, x, score_src, score_dst, edge_score, **options)
 
 
 class GATv2Attention(torch.autograd.Function):
@@ -216,25 +211,15 @@ def gat(
     scores: tuple[Tensor | None, ...],
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
-    """``scores``: score_src, score_dst, edge_score, seed."""
-    if _needs_backward(x, *scores[:3]):
+    """``scores``: score_src, score_dst, edge_score, att_src, att_dst, seed. An attention vector
+    ``[1, H, C]`` stands for a score that is None."""
+    if _needs_backward(x, *scores[:5]):
         src, dst, *rest = scores
         result: tuple[Tensor, Tensor | None] = GATAttention.apply(
             graph, x, src, _apart(src, dst), *rest, options
         )
         return result
-    out, _, _, alpha = _gat_forward(graph, x, scores, options, False)
-    return out, alpha
-
-
-def gat_packed(
-    graph: Graph, packed: Tensor, sizes: tuple[int, int], seed: Tensor | None, options: Options
-) -> tuple[Tensor, Tensor | None]:
-    if _needs_backward(packed):
-        result: tuple[Tensor, Tensor | None] = GATPacked.apply(graph, packed, *sizes, seed, options)
-        return result
-    x, score_src, score_dst = _ops.split_packed(packed, *sizes)
-    out, _, _, alpha = _gat_forward(graph, x, (score_src, score_dst, None, seed), options, False)
+    out, *_, alpha = _gat_forward(graph, x, scores, options, False)
     return out, alpha
 
 

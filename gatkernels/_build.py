@@ -117,6 +117,11 @@ def build_csr(
 def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
     """As :func:`gatkernels._ops.build_graph` has it."""
     _checks.edge_count(OP, edge_index, num_src, num_dst)
+    if sides_apart(edge_index.device):
+        found, bad = _native.build_graph(edge_index, num_src, num_dst, self_loops)
+        if bad >= 0:
+            _raise_bad_id(edge_index, num_src, num_dst)
+        return (*found, *(torch.empty(0, dtype=torch.int64) for _ in range(2)))
     edges = edge_index.shape[1] + (min(num_src, num_dst) if self_loops else 0)
     limits: tuple[Tensor, ...] = torch.aminmax(edge_index, dim=1) if edge_index.numel() else ()
     if 0 < edges < SORTED:

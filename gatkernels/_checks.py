@@ -118,18 +118,23 @@ def gat_inputs(
     op: str,
     graph: Graph,
     x: Tensor,
-    score_src: Tensor,
+    score_src: Tensor | None,
     score_dst: Tensor | None,
     edge_score: Tensor | None,
+    atts: tuple[Tensor | None, Tensor | None],
 ) -> None:
     """For ``x`` that is a dense tensor; the others may be anything."""
     graph_argument(op, graph)
     device = graph.device
     floating(op, "x", x, None)
     shape(op, "x", x, num_src=graph.num_src, heads=None, channels=None)
-    heads = x.shape[1]
+    heads, channels = x.shape[1:]
     same_device(op, "x", x, device, "the graph")
-    _like_x(op, "score_src", score_src, x, num_src=graph.num_src, heads=heads)
+    for name, att in zip(("att_src", "att_dst"), atts, strict=True):
+        if att is not None:
+            _like_x(op, name, att, x, one=1, heads=heads, channels=channels)
+    if atts[0] is None:
+        _like_x(op, "score_src", score_src, x, num_src=graph.num_src, heads=heads)
     if score_dst is not None:
         _like_x(op, "score_dst", score_dst, x, num_dst=graph.num_dst, heads=heads)
     if edge_score is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,13 @@ class Compact(NamedTuple):
     src: Tensor  # [n] ids of sources; those of a square graph are its destinations
     dst: Tensor
     graph: Graph
+
+    def of_sources(self, rows: Any) -> Any:
+        """Their rows ``[n, ...]`` of ``[num_src, ...]``; None of None."""
+        return None if rows is None else rows.index_select(0, self.src)
+
+    def of_destinations(self, rows: Any) -> Any:
+        return None if rows is None else rows.index_select(0, self.dst)
 
 
 def compact(graph: Graph) -> Compact | None:

@@ -54,12 +54,12 @@ class _AddBias(torch.autograd.Function):
         return grad, grad.sum(0)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T``."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``."""
     if _plain(x, x.shape[0] * weight.shape[0]) or x.dtype != weight.dtype:
-        return F.linear(x, weight)
+        return F.linear(x, weight, bias)
     result: Tensor = _Linear.apply(x, weight)
-    return result
+    return result if bias is None else add_bias(result, bias)
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:

@@ -22,24 +22,33 @@ Value = TypeVar("Value")
 FEW = 4
 MANY = 256  # the most
 SAMPLES = 16  # ids that are compared
-_INTEGERS: dict[torch.dtype, Any] = {torch.int32: ctypes.c_int32, torch.int64: ctypes.c_int64}
+_INTEGERS: dict[torch.dtype, Any] = {
+    torch.int32: ctypes.POINTER(ctypes.c_int32),
+    torch.int64: ctypes.POINTER(ctypes.c_int64),
+}
 
 
 class _Part:
     """A tensor as it was: torch's count of its changes, its place in memory, and some values."""
 
-    __slots__ = ("address", "ids", "sampled", "shape", "storage", "stride", "version")
+    __slots__ = ("address", "ids", "places", "sampled", "shape", "storage", "stride", "version")
 
     def __init__(self, tensor: Tensor) -> None:
         self.storage = ref(tensor.untyped_storage())
         self.version, self.address = tensor._version, tensor.data_ptr()
         self.shape, self.stride = tensor.shape, tensor.stride()
         self.ids = _ids(tensor)
-        self.sampled = None if self.ids is None else self._sample()
+        if self.ids is not None:
+            # of dense memory, whatever its strides; some of it may not be the tensor's
+            length = 1 + sum(
+                (n - 1) * step for n, step in zip(self.shape, self.stride, strict=True)
+            )
+            self.places = slice(0, length, max(1, length // SAMPLES))
+            self.sampled = self._sample()
 
     def _sample(self) -> Any:
         """A change of most ids at once, which torch cannot count, reaches one of them."""
-        return self.ids[:: max(1, len(self.ids) // SAMPLES)]
+        return self.ids[self.places]
 
     def is_still(self, tensor: Tensor) -> bool:
         return (
@@ -57,9 +66,8 @@ def _ids(tensor: Tensor) -> Any:
     kind = _INTEGERS.get(tensor.dtype)
     if kind is None or tensor.device.type != "cpu" or not tensor.numel():
         return None
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     address = tensor.data_ptr()
-    return None if address == 0 else (kind * (last + 1)).from_address(address)
+    return None if address == 0 else ctypes.cast(address, kind)
 
 
 class _Entry(NamedTuple):

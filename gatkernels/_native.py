@@ -27,6 +27,8 @@ except ImportError as error:
 #: Pointers, the nodes at the other ends, edge ids, and the parts of a schedule.
 Csr = tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]
 Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
+#: The attention vectors ``[1, H, C]`` that scores come from; None where they are given.
+Atts = tuple[Tensor | None, Tensor | None]
 Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
 
 
@@ -76,26 +78,34 @@ def build_csr(
     row: Tensor, other: Tensor, num_rows: int, num_others: int, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """CSR of edges grouped by ``row``, and the place of an id out of range (-1: none)."""
-    row, other = row.contiguous(), other.contiguous()
-    edges = row.shape[0]
-    places = edges + (min(num_rows, num_others) if self_loops else 0)
-    rowptr = torch.empty(num_rows + 1, dtype=torch.int64)
-    col = torch.empty(places, dtype=torch.int32)
-    eid = torch.empty(places, dtype=torch.int32)
-    bad = cpu_module().build_csr(
-        row.data_ptr(),
-        other.data_ptr(),
-        row.dtype == torch.int64,
-        edges,
-        num_rows,
-        num_others,
-        self_loops,
-        torch.get_num_threads(),
-        rowptr.data_ptr(),
-        col.data_ptr(),
-        eid.data_ptr(),
-    )
+    (rowptr, col, eid), bad = _build((row, other), (num_rows, num_others), self_loops, both=False)
     return rowptr, col, eid, bad
+
+
+def build_graph(
+    edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool
+) -> tuple[tuple[Tensor, ...], int]:
+    """CSR by destination and CSC, and the place of an id out of range (-1: none)."""
+    src, dst = edge_index.unbind()
+    return _build((dst, src), (num_dst, num_src), self_loops, both=True)
+
+
+def _build(
+    ends: tuple[Tensor, Tensor], counts: tuple[int, int], self_loops: bool, both: bool
+) -> tuple[tuple[Tensor, ...], int]:
+    row, other = ends[0].contiguous(), ends[1].contiguous()
+    edges = row.shape[0]
+    places = edges + (min(counts) if self_loops else 0)
+    arrays: tuple[Tensor, ...] = ()
+    for count in counts if both else counts[:1]:
+        ids = (torch.empty(places, dtype=torch.int32) for _ in range(2))
+        arrays = (*arrays, torch.empty(count + 1, dtype=torch.int64), *ids)
+    by_other = () if both else (0, 0, 0)
+    bad = cpu_module().build_graph(
+        row.data_ptr(), other.data_ptr(), row.dtype == torch.int64, edges, *counts, self_loops,
+        torch.get_num_threads(), *map(Tensor.data_ptr, arrays), *by_other,
+    )  # fmt: skip
+    return arrays, bad
 
 
 def sparse_product(
@@ -151,13 +161,35 @@ class Kernels:
         raise NotImplementedError
 
     def _context(
-        self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor | None, matrices: int = 1
+        self,
+        csr: Csr,
+        csc: Csr | None,
+        sums: Tensor,
+        rows: Tensor | None,
+        matrices: int = 1,
+        vectors: int = 0,
     ) -> tuple[Any, Any]:
-        """For edges that gather from so many matrices like ``rows [nodes, heads, channels]``.
+        """For edges that gather from so many matrices like ``rows [nodes, heads, channels]``, and
+        gradients of so many attention vectors.
 
         Also the scratch, of the dtype of ``sums``, to keep.
         """
         raise NotImplementedError
+
+    def node_scores(self, csr: Csr, x: Tensor, atts: Atts) -> Tensor:
+        """``[vectors, N, H]``: ``<x, att>`` of each node and head, in the dtype of ``atts``."""
+        att_src, att_dst = atts
+        assert att_src is not None
+        x, att_src, att_dst = _rows(x), att_src.contiguous(), _contiguous(att_dst)
+        rows, heads, channels = x.shape
+        scores = att_src.new_empty(1 if att_dst is None else 2, rows, heads)
+        context, _scratch = self._context(csr, None, att_src, None)
+        self._module().node_scores(
+            DTYPE_CODES[x.dtype], context, heads, channels, rows, x.data_ptr(), x.stride(0),
+            att_src.data_ptr(), place(att_dst), scores.data_ptr(),
+            0 if att_dst is None else scores[1].data_ptr(),
+        )  # fmt: skip
+        return scores
 
     def gat_forward(
         self, csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
@@ -204,12 +236,14 @@ class Kernels:
         csc: Csr,
         x: Tensor,
         scores: Scores,
+        atts: Atts,
         saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
         grads: tuple[Tensor, Tensor | None],
-        results: tuple[Tensor, Tensor, Tensor, Tensor],
+        results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     ) -> None:
-        """Gradients of x, score_src, score_dst and edge_score, written into ``results``.
+        """Gradients of x, score_src, score_dst, edge_score and ``atts``, written into ``results``.
 
+        Where the scores are :meth:`node_scores` of x, that of x includes what comes through them.
         ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
         """
         rowptr, col, eid, _ = csr
@@ -217,12 +251,13 @@ class Kernels:
         src, dst, edge, negative_slope, dropout, seed = scores
         out, out_pos, stats, alpha = saved
         grad, grad_alpha = grads
-        grad_x, grad_src, grad_dst, grad_edge = results
+        grad_x, grad_src, grad_dst, grad_edge, grad_att = results
+        att_src, att_dst = map(_contiguous, atts)
         x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
         fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, grad)
+        context, _scratch = self._context(csr, csc, stats, grad, vectors=grad_att.shape[0])
         self._module().gat_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -233,7 +268,8 @@ class Kernels:
             out.data_ptr(), out_pos.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
             fields.data_ptr(), grad_x.data_ptr(), grad_x.stride(0),
             grad_src.data_ptr(), grad_src.stride(0), grad_dst.data_ptr(), grad_dst.stride(0),
-            0 if edge is None else grad_edge.data_ptr(),
+            0 if edge is None else grad_edge.data_ptr(), place(att_src), place(att_dst),
+            0 if att_src is None else grad_att.data_ptr(),
         )  # fmt: skip
 
     def gatv2_forward(
@@ -298,7 +334,7 @@ class Kernels:
         grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
         _, heads, channels = x.shape
         fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, grad, matrices=2)
+        context, _scratch = self._context(csr, csc, stats, grad, matrices=2, vectors=1)
         self._module().gatv2_backward(
             DTYPE_CODES[x.dtype], context, heads, channels,
             rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
@@ -317,7 +353,13 @@ class _Cpu(Kernels):
         return cpu_module()
 
     def _context(
-        self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor | None, matrices: int = 1
+        self,
+        csr: Csr,
+        csc: Csr | None,
+        sums: Tensor,
+        rows: Tensor | None,
+        matrices: int = 1,
+        vectors: int = 0,
     ) -> tuple[Any, Any]:
         return torch.get_num_threads(), None
 

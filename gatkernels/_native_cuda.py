@@ -86,7 +86,13 @@ class _Cuda(Kernels):
         return module
 
     def _context(
-        self, csr: Csr, csc: Csr | None, sums: Tensor, rows: Tensor | None, matrices: int = 1
+        self,
+        csr: Csr,
+        csc: Csr | None,
+        sums: Tensor,
+        rows: Tensor | None,
+        matrices: int = 1,
+        vectors: int = 0,
     ) -> tuple[Any, Any]:
         heads = channels = most_heads = 0
         if rows is not None:
@@ -98,7 +104,7 @@ class _Cuda(Kernels):
         if csc is not None:
             by_column, more = _schedule_of(csc)
             chunks = max(chunks, more)
-            parts = module.att_parts * heads * channels if matrices > 1 else 0  # GATv2's
+            parts = module.att_parts * vectors * heads * channels
         places = chunks + chunks // module.slice
         partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
         att_parts = sums.new_empty(parts)
@@ -126,7 +132,8 @@ def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in (
-    "gat_forward", "gat_alpha", "gat_backward", "gatv2_forward", "gatv2_alpha", "gatv2_backward",
+    "node_scores", "gat_forward", "gat_alpha", "gat_backward",
+    "gatv2_forward", "gatv2_alpha", "gatv2_backward",
 ):  # fmt: skip
     setattr(_Cuda, _name, _on_device_of_graph(getattr(Kernels, _name)))
 CUDA = _Cuda()

@@ -19,7 +19,10 @@ from gatkernels._build import Built
 _GRAPH = "Tensor rowptr, Tensor col, Tensor eid, Tensor[] by_row"
 _TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid, Tensor[] by_column"
 _OPTIONS = "float negative_slope, float dropout, Tensor? seed"
-_GAT = f"Tensor x, Tensor score_src, Tensor score_dst, Tensor? edge_score, {_OPTIONS}"
+_SCORES = f"Tensor score_src, Tensor score_dst, Tensor? edge_score, {_OPTIONS}"
+# Scores come from x where there are attention vectors [1, H, C].
+_FROM_X = f"Tensor? score_src, Tensor? score_dst, Tensor? edge_score, {_OPTIONS}"
+_ATTS = "Tensor? att_src, Tensor? att_dst"
 _GATV2 = f"Tensor x, Tensor x_dst, Tensor att, Tensor? edge, {_OPTIONS}"
 _GRADS = "Tensor? alpha, Tensor grad, Tensor? grad_alpha, str backend"
 
@@ -32,13 +35,12 @@ for _schema in (
     " Tensor chunk_ends, Tensor chunks)",
     "bounded_schedule(Tensor rowptr, SymInt edges)"
     " -> (Tensor chunk_row, Tensor chunk_end, Tensor order, Tensor bigs)",
-    f"gat_forward({_GRAPH}, {_GAT}, bool training, bool statistics, str backend)"
-    " -> (Tensor out, Tensor out_pos, Tensor stats)",
-    f"gat_alpha({_GRAPH}, {_GAT.removeprefix('Tensor x, ')}, Tensor stats, str backend) -> Tensor",
-    f"gat_backward({_GRAPH}, {_TRANSPOSE}, {_GAT}, Tensor out, Tensor out_pos, Tensor stats,"
-    f" {_GRADS}) -> (Tensor grad_x, Tensor grad_src, Tensor grad_dst, Tensor grad_edge)",
-    f"gat_packed_backward({_GRAPH}, {_TRANSPOSE}, Tensor packed, int heads, int channels,"
-    f" {_OPTIONS}, Tensor out, Tensor out_pos, Tensor stats, {_GRADS}) -> Tensor",
+    f"gat_forward({_GRAPH}, Tensor x, {_FROM_X}, {_ATTS}, bool training, bool statistics,"
+    " str backend) -> (Tensor out, Tensor out_pos, Tensor stats, Tensor scores)",
+    f"gat_alpha({_GRAPH}, {_SCORES}, Tensor stats, str backend) -> Tensor",
+    f"gat_backward({_GRAPH}, {_TRANSPOSE}, Tensor x, {_SCORES}, {_ATTS}, Tensor out,"
+    f" Tensor out_pos, Tensor stats, {_GRADS}) -> (Tensor grad_x, Tensor grad_src,"
+    " Tensor grad_dst, Tensor grad_edge, Tensor grad_att)",
     f"gatv2_forward({_GRAPH}, {_GATV2}, bool statistics, str backend)"
     " -> (Tensor out, Tensor stats)",
     f"gatv2_alpha({_GRAPH}, {_GATV2}, Tensor stats, str backend) -> Tensor",
@@ -80,21 +82,27 @@ def bounded_schedule(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
     return result
 
 
-def split_packed(packed: Tensor, heads: int, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of ``packed [N, H*C + 2H]``: x ``[N, H, C]``, score_src and score_dst ``[N, H]``."""
-    x, src, dst = packed.split_with_sizes([heads * channels, heads, heads], 1)
-    return x.unflatten(1, (heads, channels)), src, dst
-
-
 def _grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
     """Zeros: a removed self loop has a place here, but no edge. Empty where there is no input."""
     return x.new_empty(0) if edge is None else edge.new_zeros(edge.shape)
 
 
-def _gat_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    csr, x, scores, (training, statistics, backend) = args[:4], args[4], args[5:11], args[11:]
+def _gat_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    csr, x, given, atts, (training, statistics, backend) = (
+        args[:4], args[4], args[5:11], args[11:13], args[13:],
+    )  # fmt: skip
     kernels = _dispatch.kernels(backend)
-    return kernels.gat_forward(csr, x, scores, training, statistics)  # type: ignore[no-any-return]
+    scores = kernels.node_scores(csr, x, atts) if atts[0] is not None else x.new_empty(0)
+    given = (*node_scores(scores, *given[:2]), *given[2:])
+    return (*kernels.gat_forward(csr, x, given, training, statistics), scores)
+
+
+def node_scores(
+    scores: Tensor, score_src: Tensor | None, score_dst: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``score_src`` and ``score_dst``: those given, and of ``scores [vectors, N, H]`` the rest."""
+    src = scores[0] if score_src is None else score_src
+    return src, scores[1] if score_dst is None else score_dst
 
 
 def _gat_alpha(*args: Any) -> Tensor:
@@ -102,30 +110,25 @@ def _gat_alpha(*args: Any) -> Tensor:
     return _dispatch.kernels(backend).gat_alpha(csr, scores, stats)  # type: ignore[no-any-return]
 
 
-def _gat_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _gat_backward(*args: Any) -> tuple[Tensor, ...]:
     x, score_src, score_dst, edge_score = args[8:12]
+    atts = args[15:17]
     results = (
         _native.empty(x, *x.shape),
         _native.empty(score_src, *score_src.shape),
         _native.empty(score_dst, *score_dst.shape),
         _grad_of_edges(x, edge_score),
+        _grad_of_atts(score_src, x, atts),
     )
     _dispatch.kernels(args[-1]).gat_backward(
-        args[:4], args[4:8], x, args[9:15], args[15:19], args[19:21], results
+        args[:4], args[4:8], x, args[9:15], atts, args[17:21], args[21:23], results
     )
     return results
 
 
-def _gat_packed_backward(*args: Any) -> Tensor:
-    packed, heads, channels, negative_slope, dropout, seed = args[8:14]
-    x, score_src, score_dst = split_packed(packed, heads, channels)
-    result = _native.empty(packed, *packed.shape)
-    scores = (score_src, score_dst, None, negative_slope, dropout, seed)
-    results = (*split_packed(result, heads, channels), packed.new_empty(0))
-    _dispatch.kernels(args[-1]).gat_backward(
-        args[:4], args[4:8], x, scores, args[14:18], args[18:20], results
-    )
-    return result
+def _grad_of_atts(sums: Tensor, x: Tensor, atts: tuple[Tensor | None, ...]) -> Tensor:
+    """``[vectors, H, C]``."""
+    return sums.new_empty(sum(att is not None for att in atts), *x.shape[1:])
 
 
 def _gatv2_forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -243,7 +246,6 @@ for _name, _kernel in {
     "gat_forward": _gat_forward,
     "gat_alpha": _gat_alpha,
     "gat_backward": _gat_backward,
-    "gat_packed_backward": _gat_packed_backward,
     "gatv2_forward": _gatv2_forward,
     "gatv2_alpha": _gatv2_alpha,
     "gatv2_backward": _gatv2_backward,
@@ -304,7 +306,7 @@ def _(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built
     for rows in (num_dst, num_src):
         found.append(edge_index.new_empty(rows + 1, dtype=torch.int64))
         found += [edge_index.new_empty(edges, dtype=torch.int32) for _ in range(2)]
-    known = 0 < edges < _build.SORTED
+    known = not _build.sides_apart(edge_index.device) and 0 < edges < _build.SORTED
     ends = edge_index.new_empty(num_dst + 1 + num_src if known else 0, dtype=torch.int64)
     return (*found, ends, torch.empty(2 if known else 0, dtype=torch.int64))
 
@@ -318,13 +320,16 @@ def _(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
 
 
 @torch.library.register_fake("gatkernels::gat_forward", lib=_library)
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rowptr, x, sums, (training, statistics, _) = args[0], args[4], args[5], args[11:]
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rowptr, x, atts, (training, statistics, _) = args[0], args[4], args[11:13], args[13:]
+    sums = args[5] if atts[0] is None else atts[0]
     num_dst, (heads, channels) = rowptr.shape[0] - 1, x.shape[1:]
     out = x.new_empty(num_dst, heads, channels)
     out_pos = sums.new_empty(num_dst, heads, channels) if training else sums.new_empty(0)
     stats = sums.new_empty(num_dst, 3, heads) if statistics else sums.new_empty(0)
-    return out, out_pos, stats
+    if atts[0] is None:
+        return out, out_pos, stats, x.new_empty(0)
+    return out, out_pos, stats, sums.new_empty(1 if atts[1] is None else 2, x.shape[0], heads)
 
 
 @torch.library.register_fake("gatkernels::gat_alpha", lib=_library)
@@ -334,16 +339,11 @@ def _(*args: Any) -> Tensor:
 
 
 @torch.library.register_fake("gatkernels::gat_backward", lib=_library)
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(*args: Any) -> tuple[Tensor, ...]:
     x, score_src, score_dst, edge_score = args[8:12]
     inputs = (x, score_src, score_dst)
-    return (*(t.new_empty(t.shape) for t in inputs), _grad_of_edges(x, edge_score))
-
-
-@torch.library.register_fake("gatkernels::gat_packed_backward", lib=_library)
-def _(*args: Any) -> Tensor:
-    packed = args[8]
-    return packed.new_empty(packed.shape)  # type: ignore[no-any-return]
+    grads = (t.new_empty(t.shape) for t in inputs)
+    return *grads, _grad_of_edges(x, edge_score), _grad_of_atts(score_src, x, args[15:17])
 
 
 @torch.library.register_fake("gatkernels::gatv2_forward", lib=_library)

@@ -54,7 +54,7 @@ def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -
     elif call.name == "gat":
         x, *scores = inputs
         assert x is not None
-        return _autograd.gat(call.graph, x, (*scores, seed), call.options)
+        return _autograd.gat(call.graph, x, (*scores, None, None, seed), call.options)
     else:
         return _autograd.gatv2(call.graph, (*inputs, seed), call.options)
     return out, alpha[0] if alpha else None

@@ -102,6 +102,38 @@ def gat_attention(
     return _result(*_gat(op, graph, inputs, options))
 
 
+def gat_attention_of_features(
+    graph: Graph,
+    x: Tensor,
+    att_src: Tensor,
+    att_dst: Tensor | None = None,
+    score_dst: Tensor | None = None,
+    edge_score: Tensor | None = None,
+    *,
+    negative_slope: float = 0.2,
+    dropout: float = 0.0,
+    return_attention: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`gat_attention` with scores of the features, ``score_src = <x, att_src>`` per head.
+
+    Args:
+        graph, x, edge_score, negative_slope, dropout, return_attention, backend: As there.
+        att_src: ``[1, heads, channels]``.
+        att_dst: The same for ``score_dst``, on a graph whose sources are its destinations.
+        score_dst: ``[num_dst, heads]``, without ``att_dst``; zeros where both are None.
+
+    Returns:
+        ``out [num_dst, heads, channels]``, and ``alpha [num_edges, heads]`` or None.
+    """
+    op = "gat_attention_of_features"
+    options = Options(negative_slope, dropout, return_attention, backend)
+    x, att_src, att_dst, score_dst, edge_score = _promote(
+        x, att_src, att_dst, score_dst, edge_score
+    )
+    return _gat(op, graph, [x, None, score_dst, edge_score], options, (att_src, att_dst))
+
+
 def _select(op: str, backend: str, x: Tensor) -> str:
     if _ops.exporting_to_onnx():
         return "reference"
@@ -136,77 +168,40 @@ def _gat(
     graph: Graph,
     inputs: list[Any],
     options: Options,
+    atts: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor | None]:
     x, score_src, score_dst, edge_score = inputs
-    _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score)
+    _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score, atts)
     options, seed = _choose(op, options, x)
+    apart = options.backend == "reference" or _transforms.active()
+    if apart:
+        score_src, score_dst = _scores_of(x, atts[0], score_src), _scores_of(x, atts[1], score_dst)
     if options.backend == "reference":
+        inputs = [x, score_src, score_dst, edge_score]
         return _reference(reference.gat_attention, graph, inputs, options, seed)
-    sums = _checks.SUM_DTYPES[x.dtype]
-    if score_dst is None:
+    if score_dst is None and atts[1] is None:
         score_dst = x.new_zeros(1, x.shape[1]).expand(graph.num_dst, -1)
+    scores = [score_src, score_dst, edge_score, *atts]
+    sums = _checks.SUM_DTYPES[x.dtype]
     if sums != x.dtype:
-        score_src, score_dst = score_src.to(sums), score_dst.to(sums)
-        edge_score = None if edge_score is None else edge_score.to(sums)
-    few = None if _transforms.active() else compact(graph)
-    if few is not None:
-        scores = (
-            score_src.index_select(0, few.src),
-            score_dst.index_select(0, few.dst),
-            edge_score,
-            seed,
-        )
-        out, alpha = _autograd.gat(few.graph, x.index_select(0, few.src), scores, options)
-        out = spread(out, few.dst, graph.num_dst)
-        return out, None if alpha is None else alpha.to(x.dtype)
-    scores = (score_src, score_dst, edge_score, seed)
-    if _transforms.active():
+        scores = [None if t is None else t.to(sums) for t in scores]
+    if apart:
         call = _transforms.Call("gat", graph, options)
         out, alpha = _transforms.attend(call, (x, *scores[:3]), seed)
+        return out, None if alpha is None else alpha.to(x.dtype)
+    few = compact(graph)
+    if few is None:
+        out, alpha = _autograd.gat(graph, x, (*scores, seed), options)
     else:
-        out, alpha = _autograd.gat(graph, x, scores, options)
+        score_src, score_dst = few.of_sources(scores[0]), few.of_destinations(scores[1])
+        parts = (score_src, score_dst, *scores[2:], seed)
+        out, alpha = _autograd.gat(few.graph, few.of_sources(x), parts, options)
+        out = spread(out, few.dst, graph.num_dst)
     return out, None if alpha is None else alpha.to(x.dtype)
 
 
-def gat_attention_packed(
-    graph: Graph,
-    packed: Tensor,
-    heads: int,
-    *,
-    negative_slope: float = 0.2,
-    dropout: float = 0.0,
-    return_attention: bool = False,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor | None]:
-    """:func:`gat_attention` on features and scores that one projection wrote side by side.
-
-    Args:
-        graph: A graph whose sources are its destinations.
-        packed: ``[N, heads * channels + 2 * heads]``: ``x``, ``score_src``, ``score_dst``.
-
-    Returns:
-        ``out [N, heads, channels]`` and ``alpha`` or None.
-    """
-    op = "gat_attention_packed"
-    channels = packed.shape[1] // heads - 2
-    parts = [*_ops.split_packed(packed, heads, channels), None]
-    options = Options(negative_slope, dropout, return_attention, backend)
-    chosen = _select(op, backend, packed)
-    one_dtype = _checks.SUM_DTYPES[packed.dtype] == packed.dtype
-    if chosen == "reference" or not one_dtype or _transforms.active():
-        return _gat(op, graph, parts, options)
-    _checks.gat_inputs(op, graph, *parts)  # type: ignore[arg-type]
-    _checks.options(op, negative_slope, dropout)
-    options = Options(negative_slope, dropout, return_attention, chosen)
-    seed = _seed(options, packed)
-    few = compact(graph)
-    if few is not None:
-        sizes = (heads, channels)
-        out, alpha = _autograd.gat_packed(
-            few.graph, packed.index_select(0, few.src), sizes, seed, options
-        )
-        return spread(out, few.dst, graph.num_dst), alpha
-    return _autograd.gat_packed(graph, packed, (heads, channels), seed, options)
+def _scores_of(x: Tensor, att: Tensor | None, score: Tensor | None) -> Tensor | None:
+    return score if att is None else (x * att).sum(-1)
 
 
 def gatv2_attention(
@@ -274,17 +269,17 @@ def _gatv2(
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
     att = att.to(_checks.SUM_DTYPES[x_src.dtype])
-    few = None if _transforms.active() else compact(graph)
-    if few is not None:
-        parts = (x_src.index_select(0, few.src), x_dst.index_select(0, few.dst), att, edge, seed)
-        out, alpha = _autograd.gatv2(few.graph, parts, options)
-        out = spread(out, few.dst, graph.num_dst)
-        return out, None if alpha is None else alpha.to(x_src.dtype)
     if _transforms.active():
         call = _transforms.Call("gatv2", graph, options)
         out, alpha = _transforms.attend(call, (x_src, x_dst, att, edge), seed)
-    else:
+        return out, None if alpha is None else alpha.to(x_src.dtype)
+    few = compact(graph)
+    if few is None:
         out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
+    else:
+        parts = (few.of_sources(x_src), few.of_destinations(x_dst), att, edge, seed)
+        out, alpha = _autograd.gatv2(few.graph, parts, options)
+        out = spread(out, few.dst, graph.num_dst)
     return out, None if alpha is None else alpha.to(x_src.dtype)
 
 

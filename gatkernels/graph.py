@@ -117,18 +117,18 @@ class Graph:
         if _ops.exporting_to_onnx():
             return _EdgeList(edge_index, num_src, num_dst, self_loops)
         compiling = torch.compiler.is_compiling()
-        both = torch.is_grad_enabled() or compiling  # else edges by source only if asked for
+        both = torch.is_grad_enabled()  # else edges by source only if asked for
         with _build.plain():
-            if not (compiling or _build.sides_apart(edge_index.device)):
-                return cls._from_one_sort(edge_index, num_src, num_dst, self_loops)
+            if not compiling and (both or not _build.sides_apart(edge_index.device)):
+                return cls._from_both_sides(edge_index, num_src, num_dst, self_loops)
             csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
             csc = None
-            if both:
+            if compiling:
                 csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
             return cls(num_src, num_dst, csr, csc, self_loops)
 
     @classmethod
-    def _from_one_sort(
+    def _from_both_sides(
         cls, edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool
     ) -> Graph:
         *arrays, ends, chunks = _ops.build_graph(edge_index, num_src, num_dst, self_loops)

@@ -15,11 +15,13 @@ from gatkernels import Graph
 DEVICE = torch.device(os.environ.get("GATKERNELS_TEST_DEVICE", "cpu"))
 #: Triton's interpreter is a thousand times slower than a kernel; it splits rows sooner, too.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: The GPU kernels cut rows sooner, and those that are emulated or interpreted are slow.
+ON_GPU = DEVICE.type != "cpu" or os.environ.get("GATKERNELS_TEST_BACKEND", "cpu") != "cpu"
 #: Degrees around the sizes at which the kernels change course: vectors, blocks, segments.
 DEGREES = (0, 1, 2, 15, 16, 17, 127, 128, 129, 257, 2047, 2048, 2049, 6200)
-if INTERPRETED:
+if ON_GPU:
     DEGREES = (0, 1, 2, 15, 16, 17, 64, 65, 129, 256, 257, 700)
-BLOCK, SEGMENTS = (300, 600) if INTERPRETED else (700, 7000)  # edges of hubs
+BLOCK, SEGMENTS = (300, 600) if ON_GPU else (700, 7000)  # edges of hubs
 
 
 def _graph(edge_index: Tensor, num_nodes: int | tuple[int, int], loops: bool = False) -> Graph:

@@ -32,6 +32,7 @@ from gatkernels import (
     gatv2_attention,
 )
 from gatkernels._dispatch import BackendUnavailable, Case
+from gatkernels.functional import gat_attention_of_features
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 ROOT = Path(__file__).parents[1]
@@ -119,15 +120,18 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
 
 @cuda
 @pytest.mark.parametrize("shape", [(4, 16), (1, 1025)], ids=str)
-def test_hubs_of_many_chunks(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", ["gat", "gatv2"])
+def test_hubs_of_many_chunks(
+    monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int]
+) -> None:
     """Merged in two steps: hubs that fill many slices, parts of some, and two of one slice."""
-    monkeypatch.setattr(_schedule, "SMALL_CHUNK", 32)
-    degrees = torch.tensor([3201, 2080, 1280, 300, 33, 33, 32, 0, 1, *[2] * 31])
+    monkeypatch.setattr(_schedule, "SMALL_CHUNK", 8)
+    degrees = torch.tensor([801, 520, 320, 75, 9, 9, 8, 0, 1, *[2] * 31])
     dst = torch.arange(40).repeat_interleave(degrees)
     src = torch.randint(0, 40, dst.shape, generator=torch.Generator().manual_seed(1))
     for ends in ((src, dst), (dst, src)):
         graph = Graph.from_edge_index(torch.stack(ends).to(DEVICE), 40)
-        for kind, others in itertools.product(("gat", "gatv2"), (True, False)):
+        for others in (True, False):
             inputs = test_gatv2.inputs_of(kind, graph, *shape, torch.float32, others)
             test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
 
@@ -205,6 +209,21 @@ def test_launches_of_a_step(degrees: list[int], merges: int) -> None:
         torch.autograd.grad(out, leaves, out.detach())
         found = middle - start, _native_cuda.module.launches() - middle
         assert found == (forward + merges, backward)
+
+
+@cuda
+@without_gpu
+@pytest.mark.parametrize("both", [False, True])
+def test_launches_of_scores_from_features(both: bool) -> None:
+    """One more forward; two more backward, the second to add up the blocks' parts."""
+    graph = Graph.from_edge_index(torch.arange(8).view(2, 4), 8)
+    x, *atts = (torch.randn(n, 2, 8).requires_grad_() for n in (8, 1, 1))
+    atts = atts if both else atts[:1]
+    start = _native_cuda.module.launches()
+    out, _ = gat_attention_of_features(graph, x, *atts, backend="cuda")
+    middle = _native_cuda.module.launches()
+    torch.autograd.grad(out, (x, *atts), out.detach())
+    assert (middle - start, _native_cuda.module.launches() - middle) == (1 + 1, 2 + 2)
 
 
 @cuda

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels import Graph, _large, _layers, _native
+from gatkernels import Graph, _large, _native
 from gatkernels._layers import mean_of_heads
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv, GATv2Conv
@@ -311,22 +311,6 @@ def test_mean_of_heads_is_finite_where_the_sum_is_not(dtype: torch.dtype) -> Non
     mean = mean_of_heads(out)
     assert mean.dtype == dtype
     torch.testing.assert_close(mean, out[:, 0])
-
-
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("frozen", [None, "weight", "att"])
-def test_the_projection_with_scores(count: int, frozen: str | None) -> None:
-    """One step of autograd's is the same as its parts, once and twice differentiated."""
-    weight = torch.randn(6, 5, dtype=torch.float64, requires_grad=frozen != "weight")
-    atts = [
-        torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=frozen != "att")
-        for _ in range(count)
-    ]
-    expected = torch.cat([weight, _layers.carried(weight, *atts)])
-    found = _layers.with_scores(weight, *atts)
-    assert torch.equal(found, expected)
-    assert torch.autograd.gradcheck(_layers.with_scores, (weight, *atts))
-    assert torch.autograd.gradgradcheck(_layers.with_scores, (weight, *atts))
 
 
 @pytest.mark.parametrize("make", [GATConv, GATv2Conv], ids=lambda c: c.__name__)

@@ -14,7 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gatkernels import Graph, _autograd, _ops, gat_attention
 from gatkernels._autograd import Options
-from gatkernels.functional import gat_attention_packed
+from gatkernels.functional import gat_attention_of_features
 
 SEED = torch.tensor([77], device=DEVICE)
 SMALL = Graph.from_edge_index(
@@ -42,19 +42,41 @@ def test_gradcheck(heads: int, channels: int, attention: bool, dropout: float) -
     options = Options(0.2, dropout, attention, BACKEND)
 
     def call(*tensors: Tensor) -> Any:
-        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], SEED), options)
+        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
         return (out, alpha) if attention else out
 
     assert gradcheck(call, leaves, fast_mode=INTERPRETED)
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, -0.3])
-def test_gradcheck_slopes_and_packed(slope: float) -> None:
+def test_gradcheck_slopes(slope: float) -> None:
     leaves = _leaves(SQUARE, 3, 2, edge_score=False)[:3]
     assert gradcheck(lambda *t: gat_attention(SQUARE, *t, negative_slope=slope), leaves)
-    packed = torch.cat([t.detach().flatten(1) for t in leaves], dim=1).requires_grad_()
-    options = Options(slope, 0.5, True, BACKEND)
-    assert gradcheck(lambda p: _autograd.gat_packed(SQUARE, p, (3, 2), SEED, options), packed)
+
+
+def _of_features(both: bool, attention: bool) -> tuple[Any, list[Tensor]]:
+    """A call with scores of the features, and its inputs: x, att_src, att_dst or score_dst."""
+    x, _, score_dst, _ = _leaves(SQUARE, 3, 2, edge_score=False)
+    vectors = torch.randn(2, 1, 3, 2, dtype=torch.float64).to(DEVICE)
+    att_src, att_dst = (vector.clone().requires_grad_() for vector in vectors)
+    options = Options(0.2, 0.5, attention, BACKEND)
+
+    def call(x: Tensor, att: Tensor, other: Tensor) -> Any:
+        dst = (None, None, att, other) if both else (other, None, att, None)
+        out, alpha = _autograd.gat(SQUARE, x, (None, *dst, SEED), options)
+        return (out, alpha) if attention else out
+
+    assert x is not None
+    assert score_dst is not None
+    return call, [x, att_src, att_dst if both else score_dst]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("attention", [False, True])
+def test_gradcheck_of_features(both: bool, attention: bool) -> None:
+    call, leaves = _of_features(both, attention)
+    assert gradcheck(call, leaves, fast_mode=INTERPRETED)
+    assert gradgradcheck(call, leaves, nondet_tol=AGAIN, fast_mode=INTERPRETED)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -65,23 +87,10 @@ def test_gradgradcheck(dropout: float, attention: bool) -> None:
     options = Options(0.2, dropout, attention, BACKEND)
 
     def call(*tensors: Tensor) -> Any:
-        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], SEED), options)
+        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
         return (out, alpha) if attention else out
 
     assert gradgradcheck(call, leaves, nondet_tol=AGAIN, fast_mode=INTERPRETED)
-
-
-@pytest.mark.parametrize("attention", [False, True])
-def test_gradgradcheck_packed(attention: bool) -> None:
-    packed = torch.randn(3, 2 * 2 + 4, dtype=torch.float64).to(DEVICE).requires_grad_()
-
-    options = Options(0.2, 0.5, attention, BACKEND)
-
-    def call(tensor: Tensor) -> Any:
-        out, alpha = _autograd.gat_packed(SQUARE, tensor, (2, 2), SEED, options)
-        return (out, alpha) if attention else out
-
-    assert gradgradcheck(call, packed, nondet_tol=AGAIN)
 
 
 @pytest.mark.parametrize("frozen", ["x", "score_src", "score_dst", "edge_score"])
@@ -118,11 +127,12 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
     x, src, dst, edge, grad, grad_alpha = inputs
     plain = (src, dst, None, 0.2, 0.0, None)
     full = (src, dst, edge, 0.2, 0.5, SEED)
-    packed = torch.cat([x.flatten(1), src, dst], dim=1)
+    atts = tuple(torch.randn(2, 1, 2, 3).to(DEVICE))
+    of_features = (None, None, edge, 0.2, 0.5, SEED, *atts)
     ops = torch.ops.gatkernels
     kept = {}
     for key, scores in (("plain", plain), ("full", full)):
-        out, out_pos, stats = ops.gat_forward(*csr, x, *scores, True, True, BACKEND)
+        out, out_pos, stats, _ = ops.gat_forward(*csr, x, *scores, None, None, True, True, BACKEND)
         kept[key] = (
             out,
             out_pos,
@@ -159,17 +169,15 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
             (torch.tensor([0, 0, 200, 201], device=DEVICE), 201),
         ],
         "gat_forward": [
-            (*csr, x, *plain, False, False),
-            (*csr, x, *full, True, True),
+            (*csr, x, *plain, None, None, False, False),
+            (*csr, x, *full, None, None, True, True),
+            (*csr, x, *of_features, True, True),
         ],
         "gat_alpha": [(*csr, *plain, kept["plain"][2]), (*csr, *full, kept["full"][2])],
         "gat_backward": [
-            (*csr, *csc, x, *plain, *without_alpha),
-            (*csr, *csc, x, *full, *kept["full"]),
-        ],
-        "gat_packed_backward": [
-            (*csr, *csc, packed, 2, 3, 0.2, 0.0, None, *without_alpha),
-            (*csr, *csc, packed, 2, 3, 0.2, 0.0, None, *kept["plain"]),
+            (*csr, *csc, x, *plain, None, None, *without_alpha),
+            (*csr, *csc, x, *full, None, None, *kept["full"]),
+            (*csr, *csc, x, *full, *atts, *kept["full"]),
         ],
     }
 
@@ -180,14 +188,13 @@ GRAPH_OPS = [name for name in GRAPH_OPS if name.startswith(("gat", "build", "bou
 
 
 @pytest.mark.parametrize("op", GRAPH_OPS)
-@pytest.mark.parametrize("sample", [0, 1])
-def test_opcheck(op: str, sample: int) -> None:
+def test_opcheck(op: str) -> None:
     backend = (BACKEND,) if op.startswith("gat") else ()
-    args = (*_samples()[op][sample], *backend)
-    torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, args)
+    for sample in _samples()[op]:
+        torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, (*sample, *backend))
 
 
-def _saved_bytes(graph: Graph, heads: int, channels: int, packed: bool) -> tuple[int, int]:
+def _saved_bytes(graph: Graph, heads: int, channels: int, given: bool) -> tuple[int, int]:
     """Bytes that a forward keeps for its backward: in all, and of floating tensors."""
     kept: dict[int, Tensor] = {}
 
@@ -196,28 +203,30 @@ def _saved_bytes(graph: Graph, heads: int, channels: int, packed: bool) -> tuple
         kept[storage._cdata] = tensor
         return tensor
 
-    x = torch.randn(graph.num_src, heads * channels + 2 * heads).to(DEVICE).requires_grad_()
+    x = torch.randn(graph.num_src, heads, channels).to(DEVICE).requires_grad_()
+    how = {"dropout": 0.5, "backend": BACKEND}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        if packed:
-            out, _ = gat_attention_packed(graph, x, heads, dropout=0.5, backend=BACKEND)
+        if given:
+            scores = torch.randn(2, graph.num_src, heads).to(DEVICE)
+            out = gat_attention(graph, x, *scores, **how)
         else:
-            parts = _ops.split_packed(x, heads, channels)
-            out = gat_attention(graph, *parts, dropout=0.5, backend=BACKEND)
+            vectors = torch.randn(2, 1, heads, channels).to(DEVICE)
+            out, _ = gat_attention_of_features(graph, x, *vectors, **how)
     assert out.requires_grad
     sizes = {k: t.untyped_storage().nbytes() for k, t in kept.items()}
     floating = sum(sizes[k] for k, t in kept.items() if t.is_floating_point())
     return sum(sizes.values()), floating
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_nothing_the_size_of_the_edges_is_kept(packed: bool) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_nothing_the_size_of_the_edges_is_kept(given: bool) -> None:
     """Features, output, positive output and statistics, all per node; of the edges only ids."""
     nodes, heads, channels, edges = 20, 4, 8, 20_000
     edge_index = torch.randint(0, nodes, (2, edges)).to(DEVICE)
     graph = Graph.from_edge_index(edge_index, nodes)
-    total, floating = _saved_bytes(graph, heads, channels, packed)
-    rows = 4 * nodes * heads
-    assert 0 < floating <= rows * (3 * channels + 2 + 3)
+    total, floating = _saved_bytes(graph, heads, channels, given)
+    rows, vectors = 4 * nodes * heads, 4 * 2 * heads * channels
+    assert 0 < floating <= rows * (3 * channels + 2 + 3) + vectors
     assert total - floating <= 4 * 4 * edges + 2 * 8 * (nodes + 1) + 8
 
 

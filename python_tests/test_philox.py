@@ -49,8 +49,9 @@ def test_known_answers(name: str) -> None:
 def _kernel_keeps(graph: Graph, heads: int, dropout: float, seed: Tensor) -> Tensor:
     """Where the kernel kept an edge, ``[E, H]``, read off its attention."""
     x = torch.zeros(graph.num_src, heads, 1, device=DEVICE)
-    scores = (x[..., 0], torch.zeros(graph.num_dst, heads, device=DEVICE), None, seed.to(DEVICE))
-    _, alpha = _autograd.gat(graph, x, scores, Options(0.2, dropout, True, BACKEND))
+    scores = (x[..., 0], torch.zeros(graph.num_dst, heads, device=DEVICE), None, None, None)
+    how = Options(0.2, dropout, True, BACKEND)
+    _, alpha = _autograd.gat(graph, x, (*scores, seed.to(DEVICE)), how)
     assert alpha is not None
     return (alpha != 0).cpu()
 

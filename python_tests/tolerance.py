@@ -58,7 +58,7 @@ def by_kernel(graph: Graph, inputs: Inputs, options: Options) -> Results:
     def call(x: Tensor, src: Tensor, dst: Tensor, edge: Tensor | None) -> Any:
         attention = inputs.grad_alpha is not None
         how = _autograd.Options(options.slope, options.dropout, attention, BACKEND)
-        return _autograd.gat(graph, x, (src, dst, edge, options.seed), how)
+        return _autograd.gat(graph, x, (src, dst, edge, None, None, options.seed), how)
 
     return differentiate(call, inputs)
 

@@ -137,9 +137,11 @@ def compile_all(case: str, drivers: Target) -> None:
     grad_alpha = None if inputs.grad_alpha is None else inputs.grad_alpha.to(sums)
     forward = kernels.gat_forward(csr, inputs.x, scores, True, True)
     kernels.gat_alpha(csr, scores, forward[2])
-    results = tuple(map(like, (inputs.x, *scores[:3])))
+    atts = (torch.zeros(1, heads, channels, dtype=sums),) * 2
+    kernels.node_scores(csr, inputs.x, atts)
+    results = tuple(map(like, (inputs.x, *scores[:3], torch.cat(atts))))
     saved, grads = (*forward, grad_alpha), (inputs.grad_out, grad_alpha)
-    kernels.gat_backward(csr, csc, inputs.x, scores, saved, grads, results)
+    kernels.gat_backward(csr, csc, inputs.x, scores, atts, saved, grads, results)
 
     x_dst = inputs.grad_out
     att = torch.zeros(heads, channels, dtype=sums)

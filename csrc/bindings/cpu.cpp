@@ -100,6 +100,9 @@ struct Launcher {
   Isa isa;
 
   int threads(int context) const { return context; }
+  void node_scores(const NodeScores& p, int) const {
+    run([&] { return isa[p.shape.dtype].node_scores(p); });
+  }
   void gat_forward(const GatForward& p, const AlphaOut* to, int) const {
     run([&] { return isa[p.shape.dtype].gat_forward(p, to); });
   }
@@ -128,19 +131,28 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("want_large_pages",
         [](Pointer memory, size_t bytes) { want_large_pages(as<void>(memory), bytes); });
 
-  m.def("build_csr", [](Pointer row, Pointer other, bool wide, int64_t edges, int64_t num_rows,
-                        int64_t num_others, bool self_loops, int threads, Pointer rowptr,
-                        Pointer col, Pointer eid) {
+  // Both sides of a graph, or without `colptr` the first alone; the place of an id out of range.
+  m.def("build_graph", [](Pointer row, Pointer other, bool wide, int64_t edges, int64_t num_rows,
+                          int64_t num_others, bool self_loops, int threads, Pointer rowptr,
+                          Pointer col, Pointer eid, Pointer colptr, Pointer row_at, Pointer ceid) {
     int64_t bad = -1;
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status =
-          build_csr({as<const void>(row), as<const void>(other), wide, edges, num_rows, num_others,
-                     self_loops, threads, as<int64_t>(rowptr), as<int32_t>(col), as<int32_t>(eid)},
-                    &bad);
-    }
-    check(status);
+    run([&] {
+      const BuildCsr csr{as<const void>(row),
+                         as<const void>(other),
+                         wide,
+                         edges,
+                         num_rows,
+                         num_others,
+                         self_loops,
+                         threads,
+                         as<int64_t>(rowptr),
+                         as<int32_t>(col),
+                         as<int32_t>(eid)};
+      const Status status = build_csr(csr, &bad);
+      if (status != Status::kOk || bad >= 0 || !colptr) return status;
+      return build_csr(csr.transposed(as<int64_t>(colptr), as<int32_t>(row_at), as<int32_t>(ceid)),
+                       &bad);
+    });
     return bad;
   });
 

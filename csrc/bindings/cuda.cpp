@@ -69,6 +69,12 @@ struct Launcher {
   using Context = gatkernels::Context;
 
   int threads(const Context&) const { return 0; }
+  void node_scores(const NodeScores& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::node_scores<decltype(type)>(p, context.plan); });
+    });
+  }
   void gat_forward(const GatForward& p, const AlphaOut* to, const Context& context) const {
     run(context, [&] {
       if (to == nullptr) {

@@ -55,6 +55,18 @@ struct GatScores {
   Dropout dropout;
 };
 
+// Scores that come from features: x a of each head, a being att_src or att_dst [H * C] in the dtype
+// of sums.
+struct NodeScores {
+  GatShape shape;
+  int64_t rows;
+  Matrix x;  // [rows, H * C]
+  const void* att_src;
+  const void* att_dst;  // or null
+  void* score_src;      // [rows, H]
+  void* score_dst;      // [rows, H], with att_dst
+};
+
 // x, out and gradients of features are of the shape's dtype; scores, statistics and sums (out_pos
 // too) are float64 for float64 and float32 for all others.
 struct GatForward {
@@ -91,6 +103,11 @@ struct GatBackward {
   Matrix grad_src;         // [Ns, H]
   Matrix grad_dst;         // [Nd, H]
   void* grad_edge;         // [E, H] in the user's order, or null
+  // Where scores are NodeScores of x: grad_x includes what comes through them, and grad_att
+  // [1 or 2, H * C] is the gradient of att_src and att_dst. With att_dst, sources are destinations.
+  const void* att_src;  // or null
+  const void* att_dst;  // or null
+  void* grad_att;       // with att_src
 };
 
 // GATv2: what the scores of an edge come from, besides x of its source.

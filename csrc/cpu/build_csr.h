@@ -18,6 +18,11 @@ struct BuildCsr {
   int64_t* rowptr;  // [num_rows + 1]
   int32_t* col;     // [edges (+ min(num_rows, num_others))]
   int32_t* eid;     // same
+
+  // The same edges by their other ends.
+  BuildCsr transposed(int64_t* colptr, int32_t* row_, int32_t* ceid) const {
+    return {other, row, wide, edges, num_others, num_rows, self_loops, threads, colptr, row_, ceid};
+  }
 };
 
 // bad: -1, or the place of an id out of range (plus `edges` if it is in `other`).

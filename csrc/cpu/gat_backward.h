@@ -1,9 +1,11 @@
 // GAT backward on CPU: a prologue over destinations, then one pass over CSC by sources.
 //
 // Walking the edges out of j, only rows of the output's gradient are gathered; x_j enters once per
-// row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>.
+// row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>. Where scores
+// come from x, its row's part in their gradients is added while the row is at hand.
 #pragma once
 #include "gat.h"
+#include "node_scores.h"
 
 namespace gatkernels {
 namespace GK_ISA {
@@ -23,8 +25,9 @@ struct GatBackwardJob {
   int heads;
   int64_t width;
   A slope;
+  AttGradient<T, A> att;
 
-  GatBackwardJob(const GatBackward& params, char* memory)
+  GatBackwardJob(const GatBackward& params, char* memory, A* att_parts)
       : p(params),
         of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
@@ -37,7 +40,9 @@ struct GatBackwardJob {
         edge_score(static_cast<const A*>(params.scores.edge)),
         heads(int(params.shape.heads)),
         width(map.width),
-        slope(A(params.scores.negative_slope)) {}
+        slope(A(params.scores.negative_slope)),
+        att{map, static_cast<const A*>(params.att_src), static_cast<const A*>(params.att_dst),
+            att_parts} {}
 
   // Partial result of a segment: grad_src so far [H], then the two sums of rows.
   int64_t partial_size() const { return heads + 2 * width; }
@@ -107,8 +112,23 @@ struct GatBackwardJob {
     }
   }
 
-  void finish_row(int64_t j, A* sum, A* row, A* row_pos, A* dot) const {
-    T* grad_x = static_cast<T*>(p.grad_x.data) + j * p.grad_x.stride;
+  const T* x_of(int64_t j) const { return static_cast<const T*>(p.x.data) + j * p.x.stride; }
+  T* grad_x_of(int64_t j) const { return static_cast<T*>(p.grad_x.data) + j * p.grad_x.stride; }
+  // What the scores of node j pass on to x_j and att; `row`: the rest of grad_x, or null for zeros.
+  void pass_on(int64_t j, const A* row, const A* grad_src, const Scratch<A>& t,
+               int64_t part) const {
+    const A* grad_dst = nullptr;
+    if (att.dst) {  // with a vector past its end, which the loads below may touch
+      std::memcpy(t.sum_pos, static_cast<const A*>(p.grad_dst.data) + j * p.grad_dst.stride,
+                  size_t(heads) * sizeof(A));
+      grad_dst = t.sum_pos;
+    }
+    att.add(x_of(j), row, grad_src, grad_dst, grad_x_of(j), part);
+  }
+
+  void finish_row(int64_t j, A* sum, A* row, A* row_pos, const Scratch<A>& t, int64_t part) const {
+    A* dot = t.head;
+    T* grad_x = grad_x_of(j);
     const V negative = V::set(slope), rest = V::set(A(1) - slope);
     for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = int(width - f < V::kWidth ? width - f : V::kWidth);
@@ -116,15 +136,21 @@ struct GatBackwardJob {
       V::fma(rest, V::load(row_pos + f, lanes), negative * all).store(row_pos + f, lanes);
       all.store(grad_x + f, lanes);
     }
-    dot_heads(map, row_pos, static_cast<const T*>(p.x.data) + j * p.x.stride, dot);
+    dot_heads(map, row_pos, x_of(j), dot);
     A* grad_src = static_cast<A*>(p.grad_src.data) + j * p.grad_src.stride;
-    for (int h = 0; h < heads; ++h) grad_src[h] = dot[h] + sum[h];
+    for (int h = 0; h < heads; ++h) grad_src[h] = dot[h] = dot[h] + sum[h];
+    if (att.src) pass_on(j, row, dot, t, part);
   }
 
-  void clear_row(int64_t j) const {
-    std::memset(static_cast<T*>(p.grad_x.data) + j * p.grad_x.stride, 0, size_t(width) * sizeof(T));
+  // Of a node without edges out of it; without edges into it, its features may not be finite.
+  void clear_row(int64_t j, const Scratch<A>& t, int64_t part) const {
+    std::memset(grad_x_of(j), 0, size_t(width) * sizeof(T));
     std::memset(static_cast<A*>(p.grad_src.data) + j * p.grad_src.stride, 0,
                 size_t(heads) * sizeof(A));
+    if (att.dst && p.csr.rowptr[j] != p.csr.rowptr[j + 1]) {
+      std::memset(t.head, 0, size_t(heads) * sizeof(A));
+      pass_on(j, nullptr, t.head, t, part);
+    }
   }
 
   // Edges [begin, end) out of j, block by block.
@@ -140,17 +166,17 @@ struct GatBackwardJob {
     }
   }
 
-  static void rows(void* context, int64_t, int64_t begin, int64_t end, char* memory) {
+  static void rows(void* context, int64_t task, int64_t begin, int64_t end, char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     const int64_t* rowptr = job.p.csc.rowptr;
     Scratch<A> t(memory, job.heads, job.width);
     for (int64_t j = begin; j < end; ++j) {
       if (rowptr[j] == rowptr[j + 1]) {
-        job.clear_row(j);
+        job.clear_row(j, t, task);
         continue;
       }
       job.run(j, rowptr[j], rowptr[j + 1], t.sum, t.row, t.row_pos, t);
-      job.finish_row(j, t.sum, t.row, t.row_pos, t.head);
+      job.finish_row(j, t.sum, t.row, t.row_pos, t, task);
     }
   }
   static void segment(void* context, int64_t j, int64_t begin, int64_t end, char* partial,
@@ -160,7 +186,7 @@ struct GatBackwardJob {
     A* sum = reinterpret_cast<A*>(partial);
     job.run(j, begin, end, sum, sum + job.heads, sum + job.heads + job.width, t);
   }
-  static void merge(void* context, int64_t j, int64_t, const char* partials, int64_t count,
+  static void merge(void* context, int64_t j, int64_t index, const char* partials, int64_t count,
                     char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
     Scratch<A> t(memory, job.heads, job.width);
@@ -169,7 +195,8 @@ struct GatBackwardJob {
     for (int64_t k = 1; k < count; ++k) {
       for (int64_t f = 0; f < size; ++f) total[f] += total[k * size + f];
     }
-    job.finish_row(j, total, total + job.heads, total + job.heads + job.width, t.head);
+    job.finish_row(j, total, total + job.heads, total + job.heads + job.width, t,
+                   task_count(job.p.csc.rowptr, job.p.csc.rows) + index);
   }
   static void destinations(void* context, int64_t begin, int64_t end, char* memory) {
     const auto& job = *static_cast<const GatBackwardJob*>(context);
@@ -181,9 +208,14 @@ struct GatBackwardJob {
 template <class T, class A>
 static Status gat_backward(const GatBackward& p) {
   using Job = GatBackwardJob<T, A>;
-  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
-  if (memory == nullptr) return Status::kOutOfMemory;
-  Job job(p, memory);
+  const int64_t width = p.shape.heads * p.shape.channels;
+  AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
+  char* memory = allocate(HeadMap<A>::bytes(width));
+  if (memory == nullptr || parts.data == nullptr) {
+    release(memory);
+    return Status::kOutOfMemory;
+  }
+  Job job(p, memory, parts.data);
   const size_t scratch = Scratch<A>::bytes(p.shape.heads, job.width);
   Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
   if (status == Status::kOk) {
@@ -191,6 +223,7 @@ static Status gat_backward(const GatBackward& p) {
                       {&job, Job::rows, Job::segment, Job::merge, scratch,
                        size_t(job.partial_size()) * sizeof(A)});
   }
+  if (p.att_src) parts.sum(static_cast<A*>(p.grad_att));
   release(memory);
   return status;
 }

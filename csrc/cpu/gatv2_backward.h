@@ -289,23 +289,16 @@ struct Gatv2BackwardJob {
 template <class T, class A>
 static Status gatv2_backward(const Gatv2Backward& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
-  const int64_t tasks = task_count(p.csr.rowptr, p.csr.rows);
-  const int64_t parts = tasks + long_row_limit(p.csr.rowptr, p.csr.rows);
+  AttParts<A> parts(row_parts(p.csr), width);
   char* memory = allocate(HeadMap<A>::bytes(width));
-  A* att_parts = reinterpret_cast<A*>(allocate(size_t(parts * width) * sizeof(A)));
   Status status = Status::kOutOfMemory;
-  if (memory != nullptr && att_parts != nullptr) {
-    std::memset(att_parts, 0, size_t(parts * width) * sizeof(A));
-    Gatv2BackwardJob<T, A> job(p, memory, att_parts, tasks);
+  if (memory != nullptr && parts.data != nullptr) {
+    const int64_t tasks = task_count(p.csr.rowptr, p.csr.rows);
+    Gatv2BackwardJob<T, A> job(p, memory, parts.data, tasks);
     status = job.launch();
-    A* grad_att = static_cast<A*>(p.grad_att);
-    std::memset(grad_att, 0, size_t(width) * sizeof(A));
-    for (int64_t k = 0; k < parts; ++k) {
-      for (int64_t f = 0; f < width; ++f) grad_att[f] += att_parts[k * width + f];
-    }
+    parts.sum(static_cast<A*>(p.grad_att));
   }
   release(memory);
-  release(reinterpret_cast<char*>(att_parts));
   return status;
 }
 

@@ -19,6 +19,7 @@ Kernels kernels<GK_TYPE>() {
   using T = GK_TYPE;
   using A = std::conditional_t<std::is_same_v<T, double>, double, float>;  // the type of sums
   Kernels table{};
+  table.node_scores = node_scores<T, A>;
   table.gat_forward = gat_forward<T, A>;
   table.gat_backward = gat_backward<T, A>;
   table.gatv2_forward = gatv2_forward<T, A>;

@@ -7,6 +7,7 @@
 namespace gatkernels {
 
 struct Kernels {
+  Status (*node_scores)(const NodeScores&);
   // With `to`, the attention weights of a forward whose statistics it holds, and nothing else.
   Status (*gat_forward)(const GatForward&, const AlphaOut* to);
   Status (*gat_backward)(const GatBackward&);

@@ -227,7 +227,7 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
   const Prologue prologue{{},      p.csr,   p.scores,     p.grad,   p.out,     p.out_pos,
                           p.stats, p.alpha, p.grad_alpha, p.fields, p.grad_dst};
-  const cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
+  cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
   if (error != cudaSuccess) return error;
   const auto run = [&](auto v, auto k) {
     const Call call{p.csc,
@@ -248,7 +248,9 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
     if (failed != cudaSuccess) return failed;
     return launch_merge<RowSums<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
-  return with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
+  error = with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
+  if (error != cudaSuccess || !p.att_src) return error;
+  return node_score_gradients<T>(p, plan);
 }
 
 template cudaError_t gat_backward<GK_TYPE>(const GatBackward&, const Plan&);

@@ -2,6 +2,7 @@
 // edge, with dl = alpha (m <dO, x_src> - delta):
 //   grad_dst += dl att leaky'(u),  grad_att += dl leaky(u),
 //   grad_src += dl att leaky'(u) + alpha m dO,              u = x_src + x_dst + edge.
+#include "att_parts.h"
 #include "backward.h"
 #include "gather.h"
 #include "gatv2.h"
@@ -187,29 +188,9 @@ by_destination(GK_CONSTANT Call call) {
 
     OneRow<T, V, K> att;
     atts.add_to(att.all, scorer);
-    // The block's sums for att: over the groups of each warp, then over its warps.
-    att.each([&](A& value, int) {
-      for (int apart = lane.group_lanes; apart < kWarp; apart *= 2) {
-        value += __shfl_xor_sync(kFull, value, apart);
-      }
-    });
-    A* table = reinterpret_cast<A*>(shared);
-    const int warp = int(threadIdx.x) / kWarp;
-    constexpr int kValues = OneRow<T, V, K>::kValues;
-    __syncthreads();
-    att.each([&](A& value, int i) {
-      table[(warp * kValues + i) * kWarp + int(threadIdx.x) % kWarp] = value;
-    });
-    __syncthreads();
-    if (int(threadIdx.x) < lane.group_lanes) {
-      att.each([&](A& value, int i) {
-        for (int from = 1; from < kWarps; ++from) {
-          value += table[(from * kValues + i) * kWarp + int(threadIdx.x)];
-        }
-      });
-      A* row = static_cast<A*>(call.att_parts) + int64_t(blockIdx.x) * call.layout.width();
-      put_row<A, V, K>(row, lane, att.all);
-    }
+    A* parts = static_cast<A*>(call.att_parts) + int64_t(blockIdx.x) * call.layout.width();
+    add_block(att, lane, reinterpret_cast<A*>(shared));
+    if (int(threadIdx.x) < lane.group_lanes) put_row<A, V, K>(parts, lane, att.all);
     __syncthreads();
   }
 }
@@ -337,42 +318,6 @@ merge(GK_CONSTANT Call call) {
   }
 }
 
-// grad_att: the rows of att_parts added up, each warp a run of them.
-constexpr int kSumWarps = 16, kRowsAtOnce = 4;
-
-struct SumCall {
-  const void* parts;
-  void* sum;
-  int64_t rows, width;
-};
-
-template <class A>
-GK_KERNEL(kSumWarps* kWarp)
-sum_rows(GK_CONSTANT SumCall call) {
-  GK_SHARED_MEMORY(shared);
-  A* table = reinterpret_cast<A*>(shared);
-  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  const int64_t feature = int64_t(blockIdx.x) * kWarp + lane;
-  const int64_t run = (call.rows + kSumWarps - 1) / kSumWarps;
-  const int64_t end = (warp + 1) * run < call.rows ? (warp + 1) * run : call.rows;
-  const A* parts = static_cast<const A*>(call.parts) + feature;
-  A sum = A(0);
-  int64_t row = warp * run;
-  for (; row + kRowsAtOnce <= end && feature < call.width; row += kRowsAtOnce) {
-    A part[kRowsAtOnce];
-    GK_UNROLL
-    for (int i = 0; i < kRowsAtOnce; ++i) part[i] = __ldg(parts + (row + i) * call.width);
-    GK_UNROLL
-    for (int i = 0; i < kRowsAtOnce; ++i) sum += part[i];
-  }
-  for (; row < end && feature < call.width; ++row) sum += __ldg(parts + row * call.width);
-  table[warp * kWarp + lane] = sum;
-  __syncthreads();
-  if (warp != 0 || feature >= call.width) return;
-  for (int from = 1; from < kSumWarps; ++from) sum += table[from * kWarp + lane];
-  static_cast<A*>(call.sum)[feature] = sum;
-}
-
 }  // namespace
 
 template <class T>
@@ -401,14 +346,12 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     const int64_t wanted = (call.schedule.chunks + call.edges.rows + groups - 1) / groups;
     const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;
     const int64_t boards = int64_t(groups) * BoardSize(layout).template bytes<A>(kTables);
-    const int64_t table = int64_t(kWarps) * K * V * kWarp * int64_t(sizeof(A));
+    const int64_t table = block_table<OneRow<T, V, K>>();
     const bool plain = !p.scores.edge && !p.grad_alpha && layout.parts == 1;
     error = launch(plain ? by_destination<T, V, K, true> : by_destination<T, V, K, false>, blocks,
                    layout.tiles, kThreads, boards > table ? boards : table, plan.stream, call);
     if (error != cudaSuccess) return error;
-    const SumCall sum{plan.att_parts, p.grad_att, blocks, layout.width()};
-    error = launch(sum_rows<A>, (sum.width + kWarp - 1) / kWarp, 1, kSumWarps * kWarp,
-                   kSumWarps * kWarp * int64_t(sizeof(A)), plan.stream, sum);
+    error = sum_parts<A>(plan, p.grad_att, blocks, layout.width());
     if (error != cudaSuccess) return error;
     error = launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
     if (error != cudaSuccess) return error;

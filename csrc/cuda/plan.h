@@ -16,7 +16,7 @@ struct Plan {
   Schedule csr;
   Schedule csc;         // backward only
   void* partials;       // of hubs: [chunks + slices, width], of the schedule that has more
-  void* att_parts;      // [kAttParts, H * C], GATv2's backward only
+  void* att_parts;      // [kAttParts, vectors, H * C], where a backward has attention vectors
   cudaStream_t stream;  // torch's current one
   int64_t most_heads;   // of a tile, in kernels that gather rows
 };

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from gatkernels import _schedule
-from gatkernels._native import Csr, Gatv2Scores, Scores, _rows
+from gatkernels._native import Atts, Csr, Gatv2Scores, Scores, _rows
 from gatkernels.kernels import gat, gatv2, tiling
 from gatkernels.kernels import gat_backward as gatb
 from gatkernels.kernels import gatv2_backward as gatv2b
+from gatkernels.kernels import node_scores as nodes
 from gatkernels.kernels.common import Rows, Work
 from gatkernels.kernels.tiling import Tile, tile
 
@@ -97,6 +98,38 @@ def _gat_scores(scores: Scores) -> gat.Scores:
     return gat.Scores(src, dst, edge, src.stride(0), dst.stride(0))
 
 
+def _vectors(atts: Atts, scores: tuple[Tensor, ...]) -> nodes.Vectors:
+    att_src, att_dst = (None if att is None else att.contiguous() for att in atts)
+    return nodes.Vectors(att_src, att_dst, scores[0], None if att_dst is None else scores[1])
+
+
+def node_scores(csr: Csr, x: Tensor, atts: Atts) -> Tensor:
+    x, att_src = _rows(x), atts[0]
+    assert att_src is not None
+    rows, heads, channels = x.shape
+    scores = att_src.new_empty(1 if atts[1] is None else 2, rows, heads)
+    unit = _unit(x)
+    cut = tile(heads, channels, scores.dtype, unit)
+    with _guard(x):
+        to = _vectors(atts, tuple(scores))
+        launch(nodes.scores, -(-rows // cut.R), cut, rows, _matrix(x, unit), to)
+    return scores
+
+
+def _node_score_gradients(
+    x: Tensor, atts: Atts, scores: tuple[Tensor, Tensor], grad_x: Tensor, grad_att: Tensor
+) -> None:
+    rows, heads, channels = x.shape
+    unit = _unit(x, grad_x)
+    cut = tile(heads, channels, grad_att.dtype, unit, tiles=2)
+    programs = min(tiling.PERSISTENT, -(-rows // cut.R))
+    parts = grad_att.new_empty(programs, *grad_att.shape)
+    x_rows, grad_rows = _matrix(x, unit), _matrix(grad_x, unit)
+    args = (rows, x_rows, grad_rows, _vectors(atts, scores), parts)
+    launch(nodes.gradients, programs, cut, *args)
+    torch.sum(parts, 0, out=grad_att)
+
+
 def gat_forward(
     csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,15 +170,16 @@ def gat_backward(
     csc: Csr,
     x: Tensor,
     scores: Scores,
+    atts: Atts,
     saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
     grads: tuple[Tensor, Tensor | None],
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     rows, columns, (x, grad) = _Job(csr), _Job(csc), map(_rows, (x, grads[0]))
     heads, channels = x.shape[1:]
     stats = saved[2]
     grad_alpha = None if grads[1] is None else grads[1].contiguous()
-    grad_x, grad_src, grad_dst, grad_edge = results
+    grad_x, grad_src, grad_dst, grad_edge, grad_att = results
     unit = _unit(x, grad, grad_x)
     cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
     terms = stats.new_empty(rows.rows, 4, heads)
@@ -168,6 +202,8 @@ def gat_backward(
         launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
         cut = tile(heads, channels, stats.dtype, unit, tiles=2)
         launch(gatb.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
+        if atts[0] is not None:
+            _node_score_gradients(x, atts, (grad_src, grad_dst), grad_x, grad_att)
 
 
 def _gatv2_scores(scores: Gatv2Scores, unit: int) -> gatv2.Scores:

@@ -1,0 +1,104 @@
+// Scores from features, and the gradients that come back through them.
+#pragma once
+#include <cstring>
+
+#include "rows.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+template <class T, class A>
+struct NodeScoresJob {
+  const NodeScores& p;
+  HeadMap<A> map;
+
+  void row(int64_t i, const void* att, void* scores, A* dot) const {
+    if (att == nullptr) return;
+    dot_heads(map, static_cast<const A*>(att), static_cast<const T*>(p.x.data) + i * p.x.stride,
+              dot);
+    std::memcpy(static_cast<A*>(scores) + i * map.heads, dot, size_t(map.heads) * sizeof(A));
+  }
+  static void rows(void* context, int64_t begin, int64_t end, char* memory) {
+    const auto& job = *static_cast<const NodeScoresJob*>(context);
+    A* dot = reinterpret_cast<A*>(memory);
+    for (int64_t i = begin; i < end; ++i) {
+      job.row(i, job.p.att_src, job.p.score_src, dot);
+      job.row(i, job.p.att_dst, job.p.score_dst, dot);
+    }
+  }
+};
+
+template <class T, class A>
+static Status node_scores(const NodeScores& p) {
+  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
+  if (memory == nullptr) return Status::kOutOfMemory;
+  NodeScoresJob<T, A> job{p, {p.shape.heads, p.shape.channels, memory}};
+  const size_t scratch = (size_t(p.shape.heads) + Vec<A>::kWidth) * sizeof(A);
+  const Status status =
+      run_range(p.rows, p.shape.threads, &job, NodeScoresJob<T, A>::rows, scratch);
+  release(memory);
+  return status;
+}
+
+// How many parts the sums over all rows come in: one of each task, one of each long row.
+static inline int64_t row_parts(const Edges& edges) {
+  return task_count(edges.rowptr, edges.rows) + long_row_limit(edges.rowptr, edges.rows);
+}
+
+// Sums over all rows, [parts, width], which are added in their order.
+template <class A>
+struct AttParts {
+  int64_t count, width;
+  A* data;
+
+  AttParts(int64_t count_, int64_t width_)
+      : count(count_),
+        width(width_),
+        data(reinterpret_cast<A*>(allocate(size_t(count_ * width_) * sizeof(A)))) {
+    if (data) std::memset(data, 0, size_t(count * width) * sizeof(A));
+  }
+  AttParts(const AttParts&) = delete;
+  ~AttParts() { release(reinterpret_cast<char*>(data)); }
+
+  void sum(A* total) const {
+    std::memset(total, 0, size_t(width) * sizeof(A));
+    for (int64_t k = 0; k < count; ++k) {
+      for (int64_t f = 0; f < width; ++f) total[f] += data[k * width + f];
+    }
+  }
+};
+
+// Gradients of x and att from those of scores that are NodeScores of x.
+template <class T, class A>
+struct AttGradient {
+  using V = Vec<A>;
+  const HeadMap<A>& map;
+  const A* src;  // [H * C], or null
+  const A* dst;
+  A* parts;  // [parts, 1 or 2, H * C]
+
+  // grad_x = row + grad_src src + grad_dst dst, and what x adds to a part of the gradient of att.
+  void add(const T* x, const A* row, const A* grad_src, const A* grad_dst, T* grad_x,
+           int64_t part) const {
+    const int64_t width = map.width;
+    A* to_src = parts + part * (dst ? 2 : 1) * width;
+    A* to_dst = to_src + width;
+    for (int64_t f = 0, v = 0; f < width; f += V::kWidth, ++v) {
+      const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
+      const auto index = V::index(map.offset + f);
+      const V feature = V::load(x + f, lanes);
+      V total = row ? V::load(row + f, lanes) : V::set(A(0));
+      const auto side = [&](const A* att, const A* grad, A* to) {
+        const V score = V::expand(grad + map.first[v], index);
+        total = V::fma(score, V::load(att + f, lanes), total);
+        V::fma(score, feature, V::load(to + f, lanes)).store(to + f, lanes);
+      };
+      side(src, grad_src, to_src);
+      if (dst) side(dst, grad_dst, to_dst);
+      total.store(grad_x + f, lanes);
+    }
+  }
+};
+
+}  // namespace GK_ISA
+}  // namespace gatkernels
