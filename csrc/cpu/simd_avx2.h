@@ -62,7 +62,22 @@ struct Vec<float> {
     store16(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), p, n);
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+  // in pieces: AMD's masked stores take dozens of cycles
+  void store(float* p, int n) const {
+    if (n >= kWidth) return store(p);
+    __m128 part = _mm256_castps256_ps128(v);
+    if (n & 4) {
+      _mm_storeu_ps(p, part);
+      part = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+      part = _mm_movehl_ps(part, part);
+      p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, part);
+  }
   // The first n lanes of a, the others of b
   static Vec merge(int n, Vec a, Vec b) {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(first(n < kWidth ? n : kWidth)))};
@@ -163,7 +178,16 @@ struct Vec<double> {
   static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static Vec load(const double* p, int n) { return {_mm256_maskload_pd(p, first(n))}; }
   void store(double* p) const { _mm256_storeu_pd(p, v); }
-  void store(double* p, int n) const { _mm256_maskstore_pd(p, first(n), v); }
+  void store(double* p, int n) const {
+    if (n >= kWidth) return store(p);
+    __m128d part = _mm256_castpd256_pd128(v);
+    if (n & 2) {
+      _mm_storeu_pd(p, part);
+      part = _mm256_extractf128_pd(v, 1);
+      p += 2;
+    }
+    if (n & 1) _mm_store_sd(p, part);
+  }
   static Vec merge(int n, Vec a, Vec b) {
     return {_mm256_blendv_pd(b.v, a.v, _mm256_castsi256_pd(first(n < kWidth ? n : kWidth)))};
   }
