@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import emulator
 import pytest
 import torch
-from graphs import DEVICE
+from graphs import DEVICE, INTERPRETED
 from hypothesis import settings
 from tolerance import BACKEND
 from torch import Tensor
@@ -95,6 +95,30 @@ def _poisoned(create: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return poison(create(*args, **kwargs))
 
     return wrapper
+
+
+def patch_triton_once() -> None:
+    """Triton's interpreter replaces all of its language again for each call of one of a kernel's
+    functions by another, half of the time it takes; once for the kernel is enough."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang
+
+    @functools.cache
+    def languages(function: Any) -> Any:
+        return [lang for lang in function.__globals__.values() if lang is tl or lang is tl.core]
+
+    def once(function: Any) -> Any:
+        seen = languages(function)
+        fresh = any(tl.core.is_builtin(lang.load) for lang in seen)
+        return patch(function) if fresh else interpreter._LangPatchScope()
+
+    interpreter._patch_lang = once
+
+
+if INTERPRETED:
+    patch_triton_once()
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,9 @@ DEGREES = (0, 1, 2, 15, 16, 17, 127, 128, 129, 257, 2047, 2048, 2049, 6200)
 if ON_GPU:
     DEGREES = (0, 1, 2, 15, 16, 17, 64, 65, 129, 256, 257, 700)
 BLOCK, SEGMENTS = (300, 600) if ON_GPU else (700, 7000)  # edges of hubs
+MANY = 2_000 if ON_GPU else 20_000  # edges beside which nodes are few
+#: Numbers of threads that no result may depend on; on a GPU, two runs of the same.
+THREADS = (1, 2) if ON_GPU else (1, 2, 3, 4, 2)
 
 
 def _graph(edge_index: Tensor, num_nodes: int | tuple[int, int], loops: bool = False) -> Graph:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import DEVICE, GRAPHS, Inputs
+from graphs import DEVICE, GRAPHS, MANY, THREADS, Inputs
 from tolerance import (
     BACKEND,
     Options,
@@ -176,7 +176,7 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     before = torch.get_num_threads()
     try:
         found = []
-        for threads in (1, 2, 3, 4):
+        for threads in THREADS:
             torch.set_num_threads(threads)
             found.append(results(call, inputs, torch.float32))
     finally:
@@ -205,8 +205,8 @@ def test_what_no_edge_reads_reaches_no_gradient(kind: str, value: float) -> None
 
 
 def test_gatv2_keeps_nothing_the_size_of_the_edges() -> None:
-    nodes, edges = 20, 20_000
-    graph = Graph.from_edge_index(torch.randint(0, nodes, (2, edges)).to(DEVICE), nodes)
+    nodes = 20
+    graph = Graph.from_edge_index(torch.randint(0, nodes, (2, MANY)).to(DEVICE), nodes)
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:

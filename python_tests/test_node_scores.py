@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import DEVICE, GRAPHS, random_inputs
+from graphs import DEVICE, GRAPHS, MANY, THREADS, random_inputs
 from tolerance import BACKEND, DTYPES, Options
 from torch import Tensor
 
@@ -136,15 +136,16 @@ def test_features_of_nodes_without_edges_are_not_read(both: bool) -> None:
 
 def test_same_bits_for_every_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(1)
-    edges = torch.randint(0, 900, (2, 30_000), generator=generator)
-    edges[0, :5000] = 17
-    graph = Graph.from_edge_index(edges.to(DEVICE), 900, self_loops=True)
+    nodes, hub = MANY // 22, MANY // 4
+    edges = torch.randint(0, nodes, (2, MANY), generator=generator)
+    edges[0, :hub] = 17
+    graph = Graph.from_edge_index(edges.to(DEVICE), nodes, self_loops=True)
     inputs = random_inputs(graph, 8, 8, torch.float32)
     vectors = [torch.randn(1, 8, 8, generator=generator).to(DEVICE) for _ in range(2)]
     found = []
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3, 4, 2):
+        for threads in THREADS:
             torch.set_num_threads(threads)
             leaves = [t.clone().requires_grad_() for t in (inputs.x, *vectors)]
             out, _ = gat_attention_of_features(graph, *leaves, backend=BACKEND)

@@ -151,8 +151,9 @@ def gat_forward(
         args = (_matrix(x, unit), _gat_scores(scores), to, partial, *_options(scores))
         launch(gat.forward, job.programs(cut), cut, *job.args(), *args)
         launch(gat.merge, job.chunks, cut, job.work, to, partial)
-    nothing = sums.new_empty(0)
-    return out, nothing if out_pos is None else out_pos, nothing if stats is None else stats
+    if out_pos is None:
+        out_pos = sums.new_empty(0)
+    return out, out_pos, sums.new_empty(0) if stats is None else stats
 
 
 def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
