@@ -101,72 +101,96 @@ struct Gatv2BackwardJob {
 
   // Over n edges and kN vectors of features: slopes (+)= sum dl leaky'(u), and other (+)= sum
   // dl leaky(u) (by destination) or sum alpha m dO (by source).
-  template <bool kBySource, int kN>
+  // kPlain: no vector spans two heads, and there are no edge features.
+  template <bool kBySource, bool kPlain, int kN>
   void accumulate_tile(int64_t own, const int32_t* at, const int32_t* eid, int n, int64_t feature,
                        bool carry, A* slopes, A* other, const Scratch<A>& t) const {
-    const T* own_row = kBySource ? x_of(own) : dst_of(own);
+    const T* own_row = (kBySource ? x_of(own) : dst_of(own)) + feature;
+    const int64_t left = width - feature;
+    const int tail = left < kN * V::kWidth ? int(left - (kN - 1) * V::kWidth) : V::kWidth;
     V first[kN], second[kN], fixed[kN];
-    int lanes[kN], head[kN];
+    int head[kN];
     typename V::Index index[kN];
-    for (int k = 0; k < kN; ++k) {
-      const int64_t f = feature + k * V::kWidth;
-      lanes[k] = width - f < V::kWidth ? int(width - f) : V::kWidth;
-      first[k] = carry ? V::load(slopes + f, lanes[k]) : V::set(A(0));
-      second[k] = carry ? V::load(other + f, lanes[k]) : V::set(A(0));
-      fixed[k] = V::load(own_row + f, lanes[k]);
-      head[k] = map.first[f / V::kWidth];
-      index[k] = V::index(map.offset + f);
-    }
-    for (int e = 0; e < n; ++e) {
-      const T* row = kBySource ? dst_of(at[e]) : x_of(at[e]);
-      const T* edge = scorer.edge_row(eid[e]);
-      const A* dl = t.score + e * of.stride;
-      const A* w = t.weight + e * of.stride;
-      for (int k = 0; k < kN; ++k) {
-        const int64_t f = feature + k * V::kWidth;
-        const auto load = [&](const T* p) {
-          return k < kN - 1 ? load_row<A>(p + f) : V::load(p + f, lanes[k]);
-        };
-        V u = fixed[k] + load(row);
-        if (edge) u = u + load(edge);
-        const V slope = V::expand(dl + head[k], index[k]) * scorer.leaky_slope(u);
-        first[k] = first[k] + slope;
-        if constexpr (kBySource) {
-          second[k] = V::fma(V::expand(w + head[k], index[k]), load(grad_of(at[e])), second[k]);
-        } else {
-          second[k] = V::fma(slope, u, second[k]);
-          if (p.grad_edge) {
-            T* to = static_cast<T*>(p.grad_edge) + int64_t(eid[e]) * width + f;
-            (slope * V::load(scorer.att + f, lanes[k])).store(to, lanes[k]);
+    unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+      constexpr int f = k * V::kWidth;
+      const int lanes = k == kN - 1 ? tail : V::kWidth;
+      first[k] = carry ? V::load(slopes + feature + f, lanes) : V::set(A(0));
+      second[k] = carry ? V::load(other + feature + f, lanes) : V::set(A(0));
+      fixed[k] = V::load(own_row + f, lanes);
+      head[k] = map.first[feature / V::kWidth + k];
+      if (!kPlain) index[k] = V::index(map.offset + feature + f);
+    });
+    const auto sum = [&](auto whole) __attribute__((always_inline)) {
+      for (int e = 0; e < n; ++e) {
+        const T* row = (kBySource ? dst_of(at[e]) : x_of(at[e])) + feature;
+        const T* grad_row = grad_of(at[e]) + feature;
+        const T* edge = kPlain ? nullptr : scorer.edge_row(eid[e]);
+        const A* dl = t.score + e * of.stride;
+        const A* w = t.weight + e * of.stride;
+        unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+          constexpr int f = k * V::kWidth;
+          const auto load = [&](const T* p) __attribute__((always_inline)) {
+            return k < kN - 1 || whole() ? load_row<A>(p + f) : V::load(p + f, tail);
+          };
+          const auto of_head = [&](const A* values) __attribute__((always_inline)) {
+            return kPlain ? V::set(values[head[k]]) : V::expand(values + head[k], index[k]);
+          };
+          V u = fixed[k] + load(row);
+          if (!kPlain && edge) u = u + load(edge + feature);
+          const V slope = of_head(dl) * scorer.leaky_slope(u);
+          first[k] = first[k] + slope;
+          if constexpr (kBySource) {
+            second[k] = V::fma(of_head(w), load(grad_row), second[k]);
+          } else {
+            second[k] = V::fma(slope, u, second[k]);
+            if (!kPlain && p.grad_edge) {
+              const int lanes = k == kN - 1 ? tail : V::kWidth;
+              T* to = static_cast<T*>(p.grad_edge) + int64_t(eid[e]) * width + feature + f;
+              (slope * V::load(scorer.att + feature + f, lanes)).store(to, lanes);
+            }
           }
-        }
+        });
       }
+    };
+    if (kPlain && tail == V::kWidth) {
+      sum(std::true_type());
+    } else {
+      sum(std::false_type());
     }
-    for (int k = 0; k < kN; ++k) {
-      first[k].store(slopes + feature + k * V::kWidth, lanes[k]);
-      second[k].store(other + feature + k * V::kWidth, lanes[k]);
-    }
+    unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+      const int lanes = k == kN - 1 ? tail : V::kWidth;
+      first[k].store(slopes + feature + k * V::kWidth, lanes);
+      second[k].store(other + feature + k * V::kWidth, lanes);
+    });
   }
 
+  template <bool kBySource, int kN, class... Rest>
+  void accumulate_kinds(int64_t own, Rest... rest) const {
+    if (map.uniform && scorer.edge_rows == nullptr) {
+      accumulate_tile<kBySource, true, kN>(own, rest...);
+    } else {
+      accumulate_tile<kBySource, false, kN>(own, rest...);
+    }
+  }
   // The widest tiles first.
   template <bool kBySource, class... Rest>
   void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                         Rest... rest) const {
-    constexpr int kTile = V::kTile / 2;
+    constexpr int kTile = V::kTile < 4 ? V::kTile : 4;
     for (int64_t f = 0; f < width; f += kTile * V::kWidth) {
       const int64_t vectors = HeadMap<A>::vectors(width - f);
       switch (vectors < kTile ? int(vectors) : kTile) {
         case 1:
-          accumulate_tile<kBySource, 1>(own, at, eid, n, f, rest...);
+          accumulate_kinds<kBySource, 1>(own, at, eid, n, f, rest...);
           break;
         case 2:
-          accumulate_tile<kBySource, 2>(own, at, eid, n, f, rest...);
+          accumulate_kinds<kBySource, 2>(own, at, eid, n, f, rest...);
           break;
         case 3:
-          accumulate_tile<kBySource, (kTile < 3 ? 1 : 3)>(own, at, eid, n, f, rest...);
+          accumulate_kinds<kBySource, (kTile < 3 ? 1 : 3)>(own, at, eid, n, f, rest...);
           break;
         default:
-          accumulate_tile<kBySource, (kTile < 4 ? 1 : 4)>(own, at, eid, n, f, rest...);
+          accumulate_kinds<kBySource, (kTile < 4 ? 1 : 4)>(own, at, eid, n, f, rest...);
       }
     }
   }

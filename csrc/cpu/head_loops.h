@@ -38,11 +38,14 @@ struct Loops {
   static V fold_add(V v) {
     return V::template fold<kHeads>(v, [](V a, V b) { return a + b; });
   }
-  // Asks for the values at p + col[k] * stride of the edges some way ahead.
-  static void prefetch(const A* p, int64_t stride, const int32_t* col, const int32_t* col_end) {
-    for (int k = 0; k < kEdges; ++k) {
+  // Asks for the `count` values from p + col[k] * stride on, of edges some way ahead.
+  static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col, int edges,
+                       const int32_t* col_end) {
+    constexpr int64_t kLine = 64 / int64_t(sizeof(A));
+    for (int k = 0; k < edges; ++k) {
       const int32_t* ahead = col + kScorePrefetch + k < col_end ? col + kScorePrefetch + k : col;
-      __builtin_prefetch(p + int64_t(*ahead) * stride);
+      const A* values = p + int64_t(*ahead) * stride;
+      for (int64_t at = 0; at < count; at += kLine) __builtin_prefetch(values + at);
     }
   }
   // s = ends + edge score, for the edges of one vector
@@ -60,7 +63,7 @@ struct Loops {
       V best = carry ? repeat(top + h, lanes) : V::set(-std::numeric_limits<A>::infinity());
       each_vector(of, h, block.n, [&](int at, int e, int edges) {
         const int32_t* col = block.col + e;
-        prefetch(terms.other + h, terms.other_stride, col, block.col_end);
+        prefetch(terms.other + h, lanes, terms.other_stride, col, edges, block.col_end);
         const V other =
             V::template load_edges<kHeads>(terms.other + h, terms.other_stride, col, edges, lanes);
         const V s = add_edge(of, terms, other + own, block.eid + e, h, edges, lanes);
@@ -81,8 +84,8 @@ struct Loops {
       V total = zero;
       each_vector(of, h, block.n, [&](int at, int e, int edges) {
         const int32_t* col = block.col + e;
-        for (int k = 0; k < 4; ++k) {
-          prefetch(terms.other + k * of.heads + h, terms.other_stride, col, block.col_end);
+        if (h == 0) {  // all fields lie side by side
+          prefetch(terms.other, 4 * of.heads, terms.other_stride, col, edges, block.col_end);
         }
         const auto field = [&](int k) {
           return V::template load_edges<kHeads>(terms.other + k * of.heads + h, terms.other_stride,

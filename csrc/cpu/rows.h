@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "parallel.h"
 #include "simd_math.h"
@@ -26,6 +27,16 @@ template <class A>
 constexpr int64_t slots(int64_t heads) {
   const int64_t lanes = slot<A>(heads);
   return (heads + lanes - 1) / lanes * lanes;
+}
+
+// body(0), ..., body(kN - 1) of constants, so that arrays they index stay in registers.
+template <class Body, int... k>
+__attribute__((always_inline)) inline void unrolled(std::integer_sequence<int, k...>, Body body) {
+  (body(std::integral_constant<int, k>()), ...);
+}
+template <int kN, class Body>
+__attribute__((always_inline)) inline void unrolled(Body body) {
+  unrolled(std::make_integer_sequence<int, kN>(), body);
 }
 
 // Which head each lane of a row of H * C features belongs to.
@@ -244,16 +255,33 @@ static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
         return sum_odd_heads(map, total, product);
     }
   }
-  alignas(64) A sums[V::kWidth];
   int64_t f = 0;
-  for (int h = 0; h < map.heads; ++h) {
+  const auto head = [&]() __attribute__((always_inline)) {
     V part = V::set(A(0));
     int left = channels;
     for (; left >= V::kWidth; left -= V::kWidth, f += V::kWidth)
       part = part + product(f, V::kWidth);
     if (left > 0) part = part + product(f, left);
     f += left;
-    V::group_sum(part, V::kWidth).store(sums);
+    return part;
+  };
+  int h = 0;
+  if constexpr (V::kSumsEach) {  // a vector of heads together
+    for (; map.heads - h > 1; h += V::kWidth) {
+      const int heads = map.heads - h < V::kWidth ? map.heads - h : V::kWidth;
+      V parts[V::kWidth];
+      if (heads == V::kWidth && channels == V::kWidth) {
+#pragma GCC unroll 8
+        for (int k = 0; k < V::kWidth; ++k, f += V::kWidth) parts[k] = product(f, V::kWidth);
+      } else {
+        for (int k = 0; k < V::kWidth; ++k) parts[k] = k < heads ? head() : V::set(A(0));
+      }
+      V::sum_each(parts).store(total + h, heads);
+    }
+  }
+  alignas(64) A sums[V::kWidth];
+  for (; h < map.heads; ++h) {
+    V::group_sum(head(), V::kWidth).store(sums);
     total[h] = sums[0];
   }
 }

@@ -19,7 +19,8 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 8;
-  static constexpr int kTile = 4;  // vectors of a row held in registers at a time
+  static constexpr int kTile = 4;          // vectors of a row held in registers at a time
+  static constexpr bool kSumsEach = true;  // has sum_each
   using Index = __m256i;
   __m256 v;
 
@@ -120,6 +121,14 @@ struct Vec<float> {
     if (lanes > 4) a = a + Vec{_mm256_permute2f128_ps(a.v, a.v, 1)};
     return a;
   }
+  // Lane k of the result: the sum of all lanes of parts[k], in the order of group_sum.
+  static Vec sum_each(const Vec (&parts)[kWidth]) {
+    const auto pairs = [&](int k) { return _mm256_hadd_ps(parts[k].v, parts[k + 1].v); };
+    const __m256 low = _mm256_hadd_ps(pairs(0), pairs(2));
+    const __m256 high = _mm256_hadd_ps(pairs(4), pairs(6));
+    return {_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
+                          _mm256_permute2f128_ps(low, high, 0x31))};
+  }
   // The first of every `lanes` neighbours, side by side; `count` of them.
   void store_firsts(float* p, int lanes, int count) const {
     alignas(32) float all[kWidth];
@@ -168,6 +177,7 @@ template <>
 struct Vec<double> {
   static constexpr int kWidth = 4;
   static constexpr int kTile = 4;
+  static constexpr bool kSumsEach = true;
   using Index = __m256i;  // pairs of 32-bit lanes
   __m256d v;
 
@@ -214,6 +224,12 @@ struct Vec<double> {
     if (lanes > 1) a = a + Vec{_mm256_permute_pd(a.v, 0x5)};
     if (lanes > 2) a = a + Vec{_mm256_permute2f128_pd(a.v, a.v, 1)};
     return a;
+  }
+  static Vec sum_each(const Vec (&parts)[kWidth]) {
+    const __m256d low = _mm256_hadd_pd(parts[0].v, parts[1].v);
+    const __m256d high = _mm256_hadd_pd(parts[2].v, parts[3].v);
+    return {_mm256_add_pd(_mm256_permute2f128_pd(low, high, 0x20),
+                          _mm256_permute2f128_pd(low, high, 0x31))};
   }
   void store_firsts(double* p, int lanes, int count) const {
     alignas(32) double all[kWidth];

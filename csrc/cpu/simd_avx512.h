@@ -17,6 +17,7 @@ template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;
   static constexpr int kTile = 8;  // vectors of a row held in registers at a time
+  static constexpr bool kSumsEach = false;
   using Index = __m512i;
   __m512 v;
 
@@ -147,6 +148,7 @@ template <>
 struct Vec<double> {
   static constexpr int kWidth = 8;
   static constexpr int kTile = 8;
+  static constexpr bool kSumsEach = false;
   using Index = __m512i;
   __m512d v;
 

@@ -15,6 +15,7 @@ template <class A>
 struct Vec {
   static constexpr int kWidth = 16 / int(sizeof(A));
   static constexpr int kTile = 4;  // vectors of a row held in registers at a time
+  static constexpr bool kSumsEach = false;
   using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typedef A Lanes __attribute__((vector_size(16)));
   typedef Int Ints __attribute__((vector_size(16)));
