@@ -17,7 +17,17 @@ import torch
 
 from gatkernels import _checks, _dispatch
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
-from gatkernels.bench import cases, charts, compare, curves, report, results, run, targets_run
+from gatkernels.bench import (
+    cases,
+    charts,
+    compare,
+    curves,
+    minibatch,
+    report,
+    results,
+    run,
+    targets_run,
+)
 from gatkernels.bench.graphs import GRAPHS
 from gatkernels.bench.peers import PEERS, REFERENCE, Ours, Peer, find
 from gatkernels.experiments import MissingExtraError
@@ -34,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--targets",
         action="store_true",
         help="instead of layers, the stated speed targets as ratios",
+    )
+    parser.add_argument(
+        "--minibatch",
+        action="store_true",
+        help="instead of layers, training steps on sampled batches, PyG and accelerated",
     )
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of targets (all)")
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="of targets (all)")
@@ -120,7 +135,7 @@ class Job:
         return self.peers or peers_for(spec, self.quick)
 
 
-def prepare(args: argparse.Namespace) -> Job | targets_run.Job:
+def prepare(args: argparse.Namespace) -> Job | targets_run.Job | minibatch.Job:
     """What the options ask for. Raises: ValueError naming the option."""
     for name in ("threads", "seconds", "memory_limit"):
         value = getattr(args, name)
@@ -128,6 +143,8 @@ def prepare(args: argparse.Namespace) -> Job | targets_run.Job:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if not 0 <= args.scale <= 1:
         raise ValueError(f"--scale must be between 0 and 1, got {args.scale}")
+    if args.minibatch:
+        return minibatch.prepare(args)
     for graph in args.graphs or []:
         if graph not in GRAPHS:
             raise ValueError(f"--graphs: no graph '{graph}'; known: {', '.join(GRAPHS)}")
@@ -182,10 +199,13 @@ def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
     return [peer for name, peer in PEERS.items() if name not in left_out]
 
 
-def execute(job: Job | targets_run.Job) -> int:
+def execute(job: Job | targets_run.Job | minibatch.Job) -> int:
     """Run and write; 1 where a result was wrong. What is done is saved after every case."""
     with suppress(ValueError):  # only the main thread may handle signals
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
+    if isinstance(job, minibatch.Job):
+        with progress(len(job.workloads)) as tell:
+            return minibatch.execute(job, tell)
     os.environ["OMP_NUM_THREADS"] = str(job.settings.threads)
     torch.set_num_threads(job.settings.threads)
     path = job.out / "results.json"
