@@ -91,7 +91,7 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 
 def sides_apart(device: torch.device) -> bool:
-    """Whether either side is built by itself, when it is needed; elsewhere one sort makes both."""
+    """Whether one side can be built without the other; elsewhere one sort makes both."""
     return device.type == "cpu" and _native.cpu_missing is None
 
 

@@ -135,6 +135,13 @@ def gat_inputs(
             _like_x(op, name, att, x, one=1, heads=heads, channels=channels)
     if atts[0] is None:
         _like_x(op, "score_src", score_src, x, num_src=graph.num_src, heads=heads)
+    if atts[1] is not None and graph.num_src != graph.num_dst:
+        raise ValueError(
+            f"{op}: 'att_dst' needs a graph whose sources are its destinations, "
+            f"got num_src={graph.num_src}, num_dst={graph.num_dst}; give features of both sides"
+        )
+    if atts[1] is not None and score_dst is not None:
+        raise ValueError(f"{op}: give 'att_dst' or 'score_dst', not both")
     if score_dst is not None:
         _like_x(op, "score_dst", score_dst, x, num_dst=graph.num_dst, heads=heads)
     if edge_score is not None:

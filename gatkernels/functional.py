@@ -201,7 +201,10 @@ def _gat(
 
 
 def _scores_of(x: Tensor, att: Tensor | None, score: Tensor | None) -> Tensor | None:
-    return score if att is None else (x * att).sum(-1)
+    if att is None:
+        return score
+    sums = _checks.SUM_DTYPES[x.dtype]
+    return (x.to(sums) * att.to(sums)).sum(-1).to(x.dtype)
 
 
 def gatv2_attention(

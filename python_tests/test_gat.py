@@ -201,7 +201,7 @@ def _strided(x: Tensor) -> Tensor:
 
 
 def _columns(x: Tensor) -> Tensor:
-    """As columns of a wider matrix, the way a packed projection holds them."""
+    """As columns of a wider matrix."""
     wide = x.new_full((x.shape[0], x[0].numel() + 3), 7.0)
     wide[:, 1:-2] = x.flatten(1)
     return wide[:, 1:-2].unflatten(1, x.shape[1:])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gatkernels import Graph, _autograd, _checks
 from gatkernels.functional import gat_attention_of_features
+from gatkernels.nn import GATConv
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 PLAIN, EVERYTHING = Options(), Options(-0.3, 0.6, SEED)
@@ -154,6 +155,48 @@ def test_same_bits_for_every_number_of_threads() -> None:
         torch.set_num_threads(before)
     for results in found[1:]:
         assert all(map(torch.equal, results, found[0]))
+
+
+@pytest.mark.parametrize("backend", [BACKEND, "reference"])
+@pytest.mark.parametrize("counts", [(20, 50), (50, 20)], ids=str)
+def test_one_set_of_features_on_a_bipartite_graph(counts: tuple[int, int], backend: str) -> None:
+    edges = torch.stack([torch.randint(count, (100,)) for count in counts]).to(DEVICE)
+    graph = Graph.from_edge_index(edges, counts)
+    inputs = random_inputs(graph, 3, 5, torch.float32)
+    att = torch.ones(1, 3, 5, device=DEVICE)
+    error = "'att_dst' needs a graph whose sources are its destinations, got num_src="
+    with pytest.raises(ValueError, match=error):
+        gat_attention_of_features(graph, inputs.x, att, att, backend=backend)
+    layer = GATConv(7, 5, heads=3, add_self_loops=False, backend=backend).to(DEVICE)
+    for x in (torch.randn(counts[0], 7).to(DEVICE), torch.randn(counts[1], 7).to(DEVICE)):
+        with pytest.raises(ValueError, match=r"GATConv|gat_attention_of_features"):
+            layer(x, graph)
+
+
+def test_two_sorts_of_scores_for_one_side() -> None:
+    graph = GRAPHS["random"]()
+    inputs = random_inputs(graph, 3, 5, torch.float32)
+    att = torch.ones(1, 3, 5, device=DEVICE)
+    with pytest.raises(ValueError, match="give 'att_dst' or 'score_dst', not both"):
+        gat_attention_of_features(graph, inputs.x, att, att, inputs.score_dst)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 4), (0, 0)], ids=str)
+@both_sides
+def test_no_channels_or_no_heads(shape: tuple[int, int], both: bool) -> None:
+    """Without channels every score is zero, and memory is not read where there is none."""
+    graph = GRAPHS["random"]()
+    x = torch.randn(graph.num_src, *shape, device=DEVICE, requires_grad=True)
+    vectors = [torch.ones(1, *shape, device=DEVICE, requires_grad=True) for _ in range(2)]
+    atts = vectors if both else vectors[:1]
+    out, alpha = gat_attention_of_features(graph, x, *atts, return_attention=True, backend=BACKEND)
+    assert alpha is not None
+    _, dst, eid = graph.csr_edges()
+    expected = torch.empty_like(alpha)
+    expected[eid] = (1.0 / graph.rowptr.diff()[dst]).float()[:, None].expand(-1, shape[0])
+    torch.testing.assert_close(alpha, expected)
+    grads = torch.autograd.grad((out.sum() + alpha.sum()), (x, *atts))
+    assert all(g.shape == t.shape for g, t in zip(grads, (x, *atts), strict=True))
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (1, 5, 3)], ids=str)

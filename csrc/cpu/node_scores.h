@@ -13,7 +13,7 @@ struct NodeScoresJob {
   HeadMap<A> map;
 
   void row(int64_t i, const void* att, void* scores, A* dot) const {
-    if (att == nullptr) return;
+    if (scores == nullptr) return;
     dot_heads(map, static_cast<const A*>(att), static_cast<const T*>(p.x.data) + i * p.x.stride,
               dot);
     std::memcpy(static_cast<A*>(scores) + i * map.heads, dot, size_t(map.heads) * sizeof(A));

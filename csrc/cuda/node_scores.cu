@@ -46,7 +46,7 @@ scores(GK_CONSTANT Call call) {
     if (!there || !lane.leads(k)) continue;
     const int head = lane.first_head + lane.head_of(k);
     static_cast<A*>(call.src.data)[row * call.src.stride + head] = dots[0][k];
-    if (call.att_dst) static_cast<A*>(call.dst.data)[row * call.dst.stride + head] = dots[1][k];
+    if (call.dst.data) static_cast<A*>(call.dst.data)[row * call.dst.stride + head] = dots[1][k];
   }
 }
 

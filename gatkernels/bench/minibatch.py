@@ -211,6 +211,13 @@ def compare(workload: Workload, rounds: int | None = None) -> Result:
     return Result(workload, before, after, edges, difference)
 
 
+#: Options of the command that say nothing about mini-batches.
+FOREIGN = (
+    "quick", "targets", "kinds", "backends", "deadline", "shapes", "dtypes", "peers", "scale",
+    "curves", "seconds", "memory_limit", "no_memory",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Job:
     workloads: list[Workload]
@@ -220,10 +227,11 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """What the options ask for. Raises: ValueError naming the option."""
-    for name in ("quick", "targets", "shapes", "dtypes", "peers", "scale", "curves", "seconds"):
+    for name in FOREIGN:
         if getattr(args, name):
-            raise ValueError(f"--minibatch has workloads of its own; --{name} does not go with it")
-    if torch.device(args.device).type != "cpu":
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"--minibatch has workloads of its own; {option} does not go with it")
+    if args.device != "cpu":
         raise ValueError(f"--minibatch runs on the CPU, got --device {args.device}")
     try:
         import torch_geometric.nn  # noqa: F401
@@ -242,6 +250,8 @@ def prepare(args: argparse.Namespace) -> Job:
         if (not args.graphs or w.graph in args.graphs)
         and (not args.layers or w.layer.lower() in {f"{layer}conv" for layer in args.layers})
     ]
+    if not chosen:
+        raise ValueError("--minibatch: no workload has these --graphs and --layers")
     return Job(chosen, args.threads or 1, args.out)
 
 

@@ -27,7 +27,7 @@ PROGRAM_FEATURES = 2048
 EDGES, ROWS, TINY_EDGES = 32, 16, 2
 #: Values a warp holds of what has no features, and edges side by side there.
 SCALARS, SCALAR_EDGES = 256, 128
-#: Programs that add up the gradient of GATv2's ``att``: enough to fill any GPU of today.
+#: Programs that add up the gradient of an attention vector: enough to fill any GPU of today.
 PERSISTENT = 1024
 if triton.knobs.runtime.interpret:  # works on whole arrays: wide tiles and few programs are faster
     TILE, EDGES, ROWS, TINY_EDGES, SCALARS, SCALAR_EDGES = 1 << 16, 128, 256, 16, 1 << 14, 128

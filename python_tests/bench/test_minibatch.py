@@ -95,7 +95,9 @@ def test_the_command(
     [
         (["--quick"], "--quick does not go with it"),
         (["--shapes", "8x8"], "--shapes does not go with it"),
+        (["--no-memory"], "--no-memory does not go with it"),
         (["--graphs", "nowhere"], "no workload on 'nowhere'"),
+        (["--graphs", "papers", "--layers", "gat"], "no workload has these"),
     ],
 )
 def test_options_that_do_not_fit(
