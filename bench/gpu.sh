@@ -127,7 +127,7 @@ tests() { # SECONDS BACKEND FILES...
 suite() {
   local own=cuda
   if [ "$device" = cpu ]; then own=cpu; fi
-  tests 70 "$own" python_tests/test_{gat,gatv2,cuda,schedule,determinism,philox,ops}.py
+  tests 70 "$own" python_tests/test_{gat,gatv2,node_scores,cuda,schedule,determinism,philox,ops}.py
 }
 
 # Workers compile what they meet into one cache.
@@ -136,14 +136,14 @@ triton() {
     echo "nothing to compile for on a CPU"
     return
   fi
-  tests 110 triton python_tests/test_{gat,gatv2,philox,determinism}.py
+  tests 110 triton python_tests/test_{gat,gatv2,node_scores,philox,determinism}.py
 }
 
 gpu() {
   run 50 "$python" -m pytest -rs -vv python_tests/test_gpu.py # alone: it needs the GPU's time
 }
 
-# On the one test that reaches every kernel; torch's cache of memory would hide accesses past the
+# On the tests that together reach every kernel; torch's cache of memory would hide accesses past the
 # end of a tensor.
 sanitize() {
   local sanitizer check
@@ -158,8 +158,8 @@ sanitize() {
   for check in memcheck racecheck; do
     run 35 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 GATKERNELS_TEST_DEVICE=cuda \
       GATKERNELS_TEST_BACKEND=cuda "$sanitizer" --tool $check --error-exitcode 9 \
-      --report-api-errors no "$python" -m pytest -q -k 'many_chunks and 16' \
-      python_tests/test_cuda.py
+      --report-api-errors no "$python" -m pytest -q -k 'many_chunks and 16 or same_bits' \
+      python_tests/test_{cuda,node_scores}.py
   done
 }
 

@@ -26,10 +26,6 @@ class Side(NamedTuple):
     lin: Any
     att: Tensor
 
-    @property
-    def heads(self) -> int:
-        return self.att.shape[1]
-
     def project(self) -> Tensor:
         """``x W``, ``[N, H, C]``."""
         projected: Tensor = project(self.x, self.lin).unflatten(1, tuple(self.att.shape[1:]))

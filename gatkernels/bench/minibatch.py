@@ -3,7 +3,7 @@
 
 Every step gets an ``edge_index`` no one has seen, so that building the graph is timed with it. Both
 models see the same batches, in turn. The last workload is that of MLPerf's graph benchmark (RGAT,
-Schlichtkrull et al. 2018 with attention) on a generated graph of its schema.
+Busbridge et al., 2019) on a generated graph of its schema.
 """
 
 from __future__ import annotations
