@@ -32,19 +32,8 @@ struct SparseProductKernel {
         value[n] = v;
         n += v != A(0);
       }
-      for (int64_t f = 0; f < p.width; f += V::kTile * V::kWidth) {
-        const int64_t left = (p.width - f + V::kWidth - 1) / V::kWidth;
-        tiles<V::kTile>(left < V::kTile ? int(left) : V::kTile, col, value, n, f, sum);
-      }
-    }
-  }
-
-  template <int kN>
-  void tiles(int vectors, const int32_t* col, const A* value, int n, int64_t f, A* sum) const {
-    if (vectors == kN) {
-      tile<kN>(col, value, n, f, sum);
-    } else if constexpr (kN > 1) {
-      tiles<kN - 1>(vectors, col, value, n, f, sum);
+      each_tile<V>(p.width,
+                   [&](auto vectors, int64_t f) { tile<vectors.value>(col, value, n, f, sum); });
     }
   }
 
@@ -152,16 +141,6 @@ struct SparseTransposedProductKernel {
     }
   }
 
-  template <int kN>
-  void tiles(int vectors, const int32_t* col, const A* value, int n, const A* row, int64_t f,
-             A* sum) const {
-    if (vectors == kN) {
-      tile<kN>(col, value, n, row, f, sum);
-    } else if constexpr (kN > 1) {
-      tiles<kN - 1>(vectors, col, value, n, row, f, sum);
-    }
-  }
-
   // Adds S[row]^T x[row] to sum [columns, width]; zeros are left out.
   void add(int64_t row, A* sum) const {
     int32_t col[kBlock];
@@ -176,11 +155,9 @@ struct SparseTransposedProductKernel {
         value[n] = v;
         n += v != A(0);
       }
-      for (int64_t f = 0; f < p.width; f += V::kTile * V::kWidth) {
-        const int64_t left = (p.width - f + V::kWidth - 1) / V::kWidth;
-        tiles<V::kTile>(left < V::kTile ? int(left) : V::kTile, col, value, n, x + row * p.x.stride,
-                        f, sum);
-      }
+      each_tile<V>(p.width, [&](auto vectors, int64_t f) {
+        tile<vectors.value>(col, value, n, x + row * p.x.stride, f, sum);
+      });
     }
   }
 

@@ -172,27 +172,12 @@ struct Gatv2BackwardJob {
       accumulate_tile<kBySource, false, kN>(own, rest...);
     }
   }
-  // The widest tiles first.
   template <bool kBySource, class... Rest>
   void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                         Rest... rest) const {
-    constexpr int kTile = V::kTile < 4 ? V::kTile : 4;
-    for (int64_t f = 0; f < width; f += kTile * V::kWidth) {
-      const int64_t vectors = HeadMap<A>::vectors(width - f);
-      switch (vectors < kTile ? int(vectors) : kTile) {
-        case 1:
-          accumulate_kinds<kBySource, 1>(own, at, eid, n, f, rest...);
-          break;
-        case 2:
-          accumulate_kinds<kBySource, 2>(own, at, eid, n, f, rest...);
-          break;
-        case 3:
-          accumulate_kinds<kBySource, (kTile < 3 ? 1 : 3)>(own, at, eid, n, f, rest...);
-          break;
-        default:
-          accumulate_kinds<kBySource, (kTile < 4 ? 1 : 4)>(own, at, eid, n, f, rest...);
-      }
-    }
+    each_tile<V>(width, [&](auto vectors, int64_t f) {
+      accumulate_kinds<kBySource, vectors.value>(own, at, eid, n, f, rest...);
+    });
   }
 
   // result = att slopes (+ other)

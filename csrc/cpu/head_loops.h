@@ -30,10 +30,7 @@ struct Loops {
     return edges < kEdges ? V::merge(edges * kHeads, v, other) : v;
   }
   // p[0 : lanes] for every edge of a vector
-  static V repeat(const A* p, int lanes) {
-    const int32_t first = 0;
-    return V::template load_edges<kHeads>(p, 0, &first, 1, lanes);
-  }
+  static V repeat(const A* p, int lanes) { return V::template repeat<kHeads>(p, lanes); }
   static V fold_max(V v) { return V::template fold<kHeads>(v, V::max); }
   static V fold_add(V v) {
     return V::template fold<kHeads>(v, [](V a, V b) { return a + b; });

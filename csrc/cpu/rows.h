@@ -12,6 +12,7 @@ namespace gatkernels {
 namespace GK_ISA {
 
 constexpr int kBlock = 128;         // edges scored at a time
+constexpr int kTile = 4;            // vectors of a row held in registers at a time
 constexpr int kPrefetch = 16;       // edges ahead, rows of features
 constexpr int kScorePrefetch = 48;  // edges ahead, scores
 
@@ -37,6 +38,24 @@ __attribute__((always_inline)) inline void unrolled(std::integer_sequence<int, k
 template <int kN, class Body>
 __attribute__((always_inline)) inline void unrolled(Body body) {
   unrolled(std::make_integer_sequence<int, kN>(), body);
+}
+
+// body(n) of a constant, which is kMost where there are more.
+template <int kMost, class Body>
+__attribute__((always_inline)) inline void with_count(int64_t n, Body body) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_count<kMost - 1>(n, body);
+  }
+  body(std::integral_constant<int, kMost>());
+}
+
+// body(vectors, first feature) for each tile of a row; `vectors` is a constant.
+template <class V, class Body>
+__attribute__((always_inline)) inline void each_tile(int64_t width, Body body) {
+  for (int64_t f = 0; f < width; f += kTile * V::kWidth) {
+    const int64_t left = (width - f + V::kWidth - 1) / V::kWidth;
+    with_count<kTile>(left, [&](auto n) __attribute__((always_inline)) { body(n, f); });
+  }
 }
 
 // Which head each lane of a row of H * C features belongs to.
@@ -110,6 +129,7 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
   V acc[kN], pos[kN];
   typename V::Index index[kN];
   int32_t first[kN];
+#pragma GCC unroll 8
   for (int k = 0; k < kN; ++k) {
     const int64_t f = feature + k * kWidth;
     const int lanes = k == kN - 1 ? tail : kWidth;
@@ -129,9 +149,11 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
     const T* row = base + int64_t(col[e]) * from.stride;
     const A* we = w + int64_t(e) * w_stride;
     const A* we_pos = w_pos + int64_t(e) * w_stride;
+#pragma GCC unroll 8
     for (int k = 0; k < kN; ++k) {
       const T* part = row + k * kWidth;
-      const V x = k == kN - 1 && ragged ? V::load(part, tail) : load_row<A>(part);
+      const bool partial = k == kN - 1 && (V::kMasks || ragged);
+      const V x = partial ? V::load(part, tail) : load_row<A>(part);
       if (kUniform) {
         acc[k] = V::fma(x, V::set(we[first[k]]), acc[k]);
         if (kPair) pos[k] = V::fma(x, V::set(we_pos[first[k]]), pos[k]);
@@ -141,6 +163,7 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
       }
     }
   }
+#pragma GCC unroll 8
   for (int k = 0; k < kN; ++k) {
     const int64_t f = feature + k * kWidth;
     const int lanes = k == kN - 1 ? tail : kWidth;
@@ -167,37 +190,15 @@ static inline void accumulate_kinds(bool pair, const HeadMap<A>& map, const Gath
   }
 }
 
-// All features of a row: the widest tiles first.
+// All features of a row
 template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
                        const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos) {
-  constexpr int kWidth = Vec<A>::kWidth, kTile = Vec<A>::kTile;
   const bool pair = sum_pos != nullptr;
-  for (int64_t f = 0; f < map.width; f += kTile * kWidth) {
-    const int64_t vectors = (map.width - f + kWidth - 1) / kWidth;
-#define GK_TILE(N)                                                                             \
-  accumulate_kinds<A, N>(pair, map, from, col, n, w, w_pos, w_stride, f, carry, sum, sum_pos); \
-  break
-    switch (vectors < kTile ? int(vectors) : kTile) {
-      case 1:
-        GK_TILE(1);
-      case 2:
-        GK_TILE(2);
-      case 3:
-        GK_TILE(3);
-      case 4:
-        GK_TILE(4);
-      case 5:
-        GK_TILE(kTile < 5 ? 1 : 5);
-      case 6:
-        GK_TILE(kTile < 6 ? 1 : 6);
-      case 7:
-        GK_TILE(kTile < 7 ? 1 : 7);
-      default:
-        GK_TILE(kTile < 8 ? 1 : 8);
-    }
-#undef GK_TILE
-  }
+  each_tile<Vec<A>>(map.width, [&](auto vectors, int64_t f) {
+    accumulate_kinds<A, vectors.value>(pair, map, from, col, n, w, w_pos, w_stride, f, carry, sum,
+                                       sum_pos);
+  });
 }
 
 // The products of heads of kChannels, several to a vector, summed by head.

@@ -19,8 +19,8 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 8;
-  static constexpr int kTile = 4;          // vectors of a row held in registers at a time
   static constexpr bool kSumsEach = true;  // has sum_each
+  static constexpr bool kMasks = false;    // loads of some lanes are as fast as of all
   using Index = __m256i;
   __m256 v;
 
@@ -106,6 +106,22 @@ struct Vec<float> {
       return {_mm256_setr_ps(*at(0), *at(1), *at(2), *at(3), *at(4), *at(5), *at(6), *at(7))};
     }
   }
+  // The values p[0 : heads] for every edge of a load_edges vector.
+  template <int kHeads>
+  static Vec repeat(const float* p, int heads) {
+    if constexpr (kHeads == 8) {
+      return load(p, heads);
+    } else if constexpr (kHeads == 4) {
+      const __m128 four = _mm_maskload_ps(p, _mm256_castsi256_si128(first(heads)));
+      return {_mm256_insertf128_ps(_mm256_castps128_ps256(four), four, 1)};
+    } else if constexpr (kHeads == 2) {
+      double pair;
+      __builtin_memcpy(&pair, p, sizeof(pair));
+      return {_mm256_castpd_ps(_mm256_set1_pd(pair))};
+    } else {
+      return set(*p);
+    }
+  }
   // Combines the edges of a load_edges vector; every edge's lanes get the result.
   template <int kHeads, class Op>
   static Vec fold(Vec a, Op op) {
@@ -176,9 +192,9 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 4;
-  static constexpr int kTile = 4;
   static constexpr bool kSumsEach = true;
-  using Index = __m256i;  // pairs of 32-bit lanes
+  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
+  using Index = __m256i;                 // pairs of 32-bit lanes
   __m256d v;
 
   static Vec set(double value) { return {_mm256_set1_pd(value)}; }
@@ -212,6 +228,17 @@ struct Vec<double> {
                                    1)};
     } else {
       return {_mm256_setr_pd(*at(0), *at(1), *at(2), *at(3))};
+    }
+  }
+  template <int kHeads>
+  static Vec repeat(const double* p, int heads) {
+    if constexpr (kHeads == 4) {
+      return load(p, heads);
+    } else if constexpr (kHeads == 2) {
+      const __m128d pair = _mm_loadu_pd(p);
+      return {_mm256_insertf128_pd(_mm256_castpd128_pd256(pair), pair, 1)};
+    } else {
+      return set(*p);
     }
   }
   template <int kHeads, class Op>

@@ -16,8 +16,8 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;
-  static constexpr int kTile = 8;  // vectors of a row held in registers at a time
   static constexpr bool kSumsEach = false;
+  static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
   using Index = __m512i;
   __m512 v;
 
@@ -48,7 +48,15 @@ struct Vec<float> {
                              _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  // Without a mask where that can be: what a masked store wrote is read again only when it has
+  // reached the cache.
+  void store(float* p, int n) const { n < kWidth ? store_first(v, p, n) : store(p); }
+  static void store_first(__m512 v, float* p, int n) {
+    if (n == 8) return _mm256_storeu_ps(p, _mm512_castps512_ps256(v));
+    if (n == 4) return _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+    if (n == 1) return _mm_store_ss(p, _mm512_castps512_ps128(v));
+    _mm512_mask_storeu_ps(p, first(n), v);
+  }
   // The first n lanes of a, the others of b
   static Vec merge(int n, Vec a, Vec b) {
     return {_mm512_mask_blend_ps(n < kWidth ? first(n) : __mmask16(-1), b.v, a.v)};
@@ -73,20 +81,39 @@ struct Vec<float> {
       };
       return {_mm512_insertf32x8(_mm512_castps256_ps512(pair(0)), pair(2), 1)};
     } else if constexpr (kHeads == 2) {
-      return {_mm512_castpd_ps(_mm512_i64gather_pd(places(stride, col, edges), base, 4))};
-    } else {
-      const int high = edges < 8 ? 1 : edges - 8;
-      const __m256 low = _mm512_i64gather_ps(places(stride, col, edges < 8 ? edges : 8), base, 4);
-      const int32_t* rest = edges > 8 ? col + 8 : col;
-      return {_mm512_insertf32x8(_mm512_castps256_ps512(low),
-                                 _mm512_i64gather_ps(places(stride, rest, high), base, 4), 1)};
+      const auto pair = [&](int k) {
+        double bits;
+        __builtin_memcpy(&bits, at(k), sizeof(bits));
+        return bits;
+      };
+      return {_mm512_castpd_ps(
+          _mm512_setr_pd(pair(0), pair(1), pair(2), pair(3), pair(4), pair(5), pair(6), pair(7)))};
+    } else {  // no gather: it takes longer, and waits for stores before it
+      const auto eight = [&](int k) {
+        return _mm256_setr_ps(*at(k), *at(k + 1), *at(k + 2), *at(k + 3), *at(k + 4), *at(k + 5),
+                              *at(k + 6), *at(k + 7));
+      };
+      const __m512 low = _mm512_castps256_ps512(eight(0));
+      return {edges > 8 ? _mm512_insertf32x8(low, eight(8), 1)
+                        : _mm512_insertf32x8(low, _mm512_castps512_ps256(low), 1)};
     }
   }
-  // col[k] * stride for eight edges, the first one's for those that are not there
-  static __m512i places(int64_t stride, const int32_t* col, int edges) {
-    const __m256i column =
-        _mm256_mask_loadu_epi32(_mm256_set1_epi32(col[0]), __mmask8((1u << edges) - 1), col);
-    return _mm512_mullo_epi64(_mm512_cvtepi32_epi64(column), _mm512_set1_epi64(stride));
+  // The values p[0 : heads] for every edge of a load_edges vector.
+  template <int kHeads>
+  static Vec repeat(const float* p, int heads) {
+    if constexpr (kHeads == 16) {
+      return load(p, heads);
+    } else if constexpr (kHeads == 8) {
+      return {_mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(__mmask8(first(heads)), p))};
+    } else if constexpr (kHeads == 4) {
+      return {_mm512_broadcast_f32x4(_mm_maskz_loadu_ps(__mmask8(first(heads)), p))};
+    } else if constexpr (kHeads == 2) {
+      double pair;
+      __builtin_memcpy(&pair, p, sizeof(pair));
+      return {_mm512_castpd_ps(_mm512_set1_pd(pair))};
+    } else {
+      return set(*p);
+    }
   }
   // Combines the edges of a load_edges vector; every edge's lanes get the result.
   template <int kHeads, class Op>
@@ -147,8 +174,8 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 8;
-  static constexpr int kTile = 8;
   static constexpr bool kSumsEach = false;
+  static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
   using Index = __m512i;
   __m512d v;
 
@@ -157,7 +184,12 @@ struct Vec<double> {
   static Vec load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static Vec load(const double* p, int n) { return {_mm512_maskz_loadu_pd(first(n), p)}; }
   void store(double* p) const { _mm512_storeu_pd(p, v); }
-  void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first(n), v); }
+  void store(double* p, int n) const { n < kWidth ? store_first(v, p, n) : store(p); }
+  static void store_first(__m512d v, double* p, int n) {
+    if (n == 4) return _mm256_storeu_pd(p, _mm512_castpd512_pd256(v));
+    if (n == 1) return _mm_store_sd(p, _mm512_castpd512_pd128(v));
+    _mm512_mask_storeu_pd(p, first(n), v);
+  }
   static Vec merge(int n, Vec a, Vec b) {
     return {_mm512_mask_blend_pd(n < kWidth ? first(n) : __mmask8(-1), b.v, a.v)};
   }
@@ -178,7 +210,19 @@ struct Vec<double> {
       };
       return {_mm512_insertf64x4(_mm512_castpd256_pd512(pair(0)), pair(2), 1)};
     } else {
-      return {_mm512_i64gather_pd(Vec<float>::places(stride, col, edges), base, 8)};
+      return {_mm512_setr_pd(*at(0), *at(1), *at(2), *at(3), *at(4), *at(5), *at(6), *at(7))};
+    }
+  }
+  template <int kHeads>
+  static Vec repeat(const double* p, int heads) {
+    if constexpr (kHeads == 8) {
+      return load(p, heads);
+    } else if constexpr (kHeads == 4) {
+      return {_mm512_broadcast_f64x4(_mm256_maskz_loadu_pd(first(heads), p))};
+    } else if constexpr (kHeads == 2) {
+      return {_mm512_broadcast_f64x2(_mm_loadu_pd(p))};
+    } else {
+      return set(*p);
     }
   }
   template <int kHeads, class Op>

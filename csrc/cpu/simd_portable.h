@@ -14,8 +14,8 @@ namespace GK_ISA {
 template <class A>
 struct Vec {
   static constexpr int kWidth = 16 / int(sizeof(A));
-  static constexpr int kTile = 4;  // vectors of a row held in registers at a time
   static constexpr bool kSumsEach = false;
+  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
   using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typedef A Lanes __attribute__((vector_size(16)));
   typedef Int Ints __attribute__((vector_size(16)));
@@ -88,6 +88,12 @@ struct Vec {
       }
       return load(lane);
     }
+  }
+  // The values p[0 : heads] for every edge of a load_edges vector.
+  template <int kHeads>
+  static Vec repeat(const A* p, int heads) {
+    const int32_t first = 0;
+    return load_edges<kHeads>(p, 0, &first, 1, heads);
   }
   // Lane k gets lane k ^ kHalf.
   template <int kHalf>
