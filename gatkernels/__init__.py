@@ -1,8 +1,8 @@
 """Fused graph attention for PyTorch: one pass over CSR, exact, deterministic, O(N) memory."""
 
 from gatkernels import models, nn
-from gatkernels._dispatch import BackendUnavailable
 from gatkernels.accelerate import accelerate, restore
+from gatkernels.backends import BackendUnavailable
 from gatkernels.checkpoints import Loaded, load_state_dict
 from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
 from gatkernels.graph import Graph

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gatkernels._dropin import FRAMEWORKS, DropIn, derived, fallbacks, is_derived
+from gatkernels.layers.dropin import FRAMEWORKS, DropIn, derived, fallbacks, is_derived
 
 
 @dataclass(frozen=True)

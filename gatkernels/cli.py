@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Errors about the user's choices become one line: those of getting ready, or ``kinds``."""
     from gatkernels import BackendUnavailable
-    from gatkernels.experiments import MissingExtraError
+    from gatkernels.extras import MissingExtraError
 
     expected = kinds or (ValueError, OSError, BackendUnavailable, MissingExtraError)
     try:
@@ -39,7 +39,8 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv).parse_args(argv)
     try:
         status: int = args.command(args)
         return status
@@ -52,32 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of the command that ``argv`` names, so that no other's modules are loaded."""
     from gatkernels import __version__
 
     parser = Parser(prog="gatkernels", description="Fused graph attention for PyTorch.")
     parser.add_argument("--version", action="version", version=f"gatkernels {__version__}")
-    commands = parser.add_subparsers(dest="name", metavar="command", required=True)
-    _add_train(commands)
-    _add_plot(commands)
-    _add_report(commands)
-    _add_reproduce(commands)
-    _add_demo(commands)
-    _add_bench(commands)
-    _add_verify(commands)
-    _add_info(commands)
+    parsers = parser.add_subparsers(dest="name", metavar="command", required=True)
+    for name, command in COMMANDS.items():
+        added = parsers.add_parser(name, help=command.help)
+        if name in argv:
+            command.options(added)
+            added.set_defaults(command=command.run)
     return parser
 
 
-def _add_train(commands: Any) -> None:
+def _train_options(train: argparse.ArgumentParser) -> None:
     from gatkernels.experiments.presets import DATASETS, MODELS, preset_options
 
-    train = commands.add_parser("train", help="train a network on a data set of the papers")
     train.add_argument("dataset", help=", ".join(DATASETS))
     train.add_argument("--model", default="gat", help=f"{', '.join(MODELS)} (gat)")
     train.add_argument("--seeds", type=int, default=1, metavar="N", help="number of runs (1)")
     train.add_argument("--seed", type=int, default=0, help="seed of the first run (0)")
-    _add_run_options(train)
+    _run_options(train)
     train.add_argument("--resume", action="store_true", help="go on from the output folder's state")
     train.add_argument("--tensorboard", action="store_true", help="log to DIR/tensorboard")
     train.add_argument("--amp", action="store_true", help="bfloat16 autocast")
@@ -91,17 +89,15 @@ def _add_train(commands: Any) -> None:
             )
         else:
             preset.add_argument(flag, type=type(option.default), help=text)
-    train.set_defaults(command=_train)
 
 
-def _add_plot(commands: Any) -> None:
+def _plot_options(plot: argparse.ArgumentParser) -> None:
     from gatkernels.experiments.figures import FIGURES
 
-    plot = commands.add_parser("plot", help="draw a trained run, as PNG and SVG")
     plot.add_argument(
         "kind", choices=[*FIGURES, "all"], metavar="KIND", help=f"{', '.join(FIGURES)} or all"
     )
-    _add_look_options(plot, "output folder (RUN/plots)")
+    _look_options(plot, "output folder (RUN/plots)")
     plot.add_argument("--layer", type=int, help="from 1 (that of the most selective head)")
     plot.add_argument("--head", type=int, help="from 1 (the most selective one)")
     plot.add_argument(
@@ -112,25 +108,21 @@ def _add_plot(commands: Any) -> None:
         "--edges", type=int, default=0, metavar="N",
         help="draw the N strongest attention edges over the t-SNE",
     )  # fmt: skip
-    plot.set_defaults(command=_plot)
 
 
-def _add_report(commands: Any) -> None:
-    report = commands.add_parser("report", help="all plots of a run on one HTML page")
-    _add_look_options(report, "HTML file to write (RUN/report.html)")
-    report.set_defaults(command=_report)
+def _report_options(report: argparse.ArgumentParser) -> None:
+    _look_options(report, "HTML file to write (RUN/report.html)")
 
 
-def _add_look_options(parser: argparse.ArgumentParser, out: str) -> None:
+def _look_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder gatkernels train wrote")
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
 
 
-def _add_reproduce(commands: Any) -> None:
+def _reproduce_options(table: argparse.ArgumentParser) -> None:
     from gatkernels.experiments.presets import DATASETS, MODELS
 
-    table = commands.add_parser("reproduce", help="the papers' table, several seeds each")
     citation = ["cora", "citeseer", "pubmed"]
     table.add_argument(
         "--datasets", nargs="+", default=citation, metavar="NAME", help=", ".join(DATASETS)
@@ -140,20 +132,11 @@ def _add_reproduce(commands: Any) -> None:
     )
     table.add_argument("--seeds", type=int, default=10, metavar="N", help="runs of each (10)")
     table.add_argument("--seed", type=int, default=0, help="seed of the first run (0)")
-    _add_run_options(table, "runs/reproduce")
+    _run_options(table, "runs/reproduce")
     table.add_argument("--resume", action="store_true", help="go on with an interrupted table")
-    table.set_defaults(command=_reproduce)
 
 
-def _add_demo(commands: Any) -> None:
-    demo = commands.add_parser(
-        "demo", help="train on Cora, then time the layers against the naive formula"
-    )
-    _add_run_options(demo)
-    demo.set_defaults(command=_demo)
-
-
-def _add_run_options(parser: argparse.ArgumentParser, out: str = "runs/DATASET-MODEL") -> None:
+def _run_options(parser: argparse.ArgumentParser, out: str = "runs/DATASET-MODEL") -> None:
     parser.add_argument("--backend", default="auto", help="auto, or one of gatkernels info (auto)")
     parser.add_argument("--device", default="cpu", help="torch device (cpu)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
@@ -161,35 +144,27 @@ def _add_run_options(parser: argparse.ArgumentParser, out: str = "runs/DATASET-M
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _add_bench(commands: Any) -> None:
+def _bench_options(bench: argparse.ArgumentParser) -> None:
     from gatkernels.bench import cli
 
-    bench = commands.add_parser("bench", help="time the layers against their peers")
     cli.add_arguments(bench)
-    bench.set_defaults(command=_bench)
 
 
-def _add_verify(commands: Any) -> None:
-    verify = commands.add_parser("verify", help="check every backend on this machine")
+def _verify_options(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--device", default="cpu", help="torch device (cpu)")
     verify.add_argument(
         "--backend", nargs="+", default=[], metavar="NAME",
         help="check these alone (every one that can run)",
     )  # fmt: skip
-    verify.set_defaults(command=_verify)
-
-
-def _add_info(commands: Any) -> None:
-    info = commands.add_parser("info", help="versions, threads, and what each backend can run")
-    info.set_defaults(command=_info)
 
 
 def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from gatkernels.experiments import MissingExtraError, jobs, runs
+    from gatkernels.experiments import jobs, runs
     from gatkernels.experiments.presets import get_preset, preset_options
     from gatkernels.experiments.training import Options
+    from gatkernels.extras import MissingExtraError
 
     with usage_errors():
         chosen = {option.name: getattr(args, option.name) for option in preset_options()}
@@ -273,15 +248,16 @@ def _bench(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     import torch
 
-    from gatkernels import _checks, _dispatch, verify
+    from gatkernels import backends, verify
+    from gatkernels.ops import checks
 
     with usage_errors():
-        device = _checks.usable_device(args.device)
-        case = _dispatch.Case(device, torch.float32)
-        backends = [_dispatch.select("--backend", name, case) for name in args.backend]
+        device = checks.usable_device(args.device)
+        case = backends.Case(device, torch.float32)
+        names = [backends.select("--backend", name, case) for name in args.backend]
     failed = 0
     print(f"{'backend':<10} {'check':<28} {'worst error / allowed':>22}  result")
-    for check in verify.run(device, backends):
+    for check in verify.run(device, names):
         failed += not check.passed
         worst, result = f"{check.worst:.2f}", "pass" if check.passed else "FAIL"
         print(f"{check.backend:<10} {check.name:<28} {worst:>22}  {result}", flush=True)
@@ -292,19 +268,41 @@ def _verify(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     import torch
 
-    from gatkernels import _dispatch
-    from gatkernels._dispatch import Case
-    from gatkernels.experiments.runs import versions
+    from gatkernels import backends
+    from gatkernels.backends import Case
+    from gatkernels.extras import versions
 
     for package, version in versions().items():
         print(f"{package:<16} {version}")
     print(f"{'threads':<16} {torch.get_num_threads()}")
-    print(f"{'instruction set':<16} {_dispatch.isa()}")
+    print(f"{'instruction set':<16} {backends.isa()}")
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         print(f"backends, for float32 on {device}:")
-        for backend, reason in _dispatch.explain(Case(torch.device(device), torch.float32)):
+        for backend, reason in backends.explain(Case(torch.device(device), torch.float32)):
             print(f"  {backend:<14} {'available' if reason is None else reason}")
     return 0
+
+
+class Command(NamedTuple):
+    """A subcommand: a line about it, its options, and what it does."""
+
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = {
+    "train": Command("train a network on a data set of the papers", _train_options, _train),
+    "plot": Command("draw a trained run, as PNG and SVG", _plot_options, _plot),
+    "report": Command("all plots of a run on one HTML page", _report_options, _report),
+    "reproduce": Command("the papers' table, several seeds each", _reproduce_options, _reproduce),
+    "demo": Command(
+        "train on Cora, then time the layers against the naive formula", _run_options, _demo
+    ),
+    "bench": Command("time the layers against their peers", _bench_options, _bench),
+    "verify": Command("check every backend on this machine", _verify_options, _verify),
+    "info": Command("versions, threads, and what each backend can run", lambda parser: None, _info),
+}
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ try:
 except ImportError as error:
     raise ImportError("gatkernels.dgl needs DGL >= 1.1: https://www.dgl.ai/pages/start") from error
 
-from gatkernels import _dispatch
-from gatkernels._dropin import DropIn, drop_ins, own, plain_tensors, runs
-from gatkernels._edge_sum import Group, edge_sum, groups_of
-from gatkernels._large import add_bias
-from gatkernels._layers import Side, attend, autocast, carried, is_plain, product, project
+from gatkernels import backends
 from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
 from gatkernels.graph import Graph
+from gatkernels.layers.dropin import DropIn, drop_ins, own, plain_tensors, runs
+from gatkernels.layers.edge_sum import Group, edge_sum, groups_of
+from gatkernels.layers.shared import Side, attend, autocast, carried, is_plain, product, project
+from gatkernels.ops.dense import add_bias
 
 __all__ = ["DROP_INS", "EdgeGATConv", "GATConv", "GATv2Conv"]
 
@@ -171,8 +171,8 @@ class _Fused(DropIn):
                 raise _Unfused("features on another device than the graph")
         if autocast(weight.device):
             raise _Unfused("autocast")
-        case = _dispatch.Case(weight.device, weight.dtype)
-        if self.backend == "auto" and _dispatch.select("GATConv", "auto", case) == "reference":
+        case = backends.Case(weight.device, weight.dtype)
+        if self.backend == "auto" and backends.select("GATConv", "auto", case) == "reference":
             raise _Unfused(f"no kernel for {weight.dtype} on {weight.device.type}")
         if max(*counts, graph.num_edges()) >= 2**31:
             raise _Unfused("2^31 nodes or edges")

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _autograd, _checks, _dispatch, _ops, _transforms, reference
-from gatkernels._autograd import Options
-from gatkernels._compact import compact, spread
-from gatkernels._ops import draw_seed
+from gatkernels import backends, reference
 from gatkernels.graph import Graph
+from gatkernels.ops import autograd, checks, library, transforms
+from gatkernels.ops.autograd import Options
+from gatkernels.ops.compact import compact, only_loops
+from gatkernels.ops.library import draw_seed
 
 
 def _promote(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -89,13 +90,13 @@ def gat_attention(
         BackendUnavailable: The backend asked for cannot run here; the message says why.
     """
     op = "gat_attention"
-    _checks.dense(op, "x", x)
-    _checks.tensor(op, "score_src", score_src)
+    checks.dense(op, "x", x)
+    checks.tensor(op, "score_src", score_src)
     x, score_src, score_dst, edge_score = _promote(x, score_src, score_dst, edge_score)
     options = Options(negative_slope, dropout, return_attention, backend)
     if x.dim() == 4:
         batch = x.shape[0]
-        _checks.batch(op, batch, score_src=score_src, score_dst=score_dst, edge_score=edge_score)
+        checks.batch(op, batch, score_src=score_src, score_dst=score_dst, edge_score=edge_score)
         folded = [None if t is None else _fold(t) for t in (x, score_src, score_dst, edge_score)]
         return _result(*_gat(op, graph, folded, options), batch)
     inputs = [x, score_src, score_dst, edge_score]
@@ -135,14 +136,14 @@ def gat_attention_of_features(
 
 
 def _select(op: str, backend: str, x: Tensor) -> str:
-    if _ops.exporting_to_onnx():
+    if library.exporting_to_onnx():
         return "reference"
-    return _dispatch.select(op, backend, _dispatch.Case(x.device, x.dtype))
+    return backends.select(op, backend, backends.Case(x.device, x.dtype))
 
 
 def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | None]:
     """``options``, checked, with the backend that is to run the call on ``x``; dropout's seed."""
-    _checks.options(op, *options[:2])
+    checks.options(op, *options[:2])
     backend = _select(op, options.backend, x)
     if backend != options.backend:
         options = Options(*options[:3], backend)
@@ -152,7 +153,7 @@ def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | Non
 def _seed(options: Options, x: Tensor) -> Tensor | None:
     if options.dropout == 0.0:
         return None
-    return (_transforms.draw_seed if _transforms.active() else draw_seed)(x.device)
+    return (transforms.draw_seed if transforms.active() else draw_seed)(x.device)
 
 
 def _reference(
@@ -171,9 +172,9 @@ def _gat(
     atts: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor | None]:
     x, score_src, score_dst, edge_score = inputs
-    _checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score, atts)
+    checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score, atts)
     options, seed = _choose(op, options, x)
-    apart = options.backend == "reference" or _transforms.active()
+    apart = options.backend == "reference" or transforms.active()
     if apart:
         score_src, score_dst = _scores_of(x, atts[0], score_src), _scores_of(x, atts[1], score_dst)
     if options.backend == "reference":
@@ -182,28 +183,28 @@ def _gat(
     if score_dst is None and atts[1] is None:
         score_dst = x.new_zeros(1, x.shape[1]).expand(graph.num_dst, -1)
     scores = [score_src, score_dst, edge_score, *atts]
-    sums = _checks.SUM_DTYPES[x.dtype]
+    sums = checks.SUM_DTYPES[x.dtype]
     if sums != x.dtype:
         scores = [None if t is None else t.to(sums) for t in scores]
     if apart:
-        call = _transforms.Call("gat", graph, options)
-        out, alpha = _transforms.attend(call, (x, *scores[:3]), seed)
+        call = transforms.Call("gat", graph, options)
+        out, alpha = transforms.attend(call, (x, *scores[:3]), seed)
         return out, None if alpha is None else alpha.to(x.dtype)
     few = compact(graph)
-    if few is None:
-        out, alpha = _autograd.gat(graph, x, (*scores, seed), options)
+    if few is None or not only_loops(graph, *options[1:3], *scores):
+        out, alpha = autograd.gat(graph, x, (*scores, seed), options)
     else:
         score_src, score_dst = few.of_sources(scores[0]), few.of_destinations(scores[1])
-        parts = (score_src, score_dst, *scores[2:], seed)
-        out, alpha = _autograd.gat(few.graph, few.of_sources(x), parts, options)
-        out = spread(out, few.dst, graph.num_dst)
+        parts = (score_src, score_dst, few.of_edges(scores[2]), *scores[3:], seed)
+        out, alpha = autograd.gat(few.graph, few.of_sources(x), parts, options)
+        out = few.spread(out, x, graph.num_dst)
     return out, None if alpha is None else alpha.to(x.dtype)
 
 
 def _scores_of(x: Tensor, att: Tensor | None, score: Tensor | None) -> Tensor | None:
     if att is None:
         return score
-    sums = _checks.SUM_DTYPES[x.dtype]
+    sums = checks.SUM_DTYPES[x.dtype]
     return (x.to(sums) * att.to(sums)).sum(-1).to(x.dtype)
 
 
@@ -245,14 +246,14 @@ def gatv2_attention(
         TypeError, ValueError, BackendUnavailable: As in :func:`gat_attention`.
     """
     op = "gatv2_attention"
-    _checks.dense(op, "x_src", x_src)
-    _checks.tensor(op, "x_dst", x_dst)
-    _checks.tensor(op, "att", att)
+    checks.dense(op, "x_src", x_src)
+    checks.tensor(op, "x_dst", x_dst)
+    checks.tensor(op, "att", att)
     x_src, x_dst, att, edge = _promote(x_src, x_dst, att, edge)
     options = Options(negative_slope, dropout, return_attention, backend)
     if x_src.dim() == 4:
         batch = x_src.shape[0]
-        _checks.batch(op, batch, x_dst=x_dst, edge=edge)
+        checks.batch(op, batch, x_dst=x_dst, edge=edge)
         rest = None if edge is None else _fold(edge)
         folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest]
         return _result(*_gatv2(op, graph, folded, options), batch)
@@ -267,22 +268,23 @@ def _gatv2(
     options: Options,
 ) -> tuple[Tensor, Tensor | None]:
     x_src, x_dst, att, edge = inputs
-    _checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
+    checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
     options, seed = _choose(op, options, x_src)
     if options.backend == "reference":
         return _reference(reference.gatv2_attention, graph, inputs, options, seed)
-    att = att.to(_checks.SUM_DTYPES[x_src.dtype])
-    if _transforms.active():
-        call = _transforms.Call("gatv2", graph, options)
-        out, alpha = _transforms.attend(call, (x_src, x_dst, att, edge), seed)
+    att = att.to(checks.SUM_DTYPES[x_src.dtype])
+    if transforms.active():
+        call = transforms.Call("gatv2", graph, options)
+        out, alpha = transforms.attend(call, (x_src, x_dst, att, edge), seed)
         return out, None if alpha is None else alpha.to(x_src.dtype)
     few = compact(graph)
-    if few is None:
-        out, alpha = _autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
+    if few is None or not only_loops(graph, *options[1:3], x_dst, att, edge):
+        out, alpha = autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
     else:
-        parts = (few.of_sources(x_src), few.of_destinations(x_dst), att, edge, seed)
-        out, alpha = _autograd.gatv2(few.graph, parts, options)
-        out = spread(out, few.dst, graph.num_dst)
+        rows = few.of_sources(x_src), few.of_destinations(x_dst)
+        parts = (*rows, att, few.of_edges(edge), seed)
+        out, alpha = autograd.gatv2(few.graph, parts, options)
+        out = few.spread(out, x_src, graph.num_dst)
     return out, None if alpha is None else alpha.to(x_src.dtype)
 
 
@@ -301,9 +303,9 @@ def attention_weights(
     Args, raises: As in :func:`gat_attention`.
     """
     op = "attention_weights"
-    _checks.tensor(op, "score_src", score_src)
-    _checks.graph_argument(op, graph)
-    _checks.shape(op, "score_src", score_src, num_src=graph.num_src, heads=None)
+    checks.tensor(op, "score_src", score_src)
+    checks.graph_argument(op, graph)
+    checks.shape(op, "score_src", score_src, num_src=graph.num_src, heads=None)
     no_features = score_src.new_empty(*score_src.shape, 0)
     inputs = [no_features, score_src, score_dst, edge_score]
     alpha = _gat(op, graph, inputs, Options(negative_slope, dropout, True, backend))[1]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from gatkernels import _build, _checks, _ops, _schedule
-from gatkernels._memo import Memo, watchable
-from gatkernels._schedule import Parts
+from gatkernels.backends import schedule
+from gatkernels.backends.schedule import Parts
+from gatkernels.ops import build, checks, library
+from gatkernels.ops.memo import Memo, watchable
 
 NodeCounts = int | tuple[int, int] | None
 
@@ -34,8 +35,8 @@ class Graph:
         self_loops: Whether loops were replaced as PyG does (existing ones removed, one per node
             appended).
         by_row, by_column: How a GPU goes about the rows of the two, see
-            :mod:`gatkernels._schedule`: made with the graph where it is on a GPU, so that they
-            share its stream and memory pool; None elsewhere until a call asks for them.
+            :mod:`gatkernels.backends.schedule`: made with the graph where it is on a GPU, so that
+            they share its stream and memory pool; None elsewhere until a call asks for them.
     """
 
     num_src: int
@@ -69,11 +70,11 @@ class Graph:
         self.self_loops = self_loops
         self.by_row, self.by_column = schedules
         self._places: Tensor | None = None
-        if self.device.type in _schedule.WITH_GRAPH:
+        if self.device.type in schedule.WITH_GRAPH:
             self._make_schedules()
 
     def _make_schedules(self) -> None:
-        build = _ops.bounded_schedule if torch.compiler.is_compiling() else _schedule.build
+        build = library.bounded_schedule if torch.compiler.is_compiling() else schedule.build
         if self.by_row is None:
             self.by_row = build(self.rowptr, self.num_edges)
         if self.by_column is None:
@@ -110,28 +111,28 @@ class Graph:
                 or sizes pass the 31 bits of the column type.
         """
         op = "Graph.from_edge_index"
-        _checks.edge_index(op, edge_index)
+        checks.edge_index(op, edge_index)
         edge_index = _untransformed(edge_index)
         num_src, num_dst = _node_counts(op, edge_index, num_nodes)
         edge_index = edge_index.detach()
-        if _ops.exporting_to_onnx():
+        if library.exporting_to_onnx():
             return _EdgeList(edge_index, num_src, num_dst, self_loops)
         compiling = torch.compiler.is_compiling()
         both = torch.is_grad_enabled()  # else edges by source only if asked for
-        with _build.plain():
-            if not compiling and (both or not _build.sides_apart(edge_index.device)):
+        with build.plain():
+            if not compiling and (both or not build.sides_apart(edge_index.device)):
                 return cls._from_both_sides(edge_index, num_src, num_dst, self_loops)
-            csr = _ops.build_csr(edge_index, num_src, num_dst, False, self_loops)
+            csr = library.build_csr(edge_index, num_src, num_dst, False, self_loops)
             csc = None
             if compiling:
-                csc = _ops.build_csr(edge_index, num_src, num_dst, True, self_loops)
+                csc = library.build_csr(edge_index, num_src, num_dst, True, self_loops)
             return cls(num_src, num_dst, csr, csc, self_loops)
 
     @classmethod
     def _from_both_sides(
         cls, edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool
     ) -> Graph:
-        *arrays, ends, chunks = _ops.build_graph(edge_index, num_src, num_dst, self_loops)
+        *arrays, ends, chunks = library.build_graph(edge_index, num_src, num_dst, self_loops)
         csr, csc = arrays[:3], arrays[3:]
         schedules: tuple[Parts | None, Parts | None] = None, None
         if chunks.numel():
@@ -139,15 +140,15 @@ class Graph:
             sides = ends[:num_dst], ends[num_dst + 1 :]
             if first and last:
                 sides = sides[0], sides[1] - first
-            by_row = _schedule.build(csr[0], csr[1].shape[0], sides[0], first)
-            schedules = by_row, _schedule.build(csc[0], csc[1].shape[0], sides[1], last)
+            by_row = schedule.build(csr[0], csr[1].shape[0], sides[0], first)
+            schedules = by_row, schedule.build(csc[0], csc[1].shape[0], sides[1], last)
         return cls(num_src, num_dst, csr, csc, self_loops, schedules)
 
     def __getattr__(self, name: str) -> Tensor:
         """The edges by source where they were not needed until now: a backward reads them."""
         if name not in ("colptr", "row", "ceid") or "rowptr" not in self.__dict__:
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
-        with _build.plain():
+        with build.plain():
             self.colptr, self.row, self.ceid = _by_source(self)
         found: Tensor = self.__dict__[name]
         return found
@@ -166,9 +167,9 @@ class Graph:
             ValueError: If ``rowptr`` is no row pointer of ``col``, or an id is out of range.
         """
         op = "Graph.from_csr"
-        _checks.index_vector(op, "rowptr", rowptr)
-        _checks.index_vector(op, "col", col)
-        _checks.same_device(op, "rowptr", rowptr, col.device, "'col'")
+        checks.index_vector(op, "rowptr", rowptr)
+        checks.index_vector(op, "col", col)
+        checks.same_device(op, "rowptr", rowptr, col.device, "'col'")
         if rowptr.numel() == 0:
             raise ValueError(f"{op}: 'rowptr' must have shape [num_dst + 1], got (0,)")
         degree = rowptr.diff()
@@ -182,11 +183,11 @@ class Graph:
         num_dst = rowptr.numel() - 1
         dst = torch.repeat_interleave(torch.arange(num_dst, device=col.device), degree)
         counts = (num_dst if num_src is None else num_src, num_dst)
-        _checks.node_count(op, "num_src", counts[0])
+        checks.node_count(op, "num_src", counts[0])
         wrong = (col < 0) | (col >= counts[0])
         if bool(wrong.any()):
             place = int(wrong.nonzero()[0])
-            raise _checks.node_id_out_of_range(op, "col", int(col[place]), place, counts[0])
+            raise checks.node_id_out_of_range(op, "col", int(col[place]), place, counts[0])
         return cls.from_edge_index(torch.stack([col.long(), dst]), counts)
 
     @classmethod
@@ -201,7 +202,7 @@ class Graph:
             ValueError: If it does not have two dimensions.
         """
         op = "Graph.from_torch_sparse"
-        _checks.tensor(op, "adjacency", adjacency)
+        checks.tensor(op, "adjacency", adjacency)
         if adjacency.dim() != 2:
             raise ValueError(
                 f"{op}: 'adjacency' must have shape [num_dst, num_src], "
@@ -263,7 +264,7 @@ class Graph:
             return self
         csr = (self.rowptr.to(device), self.col.to(device), self.eid.to(device))
         schedules: tuple[Parts | None, Parts | None] = None, None
-        if torch.device(device).type in _schedule.WITH_GRAPH:  # made here without a wait there
+        if torch.device(device).type in schedule.WITH_GRAPH:  # made here without a wait there
             made = self.schedules("auto")
             schedules = tuple(t.to(device) for t in made[0]), tuple(t.to(device) for t in made[1])
         csc = None
@@ -290,7 +291,7 @@ def _by_source(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     """CSC of a graph that has CSR alone, with the edges of a source in the user's order."""
     used = graph.used_edge_ids()
     edge_index, counts = graph.edge_index, (graph.num_src, graph.num_dst)
-    colptr, row, place = _ops.build_csr(edge_index, *counts, True, False)
+    colptr, row, place = library.build_csr(edge_index, *counts, True, False)
     row_of_all, ceid = torch.zeros_like(graph.col), torch.zeros_like(graph.eid)
     row_of_all[: used.shape[0]], ceid[: used.shape[0]] = row, used[place.long()].int()
     return colptr, row_of_all, ceid
@@ -326,7 +327,7 @@ def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[in
         if count >= 2**31:
             side, place = divmod(int(edge_index.argmax()), edge_index.shape[1])
             name = f"edge_index[{side}]"
-            raise _checks.node_id_out_of_range(op, name, count - 1, place, 2**31 - 1)
+            raise checks.node_id_out_of_range(op, name, count - 1, place, 2**31 - 1)
         return count, count
     if isinstance(num_nodes, (tuple, list)):
         if len(num_nodes) != 2:
@@ -335,10 +336,10 @@ def _node_counts(op: str, edge_index: Tensor, num_nodes: NodeCounts) -> tuple[in
             )
         names = ("num_nodes[0]", "num_nodes[1]")
         num_src, num_dst = (
-            _checks.node_count(op, *item) for item in zip(names, num_nodes, strict=True)
+            checks.node_count(op, *item) for item in zip(names, num_nodes, strict=True)
         )
         return num_src, num_dst
-    count = _checks.node_count(op, "num_nodes", num_nodes)
+    count = checks.node_count(op, "num_nodes", num_nodes)
     return count, count
 
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels import _large
-from gatkernels._layers import Features, product
 from gatkernels.graph import Graph, cached_graph
+from gatkernels.layers.shared import Features, product
 from gatkernels.nn import GATConv, GATv2Conv
-from gatkernels.sparse import SparseRows
+from gatkernels.ops import dense
+from gatkernels.ops.sparse import SparseRows
 
 
 def dropout(x: Features, p: float, training: bool) -> Features:
@@ -24,7 +24,7 @@ def dropout(x: Features, p: float, training: bool) -> Features:
         x = SparseRows.of(x)
     if isinstance(x, SparseRows):
         return x.dropout(p, training)
-    return _large.dropout(x, p) if training and p > 0.0 else x
+    return dense.dropout(x, p) if training and p > 0.0 else x
 
 
 class GAT(nn.Module):
@@ -102,7 +102,7 @@ class GAT(nn.Module):
         first, *others = self.convs
         out: Tensor = first(dropout(x, self.dropout, self.training), edge_index)
         for conv in others:
-            inputs = _large.elu_dropout(out, self.dropout if self.training else 0.0)
+            inputs = dense.elu_dropout(out, self.dropout if self.training else 0.0)
             out = conv(inputs, edge_index)
         return out
 

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gatkernels._large import add_bias
-from gatkernels._layers import Features, Side, attend, mean_of_heads, project
 from gatkernels.functional import gatv2_attention
 from gatkernels.graph import Graph, cached_graph
-from gatkernels.sparse import SparseRows
+from gatkernels.layers.shared import Features, Side, attend, mean_of_heads, project
+from gatkernels.ops.dense import add_bias
+from gatkernels.ops.sparse import SparseRows
 
 
 def _glorot_(weight: Tensor) -> None:

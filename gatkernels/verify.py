@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gatkernels import _checks, _dispatch, functional, reference
+from gatkernels import functional, reference
+from gatkernels.backends import INTERPRETED, Case, explain
 from gatkernels.graph import Graph
+from gatkernels.ops import checks
 
 #: Error allowed beyond twice that of the plain formula in the same dtype, on the result's scale.
 _ALLOWED = {
@@ -39,8 +41,8 @@ class Check(NamedTuple):
 def run(device: torch.device | str = "cpu", backends: Sequence[str] = ()) -> Iterator[Check]:
     """All checks of ``backends``, or of every one that can run on ``device``, one at a time."""
     device = torch.device(device)
-    case = _dispatch.Case(device, torch.float32)
-    for backend in backends or [b for b, reason in _dispatch.explain(case) if reason is None]:
+    case = Case(device, torch.float32)
+    for backend in backends or [b for b, reason in explain(case) if reason is None]:
         yield from _checks_of(backend, device)
 
 
@@ -53,7 +55,7 @@ def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
         return Check(backend, name, worst, worst <= 1.0)
 
     for kind in ("gat", "gatv2"):
-        for dtype in _checks.DTYPE_CODES if backend != "reference" else ():
+        for dtype in checks.DTYPE_CODES if backend != "reference" else ():
             name = f"{kind} parity, {str(dtype).removeprefix('torch.')}"
             yield check(name, lambda k=kind, d=dtype: _parity(k, backend, device, d))  # type: ignore[misc]
         yield check(f"{kind} gradcheck", lambda k=kind: _gradcheck(k, backend, device, False))  # type: ignore[misc]
@@ -124,7 +126,7 @@ def _results(
 
 def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -> float:
     unit, worst = _ALLOWED[dtype], 0.0
-    if backend == "triton" and _dispatch.INTERPRETED and dtype == torch.bfloat16:
+    if backend == "triton" and INTERPRETED and dtype == torch.bfloat16:
         unit *= 2  # Triton's interpreter cuts bfloat16 off where a GPU rounds
     for graph in graphs(device).values():
         for heads, channels, dropouts in _SHAPES:

@@ -20,24 +20,25 @@ from tolerance import BACKEND
 from torch import Tensor
 from torch._dynamo import trace_rules
 
-from gatkernels import _dispatch, _native, _native_cuda, _schedule
+from gatkernels import backends
+from gatkernels.backends import cuda, native, schedule
 
 if BACKEND == "cuda" and DEVICE.type == "cpu":
-    _native_cuda.module = emulator.module()
-_schedule.ORDERED = 200  # graphs with an order of their rows and without, although all are small
+    cuda.module = emulator.module()
+schedule.ORDERED = 200  # graphs with an order of their rows and without, although all are small
 
 
 def no_such_isa() -> str | None:
     """Where GATKERNELS_ISA asks for what the processor has not got, why nothing can be tested."""
     lacking = "which this processor does not have"
-    return _native.cpu_missing if lacking in str(_native.cpu_missing) else None
+    return native.cpu_missing if lacking in str(native.cpu_missing) else None
 
 
 def pytest_sessionstart() -> None:
     """Without the backend under test, one line instead of a failure of every test."""
     if DEVICE.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("GATKERNELS_TEST_DEVICE=cuda: torch.cuda.is_available() is false")
-    reason = _dispatch.supports(BACKEND, _dispatch.Case(DEVICE, torch.float32))
+    reason = backends.supports(BACKEND, backends.Case(DEVICE, torch.float32))
     if reason is not None and reason != no_such_isa():
         raise pytest.UsageError(f"GATKERNELS_TEST_BACKEND={BACKEND}: {reason}")
 

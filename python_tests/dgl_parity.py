@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gatkernels._dropin import fallbacks
 from gatkernels.bench.peers import import_failure
+from gatkernels.layers.dropin import fallbacks
 
 if failure := import_failure("dgl.nn.pytorch"):
     pytest.skip(failure, allow_module_level=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gatkernels._dropin import fallbacks
+from gatkernels.layers.dropin import fallbacks
 
 pyg = pytest.importorskip("torch_geometric.nn", reason="compares with PyG's layers")
 

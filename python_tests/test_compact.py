@@ -11,8 +11,8 @@ from tolerance import BACKEND
 from torch import Tensor
 
 from gatkernels import Graph, gat_attention, gatv2_attention
-from gatkernels._compact import LEAST, compact
 from gatkernels.nn import GATConv, GATv2Conv
+from gatkernels.ops.compact import LEAST, compact
 
 N = 2 * LEAST
 EDGES = torch.tensor([[5, 9, 5, 5, N - 1, 0, 7, 7], [9, 5, 9, 3, 0, 0, 20, 20]]).to(DEVICE)
@@ -89,8 +89,54 @@ def test_no_edges_or_one(count: int) -> None:
     assert float(gradient.sum()) == 6.0 * count
 
 
+@pytest.mark.parametrize("edge", [False, True], ids=["plain", "edge"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_nodes_with_no_edge_but_their_self_loop(version: int, edge: bool) -> None:
+    graph = Graph.from_edge_index(EDGES, N, self_loops=True)
+    few = compact(graph)
+    assert few is not None
+    assert few.graph.num_dst == 7  # 5, 9, 3, 0, N - 1, 7, 20
+    leaves = inputs(graph, version)[: 4 if edge else 3]
+    call = gat_attention if version == 1 else gatv2_attention
+    found = []
+    for backend in (BACKEND, "reference"):
+        out = call(graph, *leaves, backend=backend)
+        grads = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        twice = torch.autograd.grad(sum((g * g).sum() for g in grads), leaves)
+        found.append([out, *grads, *twice])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("layer", [GATConv, GATv2Conv], ids=lambda c: c.__name__)
+def test_self_loops_of_a_layer_with_dropout_and_without(layer: Any) -> None:
+    made = layer(3, 2, 2, dropout=0.5).double().to(DEVICE)
+    x = torch.randn(N, 3).double().to(DEVICE)
+    for training in (False, True):
+        made.train(training)
+        results = []
+        for backend in (BACKEND, "reference"):
+            made.backend = backend
+            torch.manual_seed(1)
+            out = made(x, EDGES)
+            weights = torch.autograd.grad(out.square().sum(), list(made.parameters()))
+            results.append([out, *weights])
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_score_that_is_no_number_shows_where_there_is_a_self_loop_alone(place: int) -> None:
+    graph = Graph.from_edge_index(EDGES, N, self_loops=True)
+    leaves = [t.detach() for t in inputs(graph, 1)]
+    leaves[place][100, 1] = float("nan")
+    out = gat_attention(graph, *leaves, backend=BACKEND)
+    assert out[100].isnan().any(1).tolist() == [False, True]
+    assert out[101:].isfinite().all()
+
+
 def test_other_graphs_are_taken_as_they_are() -> None:
-    assert compact(Graph.from_edge_index(EDGES, LEAST * 2, self_loops=True)) is None
+    assert compact(Graph.from_edge_index(EDGES, (N, N + 3), self_loops=True)) is None
     many = torch.zeros(2, N // 4 + 1, dtype=torch.long, device=DEVICE)
     assert compact(Graph.from_edge_index(many, N)) is None
     assert compact(Graph.from_edge_index(EDGES % 30, LEAST - 1)) is None

@@ -9,7 +9,8 @@ import torch
 from graphs import GRAPHS
 from torch import Tensor
 
-from gatkernels import Graph, _native_cuda, verify
+from gatkernels import Graph, verify
+from gatkernels.backends import cuda
 from gatkernels.cli import main
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv, GATv2Conv
@@ -137,7 +138,7 @@ def test_gatv2conv_bipartite() -> None:
 def test_verify_names_a_backend_it_cannot_check(
     name: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_native_cuda, "module", None)
+    monkeypatch.setattr(cuda, "module", None)
     assert main(["verify", "--backend", "cpu", name]) == 2
     assert capsys.readouterr().err == f"gatkernels verify: error: --backend: {message}\n"
 

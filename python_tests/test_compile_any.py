@@ -115,7 +115,7 @@ def test_edge_features_with_dropout_and_autocast(name: str, autocast: bool) -> N
             expected = results(layer, layer, x, index, attr)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b)
-    assert not gatkernels._dropin.fallbacks(layer)
+    assert not gatkernels.layers.dropin.fallbacks(layer)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -22,22 +22,14 @@ import torch
 from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
 
-from gatkernels import (
-    Graph,
-    _dispatch,
-    _native_cuda,
-    _schedule,
-    _tiles,
-    gat_attention,
-    gatv2_attention,
-)
-from gatkernels._dispatch import BackendUnavailable, Case
+from gatkernels import Graph, backends, gat_attention, gatv2_attention
+from gatkernels.backends import BackendUnavailable, Case, cuda, schedule, tiles
 from gatkernels.functional import gat_attention_of_features
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 ROOT = Path(__file__).parents[1]
 
-cuda = pytest.mark.skipif(
+on_cuda = pytest.mark.skipif(
     BACKEND != "cuda", reason="runs with GATKERNELS_TEST_BACKEND=cuda (make test-cuda)"
 )
 without_gpu = pytest.mark.skipif(
@@ -52,10 +44,10 @@ def _compiler_output(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def reversed_threads() -> Iterator[None]:
     yield
-    _native_cuda.module.reverse_threads(False)
+    cuda.module.reverse_threads(False)
 
 
-@cuda
+@on_cuda
 @without_gpu
 @pytest.mark.parametrize("shape", [(1, 1), (4, 16), (8, 8), (33, 3), (1, 300)], ids=str)
 @pytest.mark.parametrize("name", ["random", "degrees", "degrees_out"])
@@ -67,7 +59,7 @@ def test_no_result_depends_on_the_order_of_threads(name: str, shape: tuple[int, 
     x, x_dst, att = inputs.x, inputs.grad_out, torch.randn(shape)
     found = []
     for order in (False, True):
-        _native_cuda.module.reverse_threads(order)
+        cuda.module.reverse_threads(order)
         got = list(by_kernel(graph, inputs, Options(0.2, 0.6, SEED)).values())
         leaves = [t.clone().requires_grad_() for t in (x, x_dst, att)]
         torch.manual_seed(1)
@@ -77,7 +69,7 @@ def test_no_result_depends_on_the_order_of_threads(name: str, shape: tuple[int, 
     assert all(map(torch.equal, *found))
 
 
-@cuda
+@on_cuda
 def test_rows_that_begin_at_odd_places() -> None:
     """Where rows are not aligned to 128 bits, values are read one by one."""
     graph = GRAPHS["random"]()
@@ -94,7 +86,7 @@ def test_rows_that_begin_at_odd_places() -> None:
         assert_right(graph, packed)
 
 
-@cuda
+@on_cuda
 @without_gpu
 def test_rows_four_gibibytes_apart() -> None:
     """Kernels count the bytes between rows in 32 bits; rows further apart are copied."""
@@ -110,7 +102,7 @@ def test_rows_four_gibibytes_apart() -> None:
     assert torch.equal(got, gatv2_attention(graph, *[rows.contiguous()] * 2, att, backend="cuda"))
 
 
-@cuda
+@on_cuda
 def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
     graph = GRAPHS["hub_block"]()
     for shape in ((1, 1025), (2, 2049), (70, 9), (129, 1)):
@@ -118,14 +110,14 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
         assert_right(graph, inputs, Options(0.2, 0.6, SEED))
 
 
-@cuda
+@on_cuda
 @pytest.mark.parametrize("shape", [(4, 16), (1, 1025)], ids=str)
 @pytest.mark.parametrize("kind", ["gat", "gatv2"])
 def test_hubs_of_many_chunks(
     monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int]
 ) -> None:
     """Merged in two steps: hubs that fill many slices, parts of some, and two of one slice."""
-    monkeypatch.setattr(_schedule, "SMALL_CHUNK", 8)
+    monkeypatch.setattr(schedule, "SMALL_CHUNK", 8)
     degrees = torch.tensor([801, 520, 320, 75, 9, 9, 8, 0, 1, *[2] * 31])
     dst = torch.arange(40).repeat_interleave(degrees)
     src = torch.randint(0, 40, dst.shape, generator=torch.Generator().manual_seed(1))
@@ -136,10 +128,10 @@ def test_hubs_of_many_chunks(
             test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
 
 
-@cuda
+@on_cuda
 @pytest.mark.parametrize("most_heads", [1, 2, 3])
 def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, most_heads: int) -> None:
-    monkeypatch.setattr(_native_cuda, "_most_heads", lambda *_: most_heads)
+    monkeypatch.setattr(cuda, "_most_heads", lambda *_: most_heads)
     for shape, dtype in (((5, 64), torch.float32), ((4, 8), torch.bfloat16)):
         for name in ("random", "hub_block"):
             graph = GRAPHS[name]()
@@ -150,21 +142,21 @@ def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, most_heads: int) 
 
 def test_rows_that_fit_the_cache_need_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch has sizes of its own, which no memory of earlier answers knows."""
-    monkeypatch.setattr(_native_cuda, "_gpu", lambda device: _tiles.Gpu(1 << 20, 5e12, 2e12))
-    monkeypatch.setattr(_native_cuda, "_tiled", lambda *_: 1)
-    assert _native_cuda._most_heads(torch.device("cuda"), 1000, 5000, 4, 128) == 4
-    assert _native_cuda._most_heads(torch.device("cuda"), 10_000, 50_000, 4, 128) == 1
+    monkeypatch.setattr(cuda, "_gpu", lambda device: tiles.Gpu(1 << 20, 5e12, 2e12))
+    monkeypatch.setattr(cuda, "_tiled", lambda *_: 1)
+    assert cuda._most_heads(torch.device("cuda"), 1000, 5000, 4, 128) == 4
+    assert cuda._most_heads(torch.device("cuda"), 10_000, 50_000, 4, 128) == 1
 
 
 def test_how_many_heads_pay() -> None:
     """Where a slice of rows fits the cache and memory is far slower than it."""
-    gpu = _tiles.Gpu.of(cache=72 << 20, processors=128, clock=2_520_000, memory_clock=10_501_000,
+    gpu = tiles.Gpu.of(cache=72 << 20, processors=128, clock=2_520_000, memory_clock=10_501_000,
                         memory_bus=384)  # fmt: skip
     assert gpu.memory == pytest.approx(1.008e12, rel=1e-3)
     reddit = {"nodes": 232_965, "edges": 114_615_892, "heads": 4, "head_bytes": 256}
-    assert _tiles.most_heads(gpu, **reddit) == 1
+    assert tiles.most_heads(gpu, **reddit) == 1
     proteins = {**reddit, "nodes": 132_534, "head_bytes": 128}
-    assert _tiles.most_heads(gpu, **proteins) == 2  # two fit
+    assert tiles.most_heads(gpu, **proteins) == 2  # two fit
     for other in (
         {"nodes": 2_449_029},  # no slice fits
         {"nodes": 30_000},  # all of it fits
@@ -173,13 +165,13 @@ def test_how_many_heads_pay() -> None:
         {"head_bytes": 0},
     ):
         wanted = {**reddit, **other}
-        assert _tiles.most_heads(gpu, **wanted) == wanted["heads"], other
-    unknown = _tiles.Gpu(0, 0.0, 0.0)
+        assert tiles.most_heads(gpu, **wanted) == wanted["heads"], other
+    unknown = tiles.Gpu(0, 0.0, 0.0)
     for other in (gpu._replace(memory=4.9e12), gpu._replace(cached=1.2e12), unknown):
-        assert _tiles.most_heads(other, **reddit) == 4, other
+        assert tiles.most_heads(other, **reddit) == 4, other
 
 
-@cuda
+@on_cuda
 def test_a_failed_launch_is_an_exception() -> None:
     graph = Graph.from_edge_index(torch.tensor([[0], [0]], device=DEVICE), 1)
     heads = 32 * 65536  # tiles of 32 heads, one more than a grid takes
@@ -188,7 +180,7 @@ def test_a_failed_launch_is_an_exception() -> None:
         gat_attention(graph, ones[..., None], ones, backend="cuda")
 
 
-@cuda
+@on_cuda
 @without_gpu
 @pytest.mark.parametrize(
     ("degrees", "merges"), [([64] * 9, 0), ([65, 3], 1), ([64 * 63 + 1, 3], 2)], ids=str
@@ -203,15 +195,15 @@ def test_launches_of_a_step(degrees: list[int], merges: int) -> None:
         inputs = test_gatv2.inputs_of(kind, graph, 2, 8, torch.float32, False)
         leaves = [t.requires_grad_() for t in inputs]
         operator = {"gat": gat_attention, "gatv2": gatv2_attention}[kind]
-        start = _native_cuda.module.launches()
+        start = cuda.module.launches()
         out = operator(graph, *leaves, backend="cuda")
-        middle = _native_cuda.module.launches()
+        middle = cuda.module.launches()
         torch.autograd.grad(out, leaves, out.detach())
-        found = middle - start, _native_cuda.module.launches() - middle
+        found = middle - start, cuda.module.launches() - middle
         assert found == (forward + merges, backward)
 
 
-@cuda
+@on_cuda
 @without_gpu
 @pytest.mark.parametrize("both", [False, True])
 def test_launches_of_scores_from_features(both: bool) -> None:
@@ -219,28 +211,28 @@ def test_launches_of_scores_from_features(both: bool) -> None:
     graph = Graph.from_edge_index(torch.arange(8).view(2, 4), 8)
     x, *atts = (torch.randn(n, 2, 8).requires_grad_() for n in (8, 1, 1))
     atts = atts if both else atts[:1]
-    start = _native_cuda.module.launches()
+    start = cuda.module.launches()
     out, _ = gat_attention_of_features(graph, x, *atts, backend="cuda")
-    middle = _native_cuda.module.launches()
+    middle = cuda.module.launches()
     torch.autograd.grad(out, (x, *atts), out.detach())
-    assert (middle - start, _native_cuda.module.launches() - middle) == (1 + 1, 2 + 2)
+    assert (middle - start, cuda.module.launches() - middle) == (1 + 1, 2 + 2)
 
 
-@cuda
+@on_cuda
 @without_gpu
 def test_an_error_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA's runtime keeps an error until somebody asks: the next launch must not report it."""
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 2, 4, torch.float32)
     wanted = gat_attention(graph, inputs.x, inputs.score_src, backend="cuda")
-    module = _native_cuda.module
+    module = cuda.module
 
     def elsewhere(*args: Any) -> Any:
         monkeypatch.undo()
         return module.Context(7, *args[1:])
 
     stand_in = SimpleNamespace(**{**vars(module), "Context": elsewhere})
-    monkeypatch.setattr(_native_cuda, "module", stand_in)
+    monkeypatch.setattr(cuda, "module", stand_in)
     with pytest.raises(RuntimeError, match="gatkernels: CUDA: invalid device ordinal"):
         gat_attention(graph, inputs.x, inputs.score_src, backend="cuda")
     assert torch.equal(gat_attention(graph, inputs.x, inputs.score_src, backend="cuda"), wanted)
@@ -258,10 +250,10 @@ def test_another_device_than_the_current_one_is_guarded(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.cuda, "device", guard)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
-    run = _native_cuda._on_device_of_graph(lambda _, csr, x: log.append(x))
+    run = cuda._on_device_of_graph(lambda _, csr, x: log.append(x))
     for index in (0, 1):
         col = SimpleNamespace(is_cuda=True, device=f"cuda:{index}", get_device=lambda n=index: n)
-        run(_native_cuda.CUDA, (None, col, None, ()), index)
+        run(cuda.CUDA, (None, col, None, ()), index)
     assert log == [0, "cuda:1", 1, "back"]
 
 
@@ -276,24 +268,24 @@ def test_why_a_gpu_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         return 7, 5
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
-    _native_cuda.unusable.cache_clear()
+    cuda.unusable.cache_clear()
     old, none = torch.device("cuda", 0), torch.device("cuda", 3)
     for _ in range(2):
-        reason = _native_cuda.unusable(old, (8, 0))
+        reason = cuda.unusable(old, (8, 0))
         assert reason == "needs compute capability 8.0 or newer, got 7.5"
-        assert _native_cuda.unusable(none) == "torch cannot use device cuda:3: no such GPU"
-    assert _native_cuda.unusable(old) is None
+        assert cuda.unusable(none) == "torch cannot use device cuda:3: no such GPU"
+    assert cuda.unusable(old) is None
     assert asked == [old, none, old]
-    _native_cuda.unusable.cache_clear()
+    cuda.unusable.cache_clear()
 
 
 def test_who_runs_a_case_and_why_not() -> None:
     gpu = Case(torch.device("cuda"), torch.float32)
-    names = [name for name, _ in _dispatch.explain()]
+    names = [name for name, _ in backends.explain()]
     assert names.index("cuda") < names.index("triton")
-    if _native_cuda.module is None:
-        assert "gatkernels._cuda is missing" in str(_dispatch.supports("cuda", gpu))
-    reason = _dispatch.supports("cuda", Case(torch.device("meta"), torch.float32))
+    if cuda.module is None:
+        assert "gatkernels._cuda is missing" in str(backends.supports("cuda", gpu))
+    reason = backends.supports("cuda", Case(torch.device("meta"), torch.float32))
     assert reason == "runs on CUDA tensors, got device meta"
 
 
@@ -301,21 +293,21 @@ def test_who_runs_a_case_and_why_not() -> None:
 def test_why_not_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the kernels were compiled: the module is there, torch has no GPU for it."""
     gpu = Case(torch.device("cuda"), torch.float32)
-    monkeypatch.setattr(_native_cuda, "module", SimpleNamespace(device="cuda"))
-    for backend in ("cuda", "triton") if not _dispatch.INTERPRETED else ("cuda",):
-        reason = _dispatch.supports(backend, gpu)
+    monkeypatch.setattr(cuda, "module", SimpleNamespace(device="cuda"))
+    for backend in ("cuda", "triton") if not backends.INTERPRETED else ("cuda",):
+        reason = backends.supports(backend, gpu)
         assert reason is None or reason.startswith("torch cannot use device cuda: "), reason
         assert "\n" not in str(reason)
         with pytest.raises(BackendUnavailable, match="cannot run this: "):
-            _dispatch.select("op", backend, gpu)
-    assert _dispatch.select("op", "auto", gpu) == "reference"
+            backends.select("op", backend, gpu)
+    assert backends.select("op", "auto", gpu) == "reference"
 
 
 def test_why_not_on_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native_cuda, "module", SimpleNamespace(device="cuda"))
+    monkeypatch.setattr(cuda, "module", SimpleNamespace(device="cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     old = Case(torch.device("cuda:7"), torch.float32)
-    reason = _dispatch.supports("cuda", old)
+    reason = backends.supports("cuda", old)
     assert reason == "needs compute capability 8.0 or newer, got 7.5"
 
 

@@ -8,7 +8,7 @@ from graphs import GRAPHS
 from torch import Tensor
 
 from gatkernels import Graph
-from gatkernels._edge_sum import edge_sum, groups_of
+from gatkernels.layers.edge_sum import edge_sum, groups_of
 
 
 def plain(graph: Graph, alpha: Tensor, features: Tensor) -> Tensor:

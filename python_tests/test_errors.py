@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gatkernels import BackendUnavailable, Graph, _dispatch, gat_attention
-from gatkernels._dispatch import BACKENDS, Case, explain, supports
+from gatkernels import BackendUnavailable, Graph, backends, gat_attention
+from gatkernels.backends import BACKENDS, Case, explain, supports
 from gatkernels.graph import cached_graph
 from gatkernels.nn import GATConv
 
@@ -307,15 +307,15 @@ def test_an_explicit_backend_never_falls_back() -> None:
 
 def test_triton_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the backend says what to install; its kernels are imported on first use."""
-    command = "import sys, gatkernels; sys.exit('gatkernels.kernels' in sys.modules)"
+    command = "import sys, gatkernels; sys.exit('gatkernels.backends.triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", command], check=True)
-    monkeypatch.setattr(_dispatch, "_TRITON_MISSING", True)
+    monkeypatch.setattr(backends, "_TRITON_MISSING", True)
     cuda = Case(torch.device("cuda"), torch.float32)
     assert supports("triton", cuda) == "the package triton is missing: pip install triton"
 
 
 def test_every_backend_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dispatch, "_TRITON_MISSING", False)
+    monkeypatch.setattr(backends, "_TRITON_MISSING", False)
     reasons = dict(explain())
     assert set(reasons) == set(BACKENDS)
     assert reasons["cpu"] is None

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatkernels import _large, _native, _ops, reference, sparse
+from gatkernels import reference
+from gatkernels.backends import native
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv, GATv2Conv
-from gatkernels.sparse import SparseRows
+from gatkernels.ops import dense, library, sparse
+from gatkernels.ops.sparse import SparseRows
 
 pytestmark = [
-    pytest.mark.skipif(_native.cpu_missing is not None, reason=str(_native.cpu_missing)),
+    pytest.mark.skipif(native.cpu_missing is not None, reason=str(native.cpu_missing)),
     pytest.mark.filterwarnings("ignore:Sparse"),
 ]
 
@@ -98,14 +100,14 @@ def test_same_bits_for_any_number_of_threads(by_rows: list[Any]) -> None:
 def by_rows(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The shapes of the products that were added up row by row."""
     shapes: list[Any] = []
-    product = _ops.sparse_transposed_product
+    product = library.sparse_transposed_product
 
     def counted(*args: Any) -> Tensor:
         out = product(*args)
         shapes.append(tuple(out.shape))
         return out
 
-    monkeypatch.setattr(_ops, "sparse_transposed_product", counted)
+    monkeypatch.setattr(library, "sparse_transposed_product", counted)
     return shapes
 
 
@@ -163,7 +165,9 @@ def test_only_long_columns_are_added_up_by_rows(
 @pytest.mark.parametrize("width", [0, 2])
 def test_empty_transposed_product(rows: int, columns: int, width: int) -> None:
     m = SparseRows.of(torch.zeros(rows, columns).to_sparse_csr())
-    out = _ops.sparse_transposed_product(m.crow, m.col, m.values, torch.ones(rows, width), columns)
+    out = library.sparse_transposed_product(
+        m.crow, m.col, m.values, torch.ones(rows, width), columns
+    )
     assert torch.equal(out, torch.zeros(columns, width))
 
 
@@ -194,7 +198,7 @@ def test_derivatives_through_long_columns(
 def test_no_memory_for_the_sums() -> None:
     m = SparseRows.of(torch.ones(2, 2).to_sparse_csr())
     with pytest.raises(MemoryError):
-        _native.cpu_module().sparse_transposed_product(
+        native.cpu_module().sparse_transposed_product(
             0, 1, m.crow.data_ptr(), m.col.data_ptr(), 2, 2**57, 1, 0, 0, 1, 0
         )
 
@@ -209,20 +213,20 @@ def test_dropout_is_the_references(dtype: torch.dtype, shape: tuple[int, ...], p
     counter, word = value // 64 * 16 + value % 16, value // 16 % 4
     scale = reference.dropout_scale(x.numel() + 16, 4, p, seed)
     expected = x * scale[counter, word].view(shape).to(dtype)
-    assert torch.equal(_ops.feature_dropout(x, p, seed), expected)
+    assert torch.equal(library.feature_dropout(x, p, seed), expected)
 
 
 def test_dropout_masks_its_gradient_alike() -> None:
     x = torch.randn(40, 6, dtype=torch.float64, requires_grad=True)
     torch.manual_seed(3)
-    out = _large.dropout(x, 0.5)
+    out = dense.dropout(x, 0.5)
     (grad,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(grad == 0, out == 0)
     assert torch.equal(out, x.detach() * grad)
 
     def seeded(x: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return _large.dropout(x, 0.5)
+        return dense.dropout(x, 0.5)
 
     assert torch.autograd.gradcheck(seeded, x)
     assert torch.autograd.gradgradcheck(seeded, x)
@@ -243,10 +247,10 @@ def test_elu_and_dropout_in_one(dtype: torch.dtype, shape: tuple[int, ...], p: f
         return out, torch.autograd.grad(out, x, grad.to(out))[0]
 
     def apart(x: Tensor) -> Tensor:
-        return _large.dropout(F.elu(x), p) if p else F.elu(x)
+        return dense.dropout(F.elu(x), p) if p else F.elu(x)
 
     truth = found(apart, x.double())
-    for ours, true in zip(found(lambda x: _large.elu_dropout(x, p), x), truth, strict=True):
+    for ours, true in zip(found(lambda x: dense.elu_dropout(x, p), x), truth, strict=True):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.double(), true, rtol=8 * torch.finfo(dtype).eps, atol=0.0)
 
@@ -256,7 +260,7 @@ def test_elu_of_extreme_values(dtype: torch.dtype) -> None:
     infinity, tiny = float("inf"), torch.finfo(dtype).tiny
     x = torch.tensor([0.0, tiny, -tiny, -1e-6, -60, -95, -1e4, -infinity, infinity, torch.nan])
     x = x.to(dtype).requires_grad_()
-    out = _large.elu_dropout(x, 0.0)
+    out = dense.elu_dropout(x, 0.0)
     alike = functools.partial(
         torch.testing.assert_close, rtol=8 * torch.finfo(dtype).eps, equal_nan=True
     )
@@ -269,7 +273,7 @@ def test_elu_of_extreme_values(dtype: torch.dtype) -> None:
 def test_elu_and_dropout_gradients() -> None:
     def seeded(x: Tensor) -> Tensor:
         torch.manual_seed(3)
-        return _large.elu_dropout(x, 0.5)
+        return dense.elu_dropout(x, 0.5)
 
     x = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(seeded, x)

@@ -18,21 +18,14 @@ from tolerance import (
 )
 from torch import Tensor
 
-from gatkernels import (
-    Graph,
-    _autograd,
-    _checks,
-    attention_weights,
-    gat_attention,
-    gatv2_attention,
-    reference,
-)
+from gatkernels import Graph, attention_weights, gat_attention, gatv2_attention, reference
 from gatkernels.functional import draw_seed
+from gatkernels.ops import autograd, checks
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 
 Call = Callable[..., tuple[Tensor, ...]]
-dtypes = pytest.mark.parametrize("dtype", list(_checks.DTYPE_CODES), ids=str)
+dtypes = pytest.mark.parametrize("dtype", list(checks.DTYPE_CODES), ids=str)
 graphs = pytest.mark.parametrize("name", GRAPHS)
 
 
@@ -155,8 +148,8 @@ def test_gatv2_gradients(heads: int, channels: int, edge: bool, second: bool) ->
 
     def call(*tensors: Tensor) -> Any:
         given = tensors if edge else (*tensors, None)
-        out, alpha = _autograd.gatv2(
-            graph, (*given, SEED), _autograd.Options(0.2, 0.4, edge, BACKEND)
+        out, alpha = autograd.gatv2(
+            graph, (*given, SEED), autograd.Options(0.2, 0.4, edge, BACKEND)
         )
         return (out, alpha) if edge else out
 
@@ -169,8 +162,8 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)
 
     def call(*tensors: Tensor) -> Any:
-        return _autograd.gatv2(
-            graph, (*tensors, None, SEED), _autograd.Options(0.2, 0.5, True, BACKEND)
+        return autograd.gatv2(
+            graph, (*tensors, None, SEED), autograd.Options(0.2, 0.5, True, BACKEND)
         )
 
     before = torch.get_num_threads()

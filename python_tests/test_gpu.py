@@ -9,7 +9,8 @@ import torch
 from graphs import SEGMENTS
 from torch import Tensor
 
-from gatkernels import Graph, _dispatch, _schedule, gat_attention, gatv2_attention
+from gatkernels import Graph, backends, gat_attention, gatv2_attention
+from gatkernels.backends import schedule
 from gatkernels.nn import GATConv, GATv2Conv
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +28,7 @@ dropouts = pytest.mark.parametrize("dropout", [0.0, 0.6])
 @pytest.fixture(params=["cuda", "triton"])
 def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    reason = _dispatch.supports(name, _dispatch.Case(GPU, torch.float32))
+    reason = backends.supports(name, backends.Case(GPU, torch.float32))
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     return name
@@ -225,7 +226,7 @@ def test_layers_compile_with_cuda_graphs(layer: Any, backend: str) -> None:
 
 def test_a_new_graph_takes_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by the profiler, where test_schedule.py counts by what ops are known to launch."""
-    monkeypatch.setattr(_schedule, "ORDERED", 1 << 18)
+    monkeypatch.setattr(schedule, "ORDERED", 1 << 18)
     ends = torch.arange(100_000, device=GPU)
     edge_index = torch.stack([ends % 30_011, ends // 5])
     Graph.from_edge_index(edge_index, (30_011, 20_000))

@@ -12,9 +12,10 @@ import torch
 from graphs import GRAPHS
 from torch import Tensor
 
-from gatkernels import Graph, _build
+from gatkernels import Graph
 from gatkernels.graph import cached_graph
 from gatkernels.nn import GATConv
+from gatkernels.ops import build
 
 ARRAYS = ("rowptr", "col", "eid", "colptr", "row", "ceid")
 
@@ -30,8 +31,8 @@ def same(a: Graph, b: Graph) -> bool:
 
 def by_torch(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool = False) -> Graph:
     src, dst = edge_index
-    csr = _build.one_side(dst, src, num_dst, num_src, self_loops)
-    csc = _build.one_side(src, dst, num_src, num_dst, self_loops)
+    csr = build.one_side(dst, src, num_dst, num_src, self_loops)
+    csc = build.one_side(src, dst, num_src, num_dst, self_loops)
     return Graph(num_src, num_dst, csr, csc, self_loops)
 
 

@@ -62,8 +62,8 @@ def run(script: str, *args: str, **environment: str) -> subprocess.CompletedProc
 
 
 EXPLAIN = (
-    "from gatkernels import _dispatch; print(_dispatch.isa()); "
-    "print(dict(_dispatch.explain())['cpu']); print(dict(_dispatch.explain())['reference'])"
+    "from gatkernels import backends; print(backends.isa()); "
+    "print(dict(backends.explain())['cpu']); print(dict(backends.explain())['reference'])"
 )
 
 

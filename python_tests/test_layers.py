@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels import Graph, _large, _native
-from gatkernels._layers import mean_of_heads
+from gatkernels import Graph
+from gatkernels.backends import native
+from gatkernels.layers.shared import mean_of_heads
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv, GATv2Conv
-from gatkernels.sparse import SparseRows
+from gatkernels.ops import dense
+from gatkernels.ops.sparse import SparseRows
 
 NODES = 30
 
@@ -124,7 +126,7 @@ def test_results_of_pyg(
 
 
 def test_results_of_pyg_in_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "LARGE", 0)
+    monkeypatch.setattr(native, "LARGE", 0)
     ours, theirs = both(12, 5, 4, residual=True)
     assert_like_pyg(ours, theirs, torch.randn(NODES, 12), some_edges())
 
@@ -233,9 +235,9 @@ def test_large_results_as_torch(dtype: torch.dtype) -> None:
     x = torch.randn(5000, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(256, 16, dtype=dtype, requires_grad=True)
     bias = torch.randn(256, dtype=dtype, requires_grad=True)
-    assert 5000 * 256 * dtype.itemsize >= _native.LARGE
+    assert 5000 * 256 * dtype.itemsize >= native.LARGE
     leaves = (x, weight, bias)
-    got = _large.add_bias(_large.linear(x, weight), bias)
+    got = dense.add_bias(dense.linear(x, weight), bias)
     assert type(got.grad_fn).__name__ == "_AddBiasBackward"
     expected = F.linear(x, weight) + bias
     torch.testing.assert_close(got, expected)
@@ -250,14 +252,14 @@ def test_large_results_as_torch(dtype: torch.dtype) -> None:
 
 
 def test_large_steps_differentiate_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "LARGE", 0)
+    monkeypatch.setattr(native, "LARGE", 0)
     x, weight, bias = (
         torch.randn(*size, dtype=torch.float64, requires_grad=True)
         for size in ((4, 3), (5, 3), (5,))
     )
 
     def call(*leaves: Tensor) -> Tensor:
-        return _large.add_bias(_large.linear(leaves[0], leaves[1]), leaves[2])
+        return dense.add_bias(dense.linear(leaves[0], leaves[1]), leaves[2])
 
     assert torch.autograd.gradcheck(call, (x, weight, bias))
     assert torch.autograd.gradgradcheck(call, (x, weight, bias))
@@ -265,10 +267,10 @@ def test_large_steps_differentiate_twice(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])
 def test_large_steps_skip_what_is_frozen(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_native, "LARGE", 0)
+    monkeypatch.setattr(native, "LARGE", 0)
     x = torch.randn(4, 3, requires_grad=frozen != "x")
     weight = torch.randn(5, 3, requires_grad=frozen != "weight")
-    _large.linear(x, weight).sum().backward()
+    dense.linear(x, weight).sum().backward()
     assert (x.grad is None) == (frozen == "x")
     assert (weight.grad is None) == (frozen == "weight")
 

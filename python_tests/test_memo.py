@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gatkernels import Graph, _memo
+from gatkernels import Graph
 from gatkernels.graph import cached_graph
 from gatkernels.nn import GATConv
-from gatkernels.sparse import SparseRows
+from gatkernels.ops import memo
+from gatkernels.ops.sparse import SparseRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
 
@@ -168,7 +169,7 @@ def test_nothing_is_kept_of_dead_memory() -> None:
     assert len(_memo_of_graphs()._slots) <= before
 
 
-def _memo_of_graphs() -> _memo.Memo[Graph]:
+def _memo_of_graphs() -> memo.Memo[Graph]:
     from gatkernels import graph
 
     return graph._memo

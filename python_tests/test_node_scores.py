@@ -10,9 +10,10 @@ from graphs import DEVICE, GRAPHS, MANY, THREADS, random_inputs
 from tolerance import BACKEND, DTYPES, Options
 from torch import Tensor
 
-from gatkernels import Graph, _autograd, _checks
+from gatkernels import Graph
 from gatkernels.functional import gat_attention_of_features
 from gatkernels.nn import GATConv
+from gatkernels.ops import autograd, checks
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 PLAIN, EVERYTHING = Options(), Options(-0.3, 0.6, SEED)
@@ -25,11 +26,11 @@ both_sides = pytest.mark.parametrize("both", [True, False])
 
 
 def run(graph: Graph, scores: dict[str, Tensor | None], options: Options, grads: Any) -> Any:
-    """``out``, ``alpha`` and the gradients, from the arguments of ``_autograd.gat``."""
+    """``out``, ``alpha`` and the gradients, from the arguments of ``autograd.gat``."""
     leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in scores.items()}
-    how = _autograd.Options(options.slope, options.dropout, grads[1] is not None, BACKEND)
+    how = autograd.Options(options.slope, options.dropout, grads[1] is not None, BACKEND)
     x, *rest = leaves.values()
-    out, alpha = _autograd.gat(graph, x, (*rest, options.seed), how)
+    out, alpha = autograd.gat(graph, x, (*rest, options.seed), how)
     outputs = [out] if grads[1] is None else [out, alpha]
     wanted = {k: t for k, t in leaves.items() if t is not None}
     found = torch.autograd.grad(outputs, list(wanted.values()), [g for g in grads if g is not None])
@@ -54,7 +55,7 @@ def assert_right(
     __tracebackhide__ = True
     everything = options is EVERYTHING
     inputs = random_inputs(graph, *shape, dtype, edge_score=everything, attention=everything)
-    sums = _checks.SUM_DTYPES[dtype]
+    sums = checks.SUM_DTYPES[dtype]
     x, edge = inputs.x, None if inputs.edge_score is None else inputs.edge_score.to(sums)
     grad_alpha = None if inputs.grad_alpha is None else inputs.grad_alpha.to(sums)
     grads = inputs.grad_out, grad_alpha

@@ -12,9 +12,10 @@ from tolerance import BACKEND
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from gatkernels import Graph, _autograd, _ops, gat_attention
-from gatkernels._autograd import Options
+from gatkernels import Graph, gat_attention
 from gatkernels.functional import gat_attention_of_features
+from gatkernels.ops import autograd, library
+from gatkernels.ops.autograd import Options
 
 SEED = torch.tensor([77], device=DEVICE)
 SMALL = Graph.from_edge_index(
@@ -42,7 +43,7 @@ def test_gradcheck(heads: int, channels: int, attention: bool, dropout: float) -
     options = Options(0.2, dropout, attention, BACKEND)
 
     def call(*tensors: Tensor) -> Any:
-        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
+        out, alpha = autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
         return (out, alpha) if attention else out
 
     assert gradcheck(call, leaves, fast_mode=INTERPRETED)
@@ -64,7 +65,7 @@ def _of_features(both: bool, attention: bool) -> tuple[Any, list[Tensor]]:
 
     def call(x: Tensor, att: Tensor, other: Tensor) -> Any:
         dst = (None, None, att, other) if both else (other, None, att, None)
-        out, alpha = _autograd.gat(SQUARE, x, (None, *dst, SEED), options)
+        out, alpha = autograd.gat(SQUARE, x, (None, *dst, SEED), options)
         return (out, alpha) if attention else out
 
     assert x is not None
@@ -88,7 +89,7 @@ def test_gradgradcheck(dropout: float, attention: bool) -> None:
     options = Options(0.2, dropout, attention, BACKEND)
 
     def call(*tensors: Tensor) -> Any:
-        out, alpha = _autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
+        out, alpha = autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
         return (out, alpha) if attention else out
 
     assert gradgradcheck(call, leaves, nondet_tol=AGAIN, fast_mode=INTERPRETED)
@@ -184,7 +185,7 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
 
 
 #: The ops on graphs; test_features.py has the others.
-GRAPH_OPS = sorted(name.removeprefix("gatkernels::") for name in _ops._library._op_defs)
+GRAPH_OPS = sorted(name.removeprefix("gatkernels::") for name in library._library._op_defs)
 GRAPH_OPS = [name for name in GRAPH_OPS if name.startswith(("gat", "build", "bounded"))]
 
 

@@ -11,8 +11,9 @@ from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND
 from torch import Tensor
 
-from gatkernels import Graph, _autograd, gat_attention, reference
-from gatkernels._autograd import Options
+from gatkernels import Graph, gat_attention, reference
+from gatkernels.ops import autograd
+from gatkernels.ops.autograd import Options
 
 #: Known answers of philox4x32-10 (kat_vectors of Random123): counter, key, words.
 KNOWN = {
@@ -51,7 +52,7 @@ def _kernel_keeps(graph: Graph, heads: int, dropout: float, seed: Tensor) -> Ten
     x = torch.zeros(graph.num_src, heads, 1, device=DEVICE)
     scores = (x[..., 0], torch.zeros(graph.num_dst, heads, device=DEVICE), None, None, None)
     how = Options(0.2, dropout, True, BACKEND)
-    _, alpha = _autograd.gat(graph, x, (*scores, seed.to(DEVICE)), how)
+    _, alpha = autograd.gat(graph, x, (*scores, seed.to(DEVICE)), how)
     assert alpha is not None
     return (alpha != 0).cpu()
 

@@ -24,7 +24,7 @@ from pyg_parity import (
 )
 from torch import Tensor
 
-from gatkernels._dropin import fallbacks
+from gatkernels.layers.dropin import fallbacks
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -22,7 +22,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
-from gatkernels._dropin import fallbacks
+from gatkernels.layers.dropin import fallbacks
 
 
 @every_class

@@ -22,7 +22,7 @@ from pyg_parity import (
 from torch import Tensor, nn
 from torch_geometric import explain
 
-from gatkernels._dropin import fallbacks
+from gatkernels.layers.dropin import fallbacks
 
 
 @every_class

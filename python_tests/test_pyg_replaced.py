@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 import gatkernels
-from gatkernels._dropin import fallbacks
+from gatkernels.layers.dropin import fallbacks
 
 X = torch.tensor([[1.0], [2.0], [4.0]])
 EDGES = torch.tensor([[0, 1], [1, 2]])

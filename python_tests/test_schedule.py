@@ -17,16 +17,10 @@ from tolerance import BACKEND
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gatkernels import (
-    Graph,
-    _build,
-    _native,
-    _ops,
-    _schedule,
-    gat_attention,
-    gatv2_attention,
-)
+from gatkernels import Graph, gat_attention, gatv2_attention
+from gatkernels.backends import native, schedule
 from gatkernels.graph import Parts
+from gatkernels.ops import build, library
 
 NAMES = [*GRAPHS, "degrees, by source"]
 
@@ -38,7 +32,7 @@ def pointer_of(name: str) -> tuple[Tensor, int]:
 
 @pytest.fixture(params=[4, 64, 2048])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(_schedule, "SMALL_CHUNK", request.param)
+    monkeypatch.setattr(schedule, "SMALL_CHUNK", request.param)
     size: int = request.param
     return size
 
@@ -46,22 +40,22 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.fixture(params=["ordered", "as numbered", "bounded"])
 def parts_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     if request.param == "bounded":
-        return _schedule.bounded
-    monkeypatch.setattr(_schedule, "ORDERED", 0 if request.param == "ordered" else 1 << 30)
-    return _schedule.build
+        return schedule.bounded
+    monkeypatch.setattr(schedule, "ORDERED", 0 if request.param == "ordered" else 1 << 30)
+    return schedule.build
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_edge_once(name: str, chunk: int, parts_of: Any) -> None:
     """As the kernels read it: chunks first, then the rows that are no hubs."""
     rowptr, num_edges = pointer_of(name)
-    found = _schedule.read(parts_of(rowptr, num_edges))
+    found = schedule.read(parts_of(rowptr, num_edges))
     pointers, rows = rowptr.tolist(), len(rowptr) - 1
     ends = [0, *([0] * rows if found.chunk_end is None else found.chunk_end.tolist())]
     edges: list[list[int]] = [[] for _ in range(rows)]
     for place, row in enumerate([] if found.chunk_row is None else found.chunk_row.tolist()):
         if row < 0:
-            assert parts_of is _schedule.bounded  # else there is no place too many
+            assert parts_of is schedule.bounded  # else there is no place too many
             assert place >= ends[-1]
             continue
         begin = pointers[row] + (place - ends[row]) * chunk
@@ -79,21 +73,21 @@ def test_every_edge_once(name: str, chunk: int, parts_of: Any) -> None:
     if found.bigs is not None:
         bigs = int(found.bigs)
         degrees = [pointers[row + 1] - pointers[row] for row in order]
-        assert all(degree > _schedule.TINY for degree in degrees[:bigs])
-        assert all(degree <= _schedule.TINY for degree in degrees[bigs:])
+        assert all(degree > schedule.TINY for degree in degrees[:bigs])
+        assert all(degree <= schedule.TINY for degree in degrees[bigs:])
 
 
 def test_tiny_rows_of_one_degree_keep_their_order() -> None:
     degrees = [2, 1, 0, 2, 1, 40, 2, 5, 60, 17]
     rowptr = torch.tensor([0, *degrees]).cumsum(0)
-    order, bigs = _schedule.by_degree(rowptr)
+    order, bigs = schedule.by_degree(rowptr)
     assert order.tolist() == [5, 8, 9, 7, 0, 3, 6, 1, 4, 2]
     assert bigs.tolist() == [3]
 
 
 def test_chunks_grow_with_the_graph() -> None:
-    few = _schedule.chunk_of(_schedule.SMALL - 1)
-    sizes = [_schedule.chunk_of(edges) for edges in (_schedule.SMALL, 2_484_941, 114_615_892)]
+    few = schedule.chunk_of(schedule.SMALL - 1)
+    sizes = [schedule.chunk_of(edges) for edges in (schedule.SMALL, 2_484_941, 114_615_892)]
     assert [few, *sizes] == [64, 256, 512, 16384]
 
 
@@ -103,7 +97,7 @@ def test_sizes_of_a_bounded_schedule_do_not_depend_on_the_data() -> None:
     hub = torch.zeros(101, dtype=torch.int64)
     hub[51:] = 7000
     pointers = even, hub, torch.zeros_like(hub), even.to("meta")
-    shapes = {tuple(part.shape for part in _schedule.bounded(ptr, 7000)) for ptr in pointers}
+    shapes = {tuple(part.shape for part in schedule.bounded(ptr, 7000)) for ptr in pointers}
     assert len(shapes) == 1
 
 
@@ -137,10 +131,10 @@ class Launches(TorchDispatchMode):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Graphs are built by torch ops, schedules with them; the sizes of what is read at once."""
-    monkeypatch.setattr(_native, "cpu_missing", "as on a GPU")
-    monkeypatch.setattr(_schedule, "WITH_GRAPH", ("cpu",))
-    monkeypatch.setattr(_schedule, "ORDERED", 1 << 18)
-    monkeypatch.setattr(_ops, "build_graph", _build.build_graph)  # an op hides what it calls
+    monkeypatch.setattr(native, "cpu_missing", "as on a GPU")
+    monkeypatch.setattr(schedule, "WITH_GRAPH", ("cpu",))
+    monkeypatch.setattr(schedule, "ORDERED", 1 << 18)
+    monkeypatch.setattr(library, "build_graph", build.build_graph)  # an op hides what it calls
     reads: list[int] = []
     read = torch.Tensor.tolist
 
@@ -189,18 +183,18 @@ def test_both_sides_from_one_sort(self_loops: bool, monkeypatch: pytest.MonkeyPa
         for ids in given:
             graph = Graph.from_edge_index(ids, nodes, self_loops)
             src, dst = ends
-            csr = _build.one_side(dst, src, nodes[1], nodes[0], self_loops)
-            csc = _build.one_side(src, dst, nodes[0], nodes[1], self_loops)
+            csr = build.one_side(dst, src, nodes[1], nodes[0], self_loops)
+            csc = build.one_side(src, dst, nodes[0], nodes[1], self_loops)
             found = graph.rowptr, graph.col, graph.eid, graph.colptr, graph.row, graph.ceid
             for got, wanted in zip(found, (*csr, *csc), strict=True):
                 assert got.dtype == wanted.dtype
                 assert torch.equal(got, wanted)
                 assert got.data_ptr() % 16 == 0
             for ptr, parts in ((graph.rowptr, graph.by_row), (graph.colptr, graph.by_column)):
-                wanted_parts = _schedule.build(ptr, graph.num_edges)
+                wanted_parts = schedule.build(ptr, graph.num_edges)
                 assert parts is not None
                 assert list(map(torch.equal, parts, wanted_parts)) == [True] * len(wanted_parts)
-    monkeypatch.setattr(_build, "SORTED", 0)  # each side by itself
+    monkeypatch.setattr(build, "SORTED", 0)  # each side by itself
     apart = Graph.from_edge_index(edge_index, nodes, self_loops)
     assert torch.equal(apart.colptr, graph.colptr)
 
@@ -226,7 +220,7 @@ def test_schedules_are_part_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> Non
     for twin in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
         assert list(map(torch.equal, twin.schedules("cuda")[0], by_row)) == [True] * len(by_row)
     assert graph.reverse().schedules("cuda") == (by_column, by_row)
-    monkeypatch.setattr(_schedule, "WITH_GRAPH", ("meta", "cuda"))
+    monkeypatch.setattr(schedule, "WITH_GRAPH", ("meta", "cuda"))
     moved = graph.to("meta")
     assert [part.device.type for part in moved.by_row or ()] == ["meta"] * len(by_row)
 
@@ -240,12 +234,12 @@ def test_results_do_not_depend_on_the_order(
     """Not one bit; a schedule of bounded size also cuts the same rows at the same places."""
     operator = {"gat": gat_attention, "gatv2": gatv2_attention}[kind]
     results = []
-    for ordered, build in ((0, None), (1 << 30, None), (0, _schedule.bounded)):
-        monkeypatch.setattr(_schedule, "ORDERED", ordered)
+    for ordered, make in ((0, None), (1 << 30, None), (0, schedule.bounded)):
+        monkeypatch.setattr(schedule, "ORDERED", ordered)
         graph = GRAPHS[name]()
-        if build is not None:
-            graph.by_row = build(graph.rowptr, graph.num_edges)
-            graph.by_column = build(graph.colptr, graph.num_edges)
+        if make is not None:
+            graph.by_row = make(graph.rowptr, graph.num_edges)
+            graph.by_column = make(graph.colptr, graph.num_edges)
         leaves = [
             t.requires_grad_() for t in inputs_of(kind, graph, 4, 8, torch.float32, False)[:3]
         ]
@@ -259,7 +253,7 @@ def test_results_do_not_depend_on_the_order(
 def test_a_graph_made_in_a_compiled_function_has_bounded_schedules(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_schedule, "WITH_GRAPH", ("cpu", "cuda"))
+    monkeypatch.setattr(schedule, "WITH_GRAPH", ("cpu", "cuda"))
 
     def parts(edge_index: Tensor) -> Parts:
         graph = Graph.from_edge_index(edge_index, 40)
@@ -268,13 +262,13 @@ def test_a_graph_made_in_a_compiled_function_has_bounded_schedules(
 
     edge_index = torch.randint(0, 40, (2, 300)).to(DEVICE)
     compiled = torch.compile(parts, backend="aot_eager", fullgraph=True)
-    expected = _schedule.bounded(Graph.from_edge_index(edge_index, 40).rowptr, 300)
+    expected = schedule.bounded(Graph.from_edge_index(edge_index, 40).rowptr, 300)
     assert list(map(torch.equal, compiled(edge_index), expected)) == [True] * 4
 
 
 def test_what_a_launch_of_triton_is_compiled_with_is_looked_up() -> None:
     pytest.importorskip("triton")
-    from gatkernels import kernels
+    from gatkernels.backends import triton as kernels
 
     cut = kernels.tile(4, 8, torch.float32)
     found = kernels.constants(kernels.gat.forward, kernels.tile(4, 8, torch.float32))
@@ -298,13 +292,13 @@ def test_the_tuning_guide_names_constants_that_are_there() -> None:
 def test_a_schedule_of_bounded_size_is_exported_for_any_sizes() -> None:
     class Bounded(torch.nn.Module):
         def forward(self, rowptr: Tensor, col: Tensor) -> tuple[Tensor, ...]:
-            return _ops.bounded_schedule(rowptr, col.shape[0])
+            return library.bounded_schedule(rowptr, col.shape[0])
 
     rows, edges = torch.export.Dim("rows", min=3), torch.export.Dim("edges")
     rowptr, col = torch.tensor([0, 2, 3, 300]), torch.zeros(300)
     program = torch.export.export(Bounded(), (rowptr, col), dynamic_shapes=({0: rows}, {0: edges}))
     many = torch.tensor([0, 100, 400_000]), torch.zeros(400_000)
     for got, wanted in zip(
-        program.module()(*many), _schedule.bounded(many[0], 400_000), strict=True
+        program.module()(*many), schedule.bounded(many[0], 400_000), strict=True
     ):
         assert torch.equal(got, wanted)

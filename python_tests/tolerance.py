@@ -16,13 +16,14 @@ import torch
 from graphs import Inputs
 from torch import Tensor
 
-from gatkernels import Graph, _autograd, _checks, reference
+from gatkernels import Graph, reference
+from gatkernels.ops import autograd, checks
 
 #: The backend under test.
 BACKEND = os.environ.get("GATKERNELS_TEST_BACKEND", "cpu")
 RATIO = 2.0
 #: Roundings of an element's scale allowed on top: about as many as operations in a row make it.
-UNITS: dict[torch.dtype, float] = dict.fromkeys(_checks.DTYPE_CODES, 8.0)
+UNITS: dict[torch.dtype, float] = dict.fromkeys(checks.DTYPE_CODES, 8.0)
 #: The same per edge of the longest row: adding n equal terms drifts by up to n / 8 roundings, in
 #: the softmax's denominator and again in the sum of rows. In float32 the plain formula drifts as
 #: far, so RATIO covers most of it; in float64 the truth drifts as well and nothing else covers it.
@@ -57,8 +58,8 @@ def differentiate(call: Callable[..., Any], inputs: Inputs) -> Results:
 def by_kernel(graph: Graph, inputs: Inputs, options: Options) -> Results:
     def call(x: Tensor, src: Tensor, dst: Tensor, edge: Tensor | None) -> Any:
         attention = inputs.grad_alpha is not None
-        how = _autograd.Options(options.slope, options.dropout, attention, BACKEND)
-        return _autograd.gat(graph, x, (src, dst, edge, None, None, options.seed), how)
+        how = autograd.Options(options.slope, options.dropout, attention, BACKEND)
+        return autograd.gat(graph, x, (src, dst, edge, None, None, options.seed), how)
 
     return differentiate(call, inputs)
 

@@ -22,8 +22,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from gatkernels import _checks, _schedule, kernels
-from gatkernels.kernels.tiling import Tile
+from gatkernels.backends import schedule
+from gatkernels.backends import triton as kernels
+from gatkernels.backends.triton.tiling import Tile
+from gatkernels.ops import checks
 
 #: Heads, channels, dtype, and whether there are edge scores, dropout and a gradient of attention.
 #: "wide" is for all kernels, the others are for those that gather rows.
@@ -118,7 +120,7 @@ def compile_all(case: str, drivers: Target) -> None:
         print(json.dumps(found), flush=True)
 
     kernels.launch = report
-    _schedule.ORDERED = 1 << 30 if case in UNORDERED else 0
+    schedule.ORDERED = 1 << 30 if case in UNORDERED else 0
     graph = GRAPHS["hub_segments"]()
     by_row, by_column = graph.schedules("triton")
     csr = (graph.rowptr, graph.col, graph.eid, by_row)
@@ -126,7 +128,7 @@ def compile_all(case: str, drivers: Target) -> None:
     inputs = random_inputs(
         graph, heads, channels, dtype, edge_score=everything, attention=everything
     )
-    sums = _checks.SUM_DTYPES[dtype]
+    sums = checks.SUM_DTYPES[dtype]
     how = (0.2, 0.6 if everything else 0.0, SEED)
 
     def like(tensor: Tensor | None) -> Tensor:

@@ -1,6 +1,6 @@
 // The functions that every compiled module has: arguments from Python to the contract's parameters.
-// Pointers come as integers; the one caller is gatkernels/_native.py, which owns shapes, strides
-// and lifetimes.
+// Pointers come as integers; the one caller is gatkernels/backends/native.py, which owns shapes,
+// strides and lifetimes.
 #pragma once
 #include <pybind11/pybind11.h>
 

@@ -21,7 +21,7 @@ Schedule schedule(Pointer order, Pointer chunk_row, Pointer chunk_end, int64_t c
           chunks, chunk};
 }
 
-// What gatkernels/_tiles.py asks of a GPU; zeros of none.
+// What gatkernels/backends/tiles.py asks of a GPU; zeros of none.
 py::tuple gpu(int device) {
   const auto get = [&](cudaDeviceAttr which) {
     int value = 0;

@@ -17,8 +17,8 @@ struct Edges {
   int64_t rows;
 };
 
-// Work on the rows of a GPU graph, as gatkernels/_schedule.py makes it. Rows of more than chunk
-// edges, hubs, are cut into chunks of so many.
+// Work on the rows of a GPU graph, as gatkernels/backends/schedule.py makes it. Rows of more than
+// chunk edges, hubs, are cut into chunks of so many.
 struct Schedule {
   const int32_t* order;      // [rows]; null: as they are numbered
   const int32_t* chunk_row;  // [chunks], -1 where there is none

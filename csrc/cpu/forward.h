@@ -99,6 +99,35 @@ struct ForwardJob {
     store_out(row, t.row);
   }
 
+  // Whether a row's maximum is finite for every head.
+  bool finite(const A* top) const {
+    A difference = A(0);  // NaN where one is not
+    for (int h = 0; h < heads; ++h) difference += top[h] - top[h];
+    return difference == A(0);
+  }
+  // A row of one edge from j whose score is finite: alpha = 1.
+  void copy_row(int64_t row, const int32_t* col, const Scratch<A>& t) const {
+    prefetch_row(x, width, col);
+    for (int h = 0; h < heads; ++h) t.sum_pos[h] = t.score[h] > A(0) ? A(1) : A(0);
+    if (p.stats) {
+      A* stats = static_cast<A*>(p.stats) + row * 3 * heads;
+      for (int h = 0; h < heads; ++h) {
+        stats[h] = t.top[h];
+        stats[heads + h] = A(1);
+        stats[2 * heads + h] = t.sum_pos[h];
+      }
+    }
+    const T* from = x.data + int64_t(*col) * x.stride;
+    std::memcpy(static_cast<T*>(p.out) + row * width, from, size_t(width) * sizeof(T));
+    if (p.out_pos == nullptr) return;
+    A* out_pos = out_pos_of(row);
+    for (int64_t f = 0, v = 0; f < width; f += V::kWidth, ++v) {
+      const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
+      const V kept = V::expand(t.sum_pos + map.first[v], V::index(map.offset + f));
+      (kept * V::load(from + f, lanes)).store(out_pos + f, lanes);
+    }
+  }
+
   // A row of one block.
   void short_row(int64_t row, int64_t edge, int n, Scratch<A>& t) const {
     const Block block = block_of(edge, n);
@@ -108,6 +137,7 @@ struct ForwardJob {
       }
     } else {
       scorer.score(of, row, block, t, t.top, false);
+      if (n == 1 && !of.drop && finite(t.top)) return copy_row(row, block.col, t);
       of.loops.exponentials(of, n, t, t.top, t.sum, t.sum_pos, false);
       finish_stats(row, t);
       of.loops.weigh(of, block, t, t.sum, p.out_pos != nullptr);

@@ -8,7 +8,7 @@ from typing import Any
 
 from gatkernels.bench.report import case_label
 from gatkernels.bench.results import CaseResult, Curve, Report
-from gatkernels.experiments import require
+from gatkernels.extras import require
 
 #: Okabe and Ito's palette, which colour-blind readers can tell apart; markers differ as well.
 LOOKS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gatkernels import _checks, _dispatch
+from gatkernels import backends
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
 from gatkernels.bench import (
     cases,
@@ -30,7 +30,8 @@ from gatkernels.bench import (
 )
 from gatkernels.bench.graphs import GRAPHS
 from gatkernels.bench.peers import PEERS, REFERENCE, Ours, Peer, find
-from gatkernels.experiments import MissingExtraError
+from gatkernels.extras import MissingExtraError
+from gatkernels.ops import checks
 
 DEFAULT_OUT = Path("runs/bench")
 QUICK_SECONDS = 0.6
@@ -150,7 +151,7 @@ def prepare(args: argparse.Namespace) -> Job | targets_run.Job | minibatch.Job:
             raise ValueError(f"--graphs: no graph '{graph}'; known: {', '.join(GRAPHS)}")
     for shape in args.shapes or []:
         cases.parse_shape(shape, 1)
-    _checks.usable_device(args.device)
+    checks.usable_device(args.device)
     if args.targets:
         return targets_run.prepare(args)
     for name in ("kinds", "backends", "deadline"):
@@ -187,9 +188,9 @@ HEAVY = 50_000_000
 def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
     """Who runs a case where nobody is named: everybody the device and the time have room for."""
     left_out = {name for name, peer in PEERS.items() if peer.cuda_only and spec.device == "cpu"}
-    call = _dispatch.Case(torch.device(spec.device), cases.DTYPES[spec.dtype])
+    call = backends.Case(torch.device(spec.device), cases.DTYPES[spec.dtype])
     for name, peer in PEERS.items():
-        if isinstance(peer, Ours) and _dispatch.supports(peer.backend, call) is not None:
+        if isinstance(peer, Ours) and backends.supports(peer.backend, call) is not None:
             left_out.add(name)
     core = spec.name in {known.name for known in cases.CORE}
     if quick or not core:

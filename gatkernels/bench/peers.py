@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatkernels import Graph, _dispatch
+from gatkernels import Graph, backends
 from gatkernels.bench.cases import Case, Inputs, Spec, tiny_edges
 
 REFERENCE = "reference"
@@ -188,7 +188,7 @@ class Ours(Peer):
 
 
 # The naive formulas are the backend "reference".
-PEERS.update((peer.name, peer) for peer in map(Ours, _dispatch.BACKENDS))
+PEERS.update((peer.name, peer) for peer in map(Ours, backends.BACKENDS))
 
 
 def our_fastest(names: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
-from gatkernels import _dispatch
+from gatkernels.backends import Case, supports
 from gatkernels.bench import operators, process
 from gatkernels.bench.cases import DTYPES, Spec
 from gatkernels.bench.process import ChildError, Tick
@@ -41,8 +41,8 @@ def outcomes(
     ]
 
     def one(backend: str, spec: Spec) -> tuple[str, bool]:
-        call = _dispatch.Case(torch.device(device), DTYPES[spec.dtype])
-        if reason := _dispatch.supports(backend, call):
+        call = Case(torch.device(device), DTYPES[spec.dtype])
+        if reason := supports(backend, call):
             return f"FAIL: {reason}", False
         try:
             excess = process.call(check, spec, backend, threads=1, device=device, timeout=120.0)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from gatkernels import _dispatch
+from gatkernels import backends
 from gatkernels.bench import cases, check, drawn, measure, memory, operators, process, run, targets
 from gatkernels.bench.cases import DTYPES, Spec
 from gatkernels.bench.limits import Projection
@@ -250,8 +250,8 @@ def run_group(
                 keep(one)
             return
         (backend,) = group.names
-        call = _dispatch.Case(torch.device(device), DTYPES[group.specs[0].dtype])
-        if reason := _dispatch.supports(backend, call):
+        call = backends.Case(torch.device(device), DTYPES[group.specs[0].dtype])
+        if reason := backends.supports(backend, call):
             give_up(ChildError("skipped", reason))
             return
         work = {"operator": operators.time_floors, "hub": operators.time_hub, "small": time_small}
@@ -390,4 +390,4 @@ def _ours(name: str) -> bool:
 
 def address(name: str) -> str:
     """The peer of a backend of ours, or `name`."""
-    return f"gatkernels-{name}" if name in _dispatch.BACKENDS else name
+    return f"gatkernels-{name}" if name in backends.BACKENDS else name

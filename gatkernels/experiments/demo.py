@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import Graph, _dispatch
-from gatkernels.experiments import require
+from gatkernels import Graph, backends
 from gatkernels.experiments.datasets import Dataset
+from gatkernels.extras import require
 from gatkernels.nn import GATConv
 
 BACKENDS = ("reference", "cpu")
@@ -86,14 +86,14 @@ def _step(layer: GATConv, x: Tensor, graph: Graph, grad: Tensor) -> Callable[[],
 
 def print_comparison(console: Any, dataset: Dataset) -> bool:
     """Time the layers and print the speed-ups; False where the compiled kernels are missing."""
-    reasons = dict(_dispatch.explain())
+    reasons = dict(backends.explain())
     if reasons["cpu"] is not None:
         console.print(f"no speed-up to show, the compiled kernels are missing: {reasons['cpu']}")
         return False
     rows = compare_layers(dataset)
     table = require("rich.table", "rich").Table(
         title=f"GATConv on {dataset.name}, forward + backward, "
-        f"{torch.get_num_threads()} threads, {_dispatch.isa()}"
+        f"{torch.get_num_threads()} threads, {backends.isa()}"
     )
     table.add_column("layer")
     for column in ("naive reference", "gatkernels", "speed-up"):

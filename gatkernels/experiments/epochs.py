@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.experiments import MissingExtraError, datasets, jobs, require, runs
+from gatkernels.experiments import datasets, jobs, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset, get_preset
 from gatkernels.experiments.training import Training, build_model
+from gatkernels.extras import MissingExtraError, require, versions
 
 WARM_UP = 3  # epochs of each network that are not counted
 
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = {
         "threads": torch.get_num_threads(),
         "machine": runs.machine(),
-        "versions": runs.versions(),
+        "versions": versions(),
         "entries": entries,
     }
     runs.write_json(args.out / "epochs.json", results)

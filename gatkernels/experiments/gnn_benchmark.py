@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gatkernels.experiments import require, sources
+from gatkernels.experiments import sources
 from gatkernels.experiments.datasets import (
     SPLIT_SIZES,
     Dataset,
@@ -19,6 +19,7 @@ from gatkernels.experiments.datasets import (
     random_split,
 )
 from gatkernels.experiments.sources import TITLES, SourceError
+from gatkernels.extras import require
 
 FILES = {
     "photo": ("amazon/Photo", "amazon_electronics_photo.npz"),

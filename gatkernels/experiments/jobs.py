@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from gatkernels import _checks, _dispatch
-from gatkernels.experiments import datasets, progress, require, runs
+from gatkernels import backends
+from gatkernels.experiments import datasets, progress, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
 from gatkernels.experiments.training import Epoch, Options, RunResult, Training
+from gatkernels.extras import require
+from gatkernels.ops import checks
 
 SAVE_SECONDS = 30.0  # between two states on disk
 
@@ -60,8 +62,8 @@ def prepare(
     """
     console = require("rich.console", "rich").Console(highlight=False)
     require("matplotlib.figure", "matplotlib")
-    device = _checks.usable_device(options.device)
-    resolved = _dispatch.select("train", options.backend, _dispatch.Case(device, torch.float32))
+    device = checks.usable_device(options.device)
+    resolved = backends.select("train", options.backend, backends.Case(device, torch.float32))
     options = replace(options, backend=resolved)
     out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
     check_folder(out)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from gatkernels.experiments import page, require, runs
+from gatkernels.experiments import page, runs
 from gatkernels.experiments.figures import FIGURES, NEED_ATTENTION, Choice
 from gatkernels.experiments.plots.style import save
 from gatkernels.experiments.view import View
+from gatkernels.extras import require
 
 SUFFIXES = (".png", ".svg")
 REPORT_EDGES = 300

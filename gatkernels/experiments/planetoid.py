@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatkernels.experiments import require, sources, synthetic
+from gatkernels.experiments import sources, synthetic
 from gatkernels.experiments.datasets import (
     PLANETOID_SPLIT,
     Dataset,
@@ -24,6 +24,7 @@ from gatkernels.experiments.datasets import (
     random_split,
 )
 from gatkernels.experiments.sources import TITLES, SourceError
+from gatkernels.extras import require
 
 
 def _loader() -> Any:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatkernels.experiments import require, sources
+from gatkernels.experiments import sources
 from gatkernels.experiments.datasets import Dataset, DatasetError, Notice
+from gatkernels.extras import require
 
 COMPACT = "ppi_compact.npz"
 FEATURES, LABELS = 50, 121

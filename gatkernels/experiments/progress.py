@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from gatkernels.experiments import require
 from gatkernels.experiments.presets import Preset
 from gatkernels.experiments.runs import summarise
 from gatkernels.experiments.training import Epoch, RunResult
+from gatkernels.extras import require
 
 REDRAW_SECONDS = 0.1
 

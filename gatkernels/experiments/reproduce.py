@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from gatkernels.experiments import jobs, require, runs
+from gatkernels.experiments import jobs, runs
 from gatkernels.experiments.presets import PUBLISHED, get_preset
 from gatkernels.experiments.training import Options, RunResult
+from gatkernels.extras import require, versions
 
 RESULTS, MARKDOWN, PAGE = "results.json", "results.md", "results.html"
 COLUMNS = (
@@ -68,7 +69,7 @@ def reproduce(
             "compile": options.compile,
             "threads": torch.get_num_threads(),
         },
-        "versions": runs.versions(),
+        "versions": versions(),
         "machine": runs.machine(),
         "cells": [],
     }

@@ -32,7 +32,6 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from gatkernels.experiments import datasets, plots
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
 from gatkernels.experiments.training import RunResult, build_model
+from gatkernels.extras import versions
 
 FORMAT = 1
 CHECKPOINT, METRICS, STATE, PICTURE = "checkpoint.pt", "metrics.json", "state.pt", "curves.png"
@@ -164,20 +164,6 @@ def _misfit(error: BaseException) -> str:
     """The first line of torch's message that names a weight."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "the weights do not fit the network: " + (lines[1] if len(lines) > 1 else _reason(error))
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("gatkernels", "numpy", "torch-geometric", "triton"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            if package == "gatkernels":
-                from gatkernels import __version__
-
-                found[package] = __version__
-    return found
 
 
 def machine() -> str:

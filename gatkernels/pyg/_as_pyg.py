@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch_geometric.nn import MessagePassing, conv
 from torch_geometric.nn.aggr import SumAggregation
 
-from gatkernels._dropin import own, runs
+from gatkernels.layers.dropin import own, runs
 
 #: What message passing calls of a layer's class, in PyG's source.
 METHODS: tuple[str, ...]

@@ -18,8 +18,8 @@ from torch_geometric.utils import (
 from torch_geometric.utils.loop import compute_loop_attr
 from torch_geometric.utils.sparse import set_sparse_value
 
-from gatkernels._memo import Memo, sparse_parts, watchable
 from gatkernels.graph import Graph, cached_graph
+from gatkernels.ops.memo import Memo, sparse_parts, watchable
 
 FillValue = float | Tensor | str | None
 

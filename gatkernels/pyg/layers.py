@@ -13,16 +13,17 @@ from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_sparse
 
-from gatkernels import _dispatch, _layers
-from gatkernels._checks import DTYPE_CODES
-from gatkernels._dropin import DropIn, drop_ins, own, plain_tensors
-from gatkernels._large import add_bias
-from gatkernels._layers import Side, attend, autocast, carried, is_plain, product, project
+from gatkernels import backends
 from gatkernels.functional import gatv2_attention
+from gatkernels.layers import shared
+from gatkernels.layers.dropin import DropIn, drop_ins, own, plain_tensors
+from gatkernels.layers.shared import Side, attend, autocast, carried, is_plain, product, project
+from gatkernels.ops.checks import DTYPE_CODES
+from gatkernels.ops.dense import add_bias
 from gatkernels.pyg import _as_pyg
 from gatkernels.pyg.adjacency import Adjacency, Unfused, adjacency, node_counts
 
-_layers.LINEAR_TYPES[Linear] = own(Linear, "forward")
+shared.LINEAR_TYPES[Linear] = own(Linear, "forward")
 
 
 class _Fused(DropIn):
@@ -72,8 +73,8 @@ class _Fused(DropIn):
                 raise Unfused("features that are not a dense matrix")
         if not plain_tensors(x_src, x_dst, self.bias, *others):
             raise Unfused("tensors of a subclass")
-        case = _dispatch.Case(x_src.device, x_src.dtype)
-        no_kernel = self.backend == "auto" and _dispatch.select("", "auto", case) == "reference"
+        case = backends.Case(x_src.device, x_src.dtype)
+        no_kernel = self.backend == "auto" and backends.select("", "auto", case) == "reference"
         if no_kernel or x_src.dtype not in DTYPE_CODES:
             raise Unfused(f"no kernel for {x_src.dtype} on {x_src.device.type}")
         mixed = autocast(x_src.device)

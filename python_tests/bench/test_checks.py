@@ -28,7 +28,8 @@ from odd_peers import (
 )
 from torch import Tensor
 
-from gatkernels import _dispatch, _native
+from gatkernels import backends
+from gatkernels.backends import native
 from gatkernels.bench import (
     adapters,
     cases,
@@ -128,18 +129,18 @@ def test_wrong_result_gets_no_time(peer: Peer) -> None:
 
 def test_wrong_backend_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend whose kernels spoil one row is caught like any other peer."""
-    if reason := _native.cpu_missing:
+    if reason := native.cpu_missing:
         pytest.skip(reason)
 
-    class Kernels(_native._Cpu):
+    class Kernels(native._Cpu):
         def gat_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
             out, *rest = super().gat_forward(*arguments)
             out[3] *= 1.01
             return (out, *rest)
 
-    backend = _dispatch.Backend(lambda case: None, Kernels)
-    monkeypatch.setattr(_dispatch, "_loaded", {})
-    monkeypatch.setitem(_dispatch._BACKENDS, "wrong", backend)
+    backend = backends.Backend(lambda case: None, Kernels)
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setitem(backends._BACKENDS, "wrong", backend)
     monkeypatch.setitem(PEERS, "gatkernels-wrong", Ours("wrong"))
     result = timed(Spec(SMALL), find("gatkernels-wrong"), PEERS["reference"])
     assert [peer.status for peer in result.peers] == ["FAIL", "ok"]
@@ -289,7 +290,7 @@ def test_smoke_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_smoke_and_a_profiled_step_run(capsys: pytest.CaptureFixture[str]) -> None:
-    if reason := _native.cpu_missing:
+    if reason := native.cpu_missing:
         pytest.skip(reason)
     spec = Spec("arxiv", "4x16", "gatv2", "bfloat16", "cpu", 0.002)
     assert 0.0 <= smoke.check(spec, "cpu", lambda text: None) <= 1.0

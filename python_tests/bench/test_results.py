@@ -11,7 +11,8 @@ import pytest
 import torch
 from odd_peers import Hungry
 
-from gatkernels import _native, cli
+from gatkernels import cli
+from gatkernels.backends import native
 from gatkernels.bench import cases, charts, compare, curves, measure, memory, report, results, run
 from gatkernels.bench import cli as bench_cli
 from gatkernels.bench.cases import Spec
@@ -189,7 +190,7 @@ def test_default_peers_suit_the_case() -> None:
     assert "reference" not in names(Spec("tolokers"))
     assert "reference" not in names(Spec("reddit"))
     assert {"pyg", "dgl"} <= names(Spec("reddit"))
-    assert ("gatkernels-cpu" in names(Spec("reddit"))) == (_native.cpu_missing is None)
+    assert ("gatkernels-cpu" in names(Spec("reddit"))) == (native.cpu_missing is None)
     assert "dgnn" not in names(Spec("cora"))
     assert "dgnn" in names(Spec("cora", device="cuda"))
     assert "gatkernels-cpu" not in names(Spec("cora", device="cuda"))

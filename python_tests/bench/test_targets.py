@@ -13,7 +13,8 @@ import pytest
 import torch
 from test_measuring import Sleeper
 
-from gatkernels import Graph, _dispatch, _native, cli
+from gatkernels import Graph, backends, cli
+from gatkernels.backends import native
 from gatkernels.bench import (
     check,
     drawn,
@@ -32,7 +33,7 @@ from gatkernels.bench.results import Measured, Report
 from gatkernels.bench.targets_run import Group
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
-OURS = "cpu" if _native.cpu_missing is None else "reference"
+OURS = "cpu" if native.cpu_missing is None else "reference"
 SMALL = Spec("arxiv", "4x2", scale=0.002)
 
 
@@ -89,9 +90,9 @@ def test_operators_pass_on_all_rows_and_on_some(
 
 @pytest.mark.parametrize("spoilt", ["gat_forward", "gat_backward"])
 def test_wrong_operator_gets_no_time(spoilt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if reason := _native.cpu_missing:
+    if reason := native.cpu_missing:
         pytest.skip(reason)
-    right = _dispatch.kernels("cpu")
+    right = backends.kernels("cpu")
 
     def wrong(*arguments: Any) -> Any:
         results = getattr(right, spoilt)(*arguments)
@@ -101,9 +102,9 @@ def test_wrong_operator_gets_no_time(spoilt: str, monkeypatch: pytest.MonkeyPatc
 
     kernels = {name: getattr(right, name) for name in ("gat_forward", "gat_backward")}
     module = SimpleNamespace(**{**kernels, spoilt: wrong})
-    monkeypatch.setattr(_dispatch, "_loaded", {})
-    backend = _dispatch.Backend(lambda case: None, lambda: module)
-    monkeypatch.setitem(_dispatch._BACKENDS, "wrong", backend)
+    monkeypatch.setattr(backends, "_loaded", {})
+    backend = backends.Backend(lambda case: None, lambda: module)
+    monkeypatch.setitem(backends._BACKENDS, "wrong", backend)
     told: list[Any] = []
     operators.time_floors("wrong", [SMALL], 0.01, told.append)
     operators.time_hub("wrong", [Spec("hub", "4x8", scale=0.0005)], 0.01, told.append)
@@ -247,7 +248,7 @@ def test_a_lost_group_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = run.Settings(1, 0.01)
     group = Group("operator", ("triton",), (SMALL, replace(SMALL, layer="gatv2")))
     found: list[Measured] = []
-    if not _dispatch.INTERPRETED:
+    if not backends.INTERPRETED:
         targets_run.run_group(group, settings, lambda text: None, found.append)
         assert [one.status for one in found] == ["skipped", "skipped"]
         assert "triton" in found[0].reason or "CUDA" in found[0].reason
@@ -319,7 +320,7 @@ def test_a_compiled_peer_has_a_deadline_of_its_own() -> None:
 def test_command_measures_targets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if reason := _native.cpu_missing:
+    if reason := native.cpu_missing:
         pytest.skip(reason)
     monkeypatch.setattr(operators, "copy_bandwidth", lambda device: 1e10)
     operators_only = [target for target in targets.TARGETS if not target.kind.startswith("layer")]

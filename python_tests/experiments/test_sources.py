@@ -15,8 +15,9 @@ import torch
 from small_data import CLASSES, FEATURES, NODES, PER_CLASS, TESTS, write_amazon, write_planetoid
 
 from gatkernels import cli
-from gatkernels.experiments import MissingExtraError, datasets, runs, sources, synthetic
+from gatkernels.experiments import datasets, runs, sources, synthetic
 from gatkernels.experiments.sources import SourceError
+from gatkernels.extras import MissingExtraError
 
 DATA = os.environ.get("GATKERNELS_DATA")
 

@@ -309,10 +309,10 @@ def test_info(capsys):
 
 
 def test_demo_compares_the_layers(cora_like, capsys):
-    from gatkernels import _dispatch
+    from gatkernels import backends
     from gatkernels.experiments import demo
 
-    if dict(_dispatch.explain())["cpu"] is not None:
+    if dict(backends.explain())["cpu"] is not None:
         pytest.skip("the compiled kernels are missing")
     rows = demo.compare_layers(cora_like, rounds=1)
     assert next(row.layer for row in rows) == "1433 -> 8 heads of 8"

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatkernels.experiments import require
 from gatkernels.experiments.plots.style import BLUE, GREY, VERMILION, axes_or_new, plain, say
+from gatkernels.extras import require
 
 # Degrees of the bins' left ends; narrow where most nodes are.
 BINS = (0, 1, 2, 3, 4, 5, 7, 11, 21, 51, 101, 201, 501)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatkernels.experiments import require
 from gatkernels.experiments.attention import Attention
 from gatkernels.experiments.plots.style import GREY, axes_or_new, bare, scatter_classes
+from gatkernels.extras import require
 
 
 def project(features: Tensor, seed: int = 0) -> Any:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatkernels.experiments import require
 from gatkernels.experiments.attention import Attention
 from gatkernels.experiments.plots.style import (
     BLUE,
@@ -22,6 +21,7 @@ from gatkernels.experiments.plots.style import (
     scatter_classes,
     title,
 )
+from gatkernels.extras import require
 
 WIDEST, HAIR = 5.0, 0.02  # points; what is thinner is not seen
 RING = 0.22

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gatkernels.experiments import require
+from gatkernels.extras import require
 
 # Okabe and Ito's palette, told apart with any colour vision.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"

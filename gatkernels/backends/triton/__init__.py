@@ -1,4 +1,4 @@
-"""The Triton backend: the functions of :mod:`gatkernels._native` for tensors on a GPU.
+"""The Triton backend: the functions of :mod:`gatkernels.backends.native` for tensors on a GPU.
 
 Nothing here waits for the device or copies from it: grids follow from the shapes alone, so that a
 CUDA graph can capture a call (after a first one, which compiles).
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _schedule
-from gatkernels._native import Atts, Csr, Gatv2Scores, Scores, _rows
-from gatkernels.kernels import gat, gatv2, tiling
-from gatkernels.kernels import gat_backward as gatb
-from gatkernels.kernels import gatv2_backward as gatv2b
-from gatkernels.kernels import node_scores as nodes
-from gatkernels.kernels.common import Rows, Work
-from gatkernels.kernels.tiling import Tile, tile
+from gatkernels.backends import schedule
+from gatkernels.backends.native import Atts, Csr, Gatv2Scores, Scores, _rows
+from gatkernels.backends.triton import gat, gatv2, tiling
+from gatkernels.backends.triton import gat_backward as gatb
+from gatkernels.backends.triton import gatv2_backward as gatv2b
+from gatkernels.backends.triton import node_scores as nodes
+from gatkernels.backends.triton.common import Rows, Work
+from gatkernels.backends.triton.tiling import Tile, tile
 
 
 @functools.cache
@@ -64,15 +64,15 @@ class _Job:
 
     def __init__(self, csr: Csr) -> None:
         rowptr, col, eid, parts = csr
-        plan, edges = _schedule.read(parts), col.shape[0]
+        plan, edges = schedule.read(parts), col.shape[0]
         self.rows, self.chunks = rowptr.shape[0] - 1, plan.chunks
         # a kernel that need not look at chunks gets something of the same type
         chunk_row = col if plan.chunk_row is None else plan.chunk_row
         chunk_end = rowptr if plan.chunk_end is None else plan.chunk_end
-        chunk = _schedule.chunk_of(edges)
+        chunk = schedule.chunk_of(edges)
         self.work = Work(rowptr, col, eid, chunk_row, chunk_end, plan.order, plan.bigs, chunk)
         self.packed = plan.order is not None
-        bigs = min(self.rows, edges // (_schedule.TINY + 1)) if self.packed else self.rows
+        bigs = min(self.rows, edges // (schedule.TINY + 1)) if self.packed else self.rows
         self.segments = plan.chunks + bigs
 
     def packs(self, cut: Tile) -> int:

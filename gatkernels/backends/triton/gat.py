@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gatkernels.kernels.common import (
+from gatkernels.backends.triton.common import (
     LOWEST,
     SIZES,
     dropped,

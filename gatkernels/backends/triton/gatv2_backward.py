@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gatkernels.kernels.common import (
+from gatkernels.backends.triton.common import (
     SIZES,
     dropped,
     edges,
@@ -28,8 +28,8 @@ from gatkernels.kernels.common import (
     segment_of,
     tiny_rows,
 )
-from gatkernels.kernels.gat_backward import attention_share
-from gatkernels.kernels.gatv2 import load_att, logits
+from gatkernels.backends.triton.gat_backward import attention_share
+from gatkernels.backends.triton.gatv2 import load_att, logits
 
 
 class Given(NamedTuple):

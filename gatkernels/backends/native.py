@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels._checks import DTYPE_CODES
+from gatkernels.ops.checks import DTYPE_CODES
 
 _cpu: Any = None
 #: Why the compiled CPU module cannot be used; None where it can.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gatkernels.kernels.common import (
+from gatkernels.backends.triton.common import (
     LOWEST,
     SIZES,
     dropped,
@@ -23,7 +23,7 @@ from gatkernels.kernels.common import (
     segment_of,
     tiny_rows,
 )
-from gatkernels.kernels.gat import store_forward, store_partial
+from gatkernels.backends.triton.gat import store_forward, store_partial
 
 
 class Scores(NamedTuple):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gatkernels import _autograd, reference
-from gatkernels._autograd import Options
+from gatkernels import reference
 from gatkernels.graph import Graph
+from gatkernels.ops import autograd
+from gatkernels.ops.autograd import Options
 
 
 class Call(NamedTuple):
@@ -54,9 +55,9 @@ def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -
     elif call.name == "gat":
         x, *scores = inputs
         assert x is not None
-        return _autograd.gat(call.graph, x, (*scores, None, None, seed), call.options)
+        return autograd.gat(call.graph, x, (*scores, None, None, seed), call.options)
     else:
-        return _autograd.gatv2(call.graph, (*inputs, seed), call.options)
+        return autograd.gatv2(call.graph, (*inputs, seed), call.options)
     return out, alpha[0] if alpha else None
 
 

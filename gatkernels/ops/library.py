@@ -2,7 +2,7 @@
 
 Kernels are reached only through these ops, so that fake tensors never reach a pointer. The schemas
 below are the one place that names an op's arguments; ``backend`` names the module of kernels that
-runs it (see :mod:`gatkernels._dispatch`).
+runs it (see :mod:`gatkernels.backends`).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _build, _dispatch, _native, _schedule
-from gatkernels._build import Built
+from gatkernels import backends
+from gatkernels.backends import native, schedule
+from gatkernels.ops import build
+from gatkernels.ops.build import Built
 
-# The lists are the parts of a schedule for GPUs, see gatkernels/_schedule.py; empty elsewhere.
+# The lists are the parts of a schedule for GPUs (gatkernels/backends/schedule.py); empty elsewhere.
 _GRAPH = "Tensor rowptr, Tensor col, Tensor eid, Tensor[] by_row"
 _TRANSPOSE = "Tensor colptr, Tensor row, Tensor ceid, Tensor[] by_column"
 _OPTIONS = "float negative_slope, float dropout, Tensor? seed"
@@ -59,7 +61,7 @@ _library.define("draw_seed(Tensor like) -> Tensor", tags=torch.Tag.nondeterminis
 
 
 def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
-    """CSR and CSC; and on a GPU :func:`_schedule.chunk_ends` of all destinations, then a place for
+    """CSR and CSC; and on a GPU :func:`schedule.chunk_ends` of all destinations, then a place for
     none, then all sources, with the last value of each side ``[2]`` in the CPU's memory: one wait
     brings these and what the ids are checked by. Both are empty where they are not known."""
     result: Built = torch.ops.gatkernels.build_graph(edge_index, num_src, num_dst, self_loops)
@@ -77,7 +79,7 @@ def build_csr(
 
 
 def bounded_schedule(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
-    """As :func:`gatkernels._schedule.bounded`, from an op that compiled functions can hold."""
+    """As :func:`schedule.bounded`, from an op that compiled functions can hold."""
     result: tuple[Tensor, ...] = torch.ops.gatkernels.bounded_schedule(rowptr, edges)
     return result
 
@@ -91,7 +93,7 @@ def _gat_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     csr, x, given, atts, (training, statistics, backend) = (
         args[:4], args[4], args[5:11], args[11:13], args[13:],
     )  # fmt: skip
-    kernels = _dispatch.kernels(backend)
+    kernels = backends.kernels(backend)
     scores = kernels.node_scores(csr, x, atts) if atts[0] is not None else x.new_empty(0)
     given = (*node_scores(scores, *given[:2]), *given[2:])
     return (*kernels.gat_forward(csr, x, given, training, statistics), scores)
@@ -107,20 +109,20 @@ def node_scores(
 
 def _gat_alpha(*args: Any) -> Tensor:
     csr, scores, (stats, backend) = args[:4], args[4:10], args[10:]
-    return _dispatch.kernels(backend).gat_alpha(csr, scores, stats)  # type: ignore[no-any-return]
+    return backends.kernels(backend).gat_alpha(csr, scores, stats)  # type: ignore[no-any-return]
 
 
 def _gat_backward(*args: Any) -> tuple[Tensor, ...]:
     x, score_src, score_dst, edge_score = args[8:12]
     atts = args[15:17]
     results = (
-        _native.empty(x, *x.shape),
-        _native.empty(score_src, *score_src.shape),
-        _native.empty(score_dst, *score_dst.shape),
+        native.empty(x, *x.shape),
+        native.empty(score_src, *score_src.shape),
+        native.empty(score_dst, *score_dst.shape),
         _grad_of_edges(x, edge_score),
         _grad_of_atts(score_src, x, atts),
     )
-    _dispatch.kernels(args[-1]).gat_backward(
+    backends.kernels(args[-1]).gat_backward(
         args[:4], args[4:8], x, args[9:15], atts, args[17:21], args[21:23], results
     )
     return results
@@ -133,25 +135,25 @@ def _grad_of_atts(sums: Tensor, x: Tensor, atts: tuple[Tensor | None, ...]) -> T
 
 def _gatv2_forward(*args: Any) -> tuple[Tensor, Tensor]:
     csr, x, scores, (statistics, backend) = args[:4], args[4], args[5:11], args[11:]
-    kernels = _dispatch.kernels(backend)
+    kernels = backends.kernels(backend)
     return kernels.gatv2_forward(csr, x, scores, statistics)  # type: ignore[no-any-return]
 
 
 def _gatv2_alpha(*args: Any) -> Tensor:
     csr, x, scores, (stats, backend) = args[:4], args[4], args[5:11], args[11:]
-    kernels = _dispatch.kernels(backend)
+    kernels = backends.kernels(backend)
     return kernels.gatv2_alpha(csr, x, scores, stats)  # type: ignore[no-any-return]
 
 
 def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, x_dst, att, edge = args[8:12]
     results = (
-        _native.empty(x, *x.shape),
-        _native.empty(x, *x_dst.shape),
+        native.empty(x, *x.shape),
+        native.empty(x, *x_dst.shape),
         att.new_empty(att.shape),
         _grad_of_edges(x, edge),
     )
-    _dispatch.kernels(args[-1]).gatv2_backward(
+    backends.kernels(args[-1]).gatv2_backward(
         args[:4], args[4:8], x, args[9:15], args[15:18], args[18:20], results
     )
     return results
@@ -159,8 +161,8 @@ def _gatv2_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def native_product(values: Tensor, dense: Tensor) -> bool:
     """Whether a kernel of ours multiplies them."""
-    native = dense.device.type == "cpu" and dense.dtype in (torch.float32, torch.float64)
-    return native and dense.dtype == values.dtype and _native.cpu_missing is None
+    on_cpu = dense.device.type == "cpu" and dense.dtype in (torch.float32, torch.float64)
+    return on_cpu and dense.dtype == values.dtype and native.cpu_missing is None
 
 
 def sparse_product(
@@ -175,7 +177,7 @@ def _sparse_product(
     rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
 ) -> Tensor:
     if native_product(values, dense):
-        return _native.sparse_product(rowptr, col, order, values, dense)
+        return native.sparse_product(rowptr, col, order, values, dense)
     size = (rowptr.shape[0] - 1, dense.shape[0])
     values = values if order is None else values[order.long()]
     matrix = torch.sparse_csr_tensor(rowptr.int(), col, values, size, check_invariants=False)
@@ -194,7 +196,7 @@ def sparse_transposed_product(
 def _sparse_transposed_product(
     crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int
 ) -> Tensor:
-    return _native.sparse_transposed_product(crow, col, values, dense, columns)
+    return native.sparse_transposed_product(crow, col, values, dense, columns)
 
 
 def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
@@ -204,15 +206,15 @@ def feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
 
 
 def _feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    return _native.feature_dropout(x, p, seed)
+    return native.feature_dropout(x, p, seed)
 
 
 def _elu_dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
-    return _native.feature_dropout(x, p, seed, _native.ELU)
+    return native.feature_dropout(x, p, seed, native.ELU)
 
 
 def _elu_dropout_backward(grad: Tensor, x: Tensor, p: float, seed: Tensor | None) -> Tensor:
-    return _native.feature_dropout(x, p, seed, _native.ELU_GRAD, grad)
+    return native.feature_dropout(x, p, seed, native.ELU_GRAD, grad)
 
 
 def exporting_to_onnx() -> bool:
@@ -252,10 +254,10 @@ for _name, _kernel in {
 }.items():
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _kernel, _key)
-_library.impl("build_csr", _build.build_csr, "CompositeExplicitAutograd")
+_library.impl("build_csr", build.build_csr, "CompositeExplicitAutograd")
 _library.impl("draw_seed", _draw_seed, "CompositeExplicitAutograd")
-_library.impl("build_graph", _build.build_graph, "CompositeExplicitAutograd")
-_library.impl("bounded_schedule", _schedule.bounded, "CompositeExplicitAutograd")
+_library.impl("build_graph", build.build_graph, "CompositeExplicitAutograd")
+_library.impl("bounded_schedule", schedule.bounded, "CompositeExplicitAutograd")
 _library.impl("sparse_product", _sparse_product, "CPU")
 _library.impl("sparse_product", _sparse_product, "CUDA")
 _library.impl("sparse_transposed_product", _sparse_transposed_product, "CPU")
@@ -306,7 +308,7 @@ def _(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built
     for rows in (num_dst, num_src):
         found.append(edge_index.new_empty(rows + 1, dtype=torch.int64))
         found += [edge_index.new_empty(edges, dtype=torch.int32) for _ in range(2)]
-    known = not _build.sides_apart(edge_index.device) and 0 < edges < _build.SORTED
+    known = not build.sides_apart(edge_index.device) and 0 < edges < build.SORTED
     ends = edge_index.new_empty(num_dst + 1 + num_src if known else 0, dtype=torch.int64)
     return (*found, ends, torch.empty(2 if known else 0, dtype=torch.int64))
 
@@ -314,7 +316,7 @@ def _(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built
 @torch.library.register_fake("gatkernels::bounded_schedule", lib=_library)
 def _(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
     rows = rowptr.shape[0] - 1
-    sizes = _schedule.most_chunks(rows, edges), rows, rows, 1
+    sizes = schedule.most_chunks(rows, edges), rows, rows, 1
     kinds = torch.int32, torch.int64, torch.int32, torch.int32
     return tuple(rowptr.new_empty(n, dtype=kind) for n, kind in zip(sizes, kinds, strict=True))
 

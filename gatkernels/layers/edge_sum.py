@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _transforms
 from gatkernels.graph import Graph
+from gatkernels.ops import transforms
 
 #: Nodes of about one degree: their ids ``[n]``, and the ids of their edges ``[n, width]`` int32,
 #: filled up with ``num_edges``.
@@ -47,7 +47,7 @@ def _sums(alpha: Tensor, features: Tensor, groups: list[Group], num_dst: int) ->
         found = _take(alpha, edges).transpose(1, 2) @ _take(features, edges)
         out = (
             out.index_add(0, nodes, found)
-            if _transforms.active()
+            if transforms.active()
             else out.index_copy_(0, nodes, found)
         )
     return out
@@ -90,7 +90,7 @@ def edge_sum(alpha: Tensor, features: Tensor, groups: list[Group], num_dst: int)
     Returns:
         ``[num_dst, heads, channels]``. Nothing of size ``num_edges x heads x channels`` is made.
     """
-    if _transforms.active():
+    if transforms.active():
         return _sums(alpha, features, groups, num_dst)
     result: Tensor = _EdgeSum.apply(alpha, features, groups, num_dst)
     return result

@@ -21,7 +21,7 @@ SIZES = ("rows", "segments", "chunks", "packs")
 
 
 class Work(NamedTuple):
-    """A graph's edges by row, its :class:`gatkernels._schedule.Schedule`, edges of a chunk."""
+    """A graph's edges by row, its :class:`Schedule`, edges of a chunk."""
 
     rowptr: Any
     col: Any

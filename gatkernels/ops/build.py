@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _checks, _native, _schedule
+from gatkernels.backends import native, schedule
+from gatkernels.ops import checks
 
 Built = tuple[Tensor, ...]
 OP = "Graph.from_edge_index"
@@ -76,7 +77,7 @@ def both_sides(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool)
     degree = ptr.diff()
     if self_loops:
         degree[num_dst].fill_(0)
-    chunk_ends = _schedule.chunk_ends(degree, _schedule.chunk_of(edges))
+    chunk_ends = schedule.chunk_ends(degree, schedule.chunk_of(edges))
     by_source = ptr[sides[0] :] - edges
     return (
         ptr[: sides[0]], others[:edges], ids[:edges],
@@ -92,18 +93,18 @@ def _aligned(tensor: Tensor) -> Tensor:
 
 def sides_apart(device: torch.device) -> bool:
     """Whether one side can be built without the other; elsewhere one sort makes both."""
-    return device.type == "cpu" and _native.cpu_missing is None
+    return device.type == "cpu" and native.cpu_missing is None
 
 
 def build_csr(
     edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`gatkernels._ops.build_csr` has it."""
-    _checks.edge_count(OP, edge_index, num_src, num_dst)
+    """As :func:`gatkernels.ops.library.build_csr` has it."""
+    checks.edge_count(OP, edge_index, num_src, num_dst)
     src, dst = edge_index[0], edge_index[1]
     side = (src, dst, num_src, num_dst) if by_source else (dst, src, num_dst, num_src)
     if sides_apart(edge_index.device):
-        *arrays, bad = _native.build_csr(*side, self_loops)
+        *arrays, bad = native.build_csr(*side, self_loops)
         if bad >= 0:
             _raise_bad_id(edge_index, num_src, num_dst)
         rowptr, col, eid = arrays
@@ -115,10 +116,10 @@ def build_csr(
 
 
 def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
-    """As :func:`gatkernels._ops.build_graph` has it."""
-    _checks.edge_count(OP, edge_index, num_src, num_dst)
+    """As :func:`gatkernels.ops.library.build_graph` has it."""
+    checks.edge_count(OP, edge_index, num_src, num_dst)
     if sides_apart(edge_index.device):
-        found, bad = _native.build_graph(edge_index, num_src, num_dst, self_loops)
+        found, bad = native.build_graph(edge_index, num_src, num_dst, self_loops)
         if bad >= 0:
             _raise_bad_id(edge_index, num_src, num_dst)
         return (*found, *(torch.empty(0, dtype=torch.int64) for _ in range(2)))
@@ -149,7 +150,7 @@ def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
         wrong = (edge_index[side] < 0) | (edge_index[side] >= count)
         if bool(wrong.any()):
             place = int(wrong.nonzero()[0])
-            raise _checks.node_id_out_of_range(
+            raise checks.node_id_out_of_range(
                 OP,
                 f"edge_index[{side}]",
                 int(edge_index[side, place]),

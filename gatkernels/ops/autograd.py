@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gatkernels import _ops, reference
+from gatkernels import reference
 from gatkernels.graph import Graph
+from gatkernels.ops import library
 
 _gatkernels = torch.ops.gatkernels
 
@@ -69,7 +70,7 @@ def _gat_forward(
     out, out_pos, stats, found = _gatkernels.gat_forward(
         *csr, x, *given[:3], *how, *given[3:], training, statistics, options.backend
     )
-    both = _ops.node_scores(found, *given[:2]) if statistics else (None, None)
+    both = library.node_scores(found, *given[:2]) if statistics else (None, None)
     alpha = None
     if options.return_attention:
         alpha = _gatkernels.gat_alpha(*csr, *both, given[2], *how, stats, options.backend)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import _schedule, _tiles
-from gatkernels._native import Csr, Kernels, place
+from gatkernels.backends import schedule, tiles
+from gatkernels.backends.native import Csr, Kernels, place
 
 #: The compiled module; tests put an emulator of it here.
 module: Any = None
@@ -56,25 +56,25 @@ def unusable(device: torch.device, oldest: tuple[int, int] = (0, 0)) -> str | No
 
 
 @functools.cache
-def _gpu(device: torch.device) -> _tiles.Gpu:
-    return _tiles.Gpu.of(*module.gpu(device.index or 0))
+def _gpu(device: torch.device) -> tiles.Gpu:
+    return tiles.Gpu.of(*module.gpu(device.index or 0))
 
 
 @functools.lru_cache(1024)
 def _tiled(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
-    return _tiles.most_heads(_gpu(device), nodes, edges, heads, head_bytes)
+    return tiles.most_heads(_gpu(device), nodes, edges, heads, head_bytes)
 
 
 def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_bytes: int) -> int:
     """Of a tile; without the model where all rows fit the cache, as those of batches do."""
-    if nodes * heads * head_bytes <= _tiles.USABLE * _gpu(device).cache:
+    if nodes * heads * head_bytes <= tiles.USABLE * _gpu(device).cache:
         return heads
     return _tiled(device, nodes, edges, heads, head_bytes)
 
 
 def _schedule_of(csr: Csr) -> tuple[Any, int]:
     """A schedule as the module takes it, and how many chunks it has."""
-    found, chunk = _schedule.read(csr[3]), _schedule.chunk_of(csr[1].shape[0])
+    found, chunk = schedule.read(csr[3]), schedule.chunk_of(csr[1].shape[0])
     pointers = place(found.order), place(found.chunk_row), place(found.chunk_end)
     return module.Schedule(*pointers, found.chunks, chunk), found.chunks
 

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gatkernels import _native, _ops, _transforms
-from gatkernels._ops import draw_seed
+from gatkernels.backends import native
+from gatkernels.ops import library, transforms
+from gatkernels.ops.library import draw_seed
 
 
 def _plain(x: Tensor, elements: int) -> bool:
@@ -23,10 +24,10 @@ def _plain(x: Tensor, elements: int) -> bool:
         torch.compiler.is_compiling()
         or x.device.type != "cpu"
         or x.dim() != 2
-        or elements * x.element_size() < _native.LARGE
-        or _native.cpu_missing is not None
+        or elements * x.element_size() < native.LARGE
+        or native.cpu_missing is not None
         or torch.is_autocast_enabled("cpu")
-        or _transforms.active()
+        or transforms.active()
     )
 
 
@@ -34,7 +35,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        out = _native.empty(x, x.shape[0], weight.shape[0])
+        out = native.empty(x, x.shape[0], weight.shape[0])
         return torch.mm(x, weight.t(), out=out)
 
     @staticmethod
@@ -47,7 +48,7 @@ class _Linear(torch.autograd.Function):
 class _AddBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
-        return torch.add(x, bias, out=_native.empty(x, *x.shape))
+        return torch.add(x, bias, out=native.empty(x, *x.shape))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -75,7 +76,7 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float, seed: Tensor) -> Tensor:
         ctx.save_for_backward(seed)
         ctx.p = p
-        return _ops.feature_dropout(x, p, seed)
+        return library.feature_dropout(x, p, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -101,8 +102,8 @@ class _EluDropout(torch.autograd.Function):
 
 def _native_values(x: Tensor) -> bool:
     float_type = x.dtype in (torch.float32, torch.float64)
-    native = x.device.type == "cpu" and float_type and _native.cpu_missing is None
-    return native and not _transforms.active()
+    on_cpu = x.device.type == "cpu" and float_type and native.cpu_missing is None
+    return on_cpu and not transforms.active()
 
 
 def elu_dropout(x: Tensor, p: float) -> Tensor:

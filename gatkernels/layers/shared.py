@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gatkernels._dropin import own, plain_tensors, runs
-from gatkernels._large import add_bias, dropout, linear
 from gatkernels.functional import gat_attention, gat_attention_of_features
 from gatkernels.graph import Graph
-from gatkernels.sparse import SparseRows
+from gatkernels.layers.dropin import own, plain_tensors, runs
+from gatkernels.ops.dense import add_bias, dropout, linear
+from gatkernels.ops.sparse import SparseRows
 
 Features = Tensor | SparseRows
 

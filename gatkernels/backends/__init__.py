@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gatkernels import _native, _native_cuda
+from gatkernels.backends import cuda, native
 
 
 class BackendUnavailable(RuntimeError):
@@ -25,13 +25,13 @@ class Case(NamedTuple):
 
 
 def _cuda(case: Case) -> str | None:
-    return _native_cuda.why_not(case.device)
+    return cuda.why_not(case.device)
 
 
 def _cpu(case: Case) -> str | None:
     if case.device.type != "cpu":
         return f"runs on CPU tensors, got device {case.device}"
-    return _native.cpu_missing
+    return native.cpu_missing
 
 
 #: Triton's interpreter runs the kernels on CPU tensors, slowly: for tests.
@@ -44,7 +44,7 @@ def _triton(case: Case) -> str | None:
         return "the package triton is missing: pip install triton"
     if case.device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"runs on CUDA and HIP devices, got device {case.device}"
-    return None if INTERPRETED else _native_cuda.unusable(case.device)
+    return None if INTERPRETED else cuda.unusable(case.device)
 
 
 def _reference(case: Case) -> str | None:
@@ -54,15 +54,15 @@ def _reference(case: Case) -> str | None:
 class Backend(NamedTuple):
     #: None where it can run a case, else the reason why not.
     why_not: Callable[[Case], str | None]
-    #: Loads its kernels, with the functions of gatkernels._native.Kernels; None: it has none.
+    #: Loads its kernels, with the functions of native.Kernels; None: it has none.
     kernels: Callable[[], Any] | None
 
 
 #: In the order in which "auto" tries them.
 _BACKENDS: dict[str, Backend] = {
-    "cpu": Backend(_cpu, lambda: _native.CPU),
-    "cuda": Backend(_cuda, lambda: _native_cuda.CUDA),
-    "triton": Backend(_triton, lambda: importlib.import_module("gatkernels.kernels")),
+    "cpu": Backend(_cpu, lambda: native.CPU),
+    "cuda": Backend(_cuda, lambda: cuda.CUDA),
+    "triton": Backend(_triton, lambda: importlib.import_module("gatkernels.backends.triton")),
     "reference": Backend(_reference, None),
 }
 BACKENDS = tuple(_BACKENDS)
@@ -107,7 +107,7 @@ def explain(case: Case | None = None) -> list[tuple[str, str | None]]:
 
 def isa() -> str:
     """The instruction set the CPU kernels run on, or "none" without the compiled module."""
-    return "none" if _native.cpu_missing else str(_native.cpu_module().isa)
+    return "none" if native.cpu_missing else str(native.cpu_module().isa)
 
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gatkernels.kernels.common import (
+from gatkernels.backends.triton.common import (
     SIZES,
     dropped,
     edges,
@@ -27,7 +27,7 @@ from gatkernels.kernels.common import (
     segment_of,
     tiny_rows,
 )
-from gatkernels.kernels.gat import score
+from gatkernels.backends.triton.gat import score
 
 
 class Saved(NamedTuple):

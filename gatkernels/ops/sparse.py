@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gatkernels import _build, _ops, _transforms
-from gatkernels._large import dropout
-from gatkernels._memo import Memo, sparse_parts, watchable
+from gatkernels.ops import build, library, transforms
+from gatkernels.ops.dense import dropout
+from gatkernels.ops.memo import Memo, sparse_parts, watchable
 
 #: Mean number of values of a column from which adding row by row beats gathering by column.
 LONG_COLUMN = 512
@@ -40,7 +40,7 @@ class SparseRows(NamedTuple):
 
         The structure is remembered while that tensor lives unchanged.
         """
-        with _build.plain():
+        with build.plain():
             if not watchable(matrix):
                 return cls._build(matrix)._replace(values=matrix.values())
             parts = sparse_parts(matrix)
@@ -73,7 +73,7 @@ class SparseRows(NamedTuple):
 
     def matmul(self, dense: Tensor) -> Tensor:
         """``self @ dense`` for ``dense [columns, width]``, differentiable in both."""
-        if _transforms.active():
+        if transforms.active():
             return self._matmul(dense)
         result: Tensor = _SparseProduct.apply(self, self.values, dense, False)
         return result
@@ -101,10 +101,10 @@ class _SparseProduct(torch.autograd.Function):
         ctx.save_for_backward(values, dense if ctx.needs_input_grad[1] else None)
         with torch.autocast(dense.device.type, enabled=False):
             if transposed and _by_rows(m, dense):
-                return _ops.sparse_transposed_product(m.crow, m.col, values, dense, m.shape[1])
+                return library.sparse_transposed_product(m.crow, m.col, values, dense, m.shape[1])
             if transposed:
-                return _ops.sparse_product(m.t_crow, m.t_col, m.t_order, values, dense)
-            return _ops.sparse_product(m.crow, m.col, None, values, dense)
+                return library.sparse_product(m.t_crow, m.t_col, m.t_order, values, dense)
+            return library.sparse_product(m.crow, m.col, None, values, dense)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -130,7 +130,7 @@ def _by_rows(m: SparseRows, dense: Tensor) -> bool:
     """Whether ``m.T @ dense`` is best added up along the rows of ``m``."""
     columns, size = m.shape[1], m.shape[1] * dense.shape[1] * dense.element_size()
     long = m.col.shape[0] >= LONG_COLUMN * columns and size <= LARGEST_SUM
-    return long and _ops.native_product(m.values, dense)
+    return long and library.native_product(m.values, dense)
 
 
 _memo: Memo[SparseRows] = Memo()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from gatkernels.kernels.common import SIZES, features, in_row, load_heads, load_rows
+from gatkernels.backends.triton.common import SIZES, features, in_row, load_heads, load_rows
 
 
 class Vectors(NamedTuple):

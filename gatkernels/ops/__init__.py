@@ -1,0 +1,1 @@
+"""The registered operators, and what they stand on: checks, autograd, the graph's arrays."""

@@ -1,0 +1,105 @@
+"""Graphs in which almost no node has an edge: the operators see only the nodes that have one.
+
+Self loops that the layer has added do not count: a node with no other edge has ``alpha = 1`` there,
+and its result is its own row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gatkernels.graph import Graph
+from gatkernels.ops import build
+
+LEAST = 1 << 14  # nodes below which looking for them costs as much as it saves
+FEW = 4  # so many nodes for each edge
+
+
+class Compact(NamedTuple):
+    """The nodes that have edges, and the graph among them."""
+
+    src: Tensor  # [n] ids of sources; those of a square graph are its destinations
+    dst: Tensor
+    edges: Tensor | None  # [n] ids of the edges, where the graph counts them anew
+    graph: Graph
+
+    def of_sources(self, rows: Any) -> Any:
+        """Their rows ``[n, ...]`` of ``[num_src, ...]``; None of None."""
+        return None if rows is None else rows.index_select(0, self.src)
+
+    def of_destinations(self, rows: Any) -> Any:
+        return None if rows is None else rows.index_select(0, self.dst)
+
+    def of_edges(self, rows: Any) -> Any:
+        return rows if rows is None or self.edges is None else rows.index_select(0, self.edges)
+
+    def spread(self, out: Tensor, x: Tensor, count: int) -> Tensor:
+        """``out [n, ...]`` of the destinations among all ``count``: zeros elsewhere, or with self
+        loops the row of ``x``."""
+        all_rows = out.new_zeros(count, *out.shape[1:]) if self.edges is None else x
+        return all_rows.index_copy(0, self.dst, out)
+
+
+def compact(graph: Graph) -> Compact | None:
+    """None where most nodes have edges, or the graph is small; remembered with the graph."""
+    if torch.compiler.is_compiling() or graph.num_dst < LEAST or graph.device.type != "cpu":
+        return None  # on a GPU, looking for the nodes would wait
+    square = graph.num_src == graph.num_dst
+    if graph.self_loops and not square:
+        return None
+    edges = graph.num_edges - (graph.num_dst if graph.self_loops else 0)
+    if FEW * edges > min(graph.num_src, graph.num_dst):
+        return None
+    found: Compact | None = graph.__dict__.get("_compact")
+    if found is None:
+        with build.plain():
+            found = graph.__dict__["_compact"] = _of(graph)
+    return found
+
+
+def only_loops(graph: Graph, dropout: float, attention: bool, *inputs: Tensor | None) -> bool:
+    """Whether nodes without edges but their self loops can be told their results: where neither
+    masks nor weights of those edges are wanted, and none of the ``inputs`` makes one's score NaN.
+    """
+    if not graph.self_loops:
+        return True
+    if dropout > 0.0 or attention:
+        return False
+    return all(t is None or bool(t.detach().sum().isfinite()) for t in inputs)
+
+
+def _of(graph: Graph) -> Compact:
+    alone = 1 if graph.self_loops else 0  # edges into a node that are no more than its loop
+    dst = (graph.rowptr.diff() > alone).nonzero().squeeze(1)
+    places = _places(graph.rowptr, dst)
+    src = graph.col[places].long().unique()
+    if graph.num_src == graph.num_dst:
+        src = dst = torch.cat([src, dst]).unique()
+        places = _places(graph.rowptr, dst)
+    col, eid = graph.col[places].long(), graph.eid[places]
+    rowptr = _pointer(graph.rowptr, dst)
+    if not graph.self_loops:
+        back = _places(graph.colptr, src)
+        row = torch.searchsorted(dst, graph.row[back].long()).int()
+        csc = (_pointer(graph.colptr, src), row, graph.ceid[back])
+        few = Graph(len(src), len(dst), (rowptr, torch.searchsorted(src, col).int(), eid), csc)
+        return Compact(src, dst, None, few)
+    edges = eid.long().sort().values
+    order = torch.searchsorted(edges, eid.long()).int()
+    few = Graph(len(src), len(dst), (rowptr, torch.searchsorted(src, col).int(), order), None)
+    return Compact(src, dst, edges, few)
+
+
+def _places(pointer: Tensor, nodes: Tensor) -> Tensor:
+    """Those of the nodes' edges, node by node."""
+    counts = pointer[nodes + 1] - pointer[nodes]
+    start = torch.repeat_interleave(pointer[nodes] - counts.cumsum(0) + counts, counts)
+    return start + torch.arange(start.shape[0])
+
+
+def _pointer(pointer: Tensor, nodes: Tensor) -> Tensor:
+    counts = pointer[nodes + 1] - pointer[nodes]
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
