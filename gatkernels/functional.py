@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatkernels import backends, reference
+from gatkernels import backends
 from gatkernels.graph import Graph
-from gatkernels.ops import autograd, checks, library, transforms
+from gatkernels.ops import autograd, checks, library, philox, transforms
 from gatkernels.ops.autograd import Options
+from gatkernels.ops.call import GatInputs, RowwiseInputs
 from gatkernels.ops.compact import compact, only_loops
-from gatkernels.ops.library import draw_seed
 
 
 def _promote(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
@@ -143,25 +143,34 @@ def _select(op: str, backend: str, x: Tensor) -> str:
 
 def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | None]:
     """``options``, checked, with the backend that is to run the call on ``x``; dropout's seed."""
-    checks.options(op, *options[:2])
+    checks.options(op, options.negative_slope, options.dropout)
     backend = _select(op, options.backend, x)
     if backend != options.backend:
-        options = Options(*options[:3], backend)
+        slope, dropout, attention, _ = options
+        options = Options(slope, dropout, attention, backend)
     return options, _seed(options, x)
 
 
 def _seed(options: Options, x: Tensor) -> Tensor | None:
     if options.dropout == 0.0:
         return None
-    return (transforms.draw_seed if transforms.active() else draw_seed)(x.device)
+    draw = transforms.draw_seed if transforms.active() else philox.draw_seed
+    return draw(x.device)
 
 
-def _reference(
-    attention: Any, graph: Graph, inputs: list[Any], options: Options, seed: Tensor | None
+def _apply(
+    name: str, graph: Graph, inputs: Any, options: Options, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    slope, dropout, return_attention, _ = options
-    out, alpha = attention(graph, *inputs, negative_slope=slope, dropout=dropout, seed=seed)
-    return out, alpha if return_attention else None
+    """By the backend that was chosen, or as transforms want it."""
+    x = inputs[0]
+    if options.backend == "reference":
+        found = autograd.OPERATORS[name].formula(graph, inputs, options.scoring(seed))
+        return found if options.return_attention else (found[0], None)
+    if transforms.active():
+        out, alpha = transforms.attend(transforms.Call(name, graph, options), inputs, seed)
+    else:
+        out, alpha = autograd.attend(name, graph, inputs, options, seed)
+    return out, None if alpha is None else alpha.to(x.dtype)
 
 
 def _gat(
@@ -174,31 +183,26 @@ def _gat(
     x, score_src, score_dst, edge_score = inputs
     checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score, atts)
     options, seed = _choose(op, options, x)
-    apart = options.backend == "reference" or transforms.active()
-    if apart:
+    if options.backend == "reference" or transforms.active():
         score_src, score_dst = _scores_of(x, atts[0], score_src), _scores_of(x, atts[1], score_dst)
+        atts = None, None
     if options.backend == "reference":
-        inputs = [x, score_src, score_dst, edge_score]
-        return _reference(reference.gat_attention, graph, inputs, options, seed)
+        record = GatInputs(x, score_src, score_dst, edge_score, *atts)
+        return _apply("gat", graph, record, options, seed)
     if score_dst is None and atts[1] is None:
         score_dst = x.new_zeros(1, x.shape[1]).expand(graph.num_dst, -1)
     scores = [score_src, score_dst, edge_score, *atts]
     sums = checks.SUM_DTYPES[x.dtype]
     if sums != x.dtype:
         scores = [None if t is None else t.to(sums) for t in scores]
-    if apart:
-        call = transforms.Call("gat", graph, options)
-        out, alpha = transforms.attend(call, (x, *scores[:3]), seed)
-        return out, None if alpha is None else alpha.to(x.dtype)
-    few = compact(graph)
-    if few is None or not only_loops(graph, *options[1:3], *scores):
-        out, alpha = autograd.gat(graph, x, (*scores, seed), options)
-    else:
-        score_src, score_dst = few.of_sources(scores[0]), few.of_destinations(scores[1])
-        parts = (score_src, score_dst, few.of_edges(scores[2]), *scores[3:], seed)
-        out, alpha = autograd.gat(few.graph, few.of_sources(x), parts, options)
-        out = few.spread(out, x, graph.num_dst)
-    return out, None if alpha is None else alpha.to(x.dtype)
+    few = None if transforms.active() else compact(graph)
+    if few is None or not only_loops(graph, options.dropout, options.return_attention, *scores):
+        return _apply("gat", graph, GatInputs(x, *scores), options, seed)
+    src, dst, edge, *vectors = scores
+    rows = few.of_sources(x), few.of_sources(src), few.of_destinations(dst)
+    record = GatInputs(*rows, few.of_edges(edge), *vectors)
+    out, alpha = _apply("gat", few.graph, record, options, seed)
+    return few.spread(out, x, graph.num_dst), alpha
 
 
 def _scores_of(x: Tensor, att: Tensor | None, score: Tensor | None) -> Tensor | None:
@@ -270,22 +274,18 @@ def _gatv2(
     x_src, x_dst, att, edge = inputs
     checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
     options, seed = _choose(op, options, x_src)
-    if options.backend == "reference":
-        return _reference(reference.gatv2_attention, graph, inputs, options, seed)
-    att = att.to(checks.SUM_DTYPES[x_src.dtype])
-    if transforms.active():
-        call = transforms.Call("gatv2", graph, options)
-        out, alpha = transforms.attend(call, (x_src, x_dst, att, edge), seed)
-        return out, None if alpha is None else alpha.to(x_src.dtype)
-    few = compact(graph)
-    if few is None or not only_loops(graph, *options[1:3], x_dst, att, edge):
-        out, alpha = autograd.gatv2(graph, (x_src, x_dst, att, edge, seed), options)
-    else:
-        rows = few.of_sources(x_src), few.of_destinations(x_dst)
-        parts = (*rows, att, few.of_edges(edge), seed)
-        out, alpha = autograd.gatv2(few.graph, parts, options)
-        out = few.spread(out, x_src, graph.num_dst)
-    return out, None if alpha is None else alpha.to(x_src.dtype)
+    if options.backend != "reference":
+        att = att.to(checks.SUM_DTYPES[x_src.dtype])
+    whole = options.backend == "reference" or transforms.active()
+    few = None if whole else compact(graph)
+    wanted = options.dropout, options.return_attention
+    if few is None or not only_loops(graph, *wanted, x_dst, att, edge):
+        return _apply("gatv2", graph, RowwiseInputs(x_src, x_dst, att, edge), options, seed)
+    rows = few.of_sources(x_src), few.of_destinations(x_dst)
+    out, alpha = _apply(
+        "gatv2", few.graph, RowwiseInputs(*rows, att, few.of_edges(edge)), options, seed
+    )
+    return few.spread(out, x_src, graph.num_dst), alpha
 
 
 def attention_weights(

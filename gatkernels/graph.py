@@ -74,11 +74,11 @@ class Graph:
             self._make_schedules()
 
     def _make_schedules(self) -> None:
-        build = library.bounded_schedule if torch.compiler.is_compiling() else schedule.build
+        make = build.bounded_schedule if torch.compiler.is_compiling() else schedule.build
         if self.by_row is None:
-            self.by_row = build(self.rowptr, self.num_edges)
+            self.by_row = make(self.rowptr, self.num_edges)
         if self.by_column is None:
-            self.by_column = build(self.colptr, self.num_edges)
+            self.by_column = make(self.colptr, self.num_edges)
 
     def schedules(self, backend: str) -> tuple[Parts, Parts]:
         """``by_row`` and ``by_column`` for the kernels of a backend; nothing for the CPU's."""
@@ -122,17 +122,17 @@ class Graph:
         with build.plain():
             if not compiling and (both or not build.sides_apart(edge_index.device)):
                 return cls._from_both_sides(edge_index, num_src, num_dst, self_loops)
-            csr = library.build_csr(edge_index, num_src, num_dst, False, self_loops)
+            csr = build.build_csr(edge_index, num_src, num_dst, False, self_loops)
             csc = None
             if compiling:
-                csc = library.build_csr(edge_index, num_src, num_dst, True, self_loops)
+                csc = build.build_csr(edge_index, num_src, num_dst, True, self_loops)
             return cls(num_src, num_dst, csr, csc, self_loops)
 
     @classmethod
     def _from_both_sides(
         cls, edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool
     ) -> Graph:
-        *arrays, ends, chunks = library.build_graph(edge_index, num_src, num_dst, self_loops)
+        *arrays, ends, chunks = build.build_graph(edge_index, num_src, num_dst, self_loops)
         csr, csc = arrays[:3], arrays[3:]
         schedules: tuple[Parts | None, Parts | None] = None, None
         if chunks.numel():
@@ -291,7 +291,7 @@ def _by_source(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     """CSC of a graph that has CSR alone, with the edges of a source in the user's order."""
     used = graph.used_edge_ids()
     edge_index, counts = graph.edge_index, (graph.num_src, graph.num_dst)
-    colptr, row, place = library.build_csr(edge_index, *counts, True, False)
+    colptr, row, place = build.build_csr(edge_index, *counts, True, False)
     row_of_all, ceid = torch.zeros_like(graph.col), torch.zeros_like(graph.eid)
     row_of_all[: used.shape[0]], ceid[: used.shape[0]] = row, used[place.long()].int()
     return colptr, row_of_all, ceid

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gatkernels.graph import Graph
+from gatkernels.ops.philox import scale, threshold
 
 _MASK32 = 0xFFFFFFFF
 _PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -50,8 +51,7 @@ def dropout_scale(num_edges: int, heads: int, dropout: float, seed: Tensor) -> T
     edge_id = torch.arange(num_edges, device=seed.device)[:, None].expand(-1, groups)
     group = torch.arange(groups, device=seed.device).expand(num_edges, -1)
     words = torch.stack(philox(seed, edge_id, group), dim=-1).reshape(num_edges, 4 * groups)
-    kept = words[:, :heads].double() >= dropout * 2.0**32
-    return kept.double() * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0)
+    return (words[:, :heads] >= threshold(dropout)).double() * scale(dropout)
 
 
 def _softmax(logits: Tensor, dst: Tensor, num_rows: int) -> Tensor:

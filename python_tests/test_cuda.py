@@ -250,10 +250,10 @@ def test_another_device_than_the_current_one_is_guarded(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.cuda, "device", guard)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 0, raising=False)
-    run = cuda._on_device_of_graph(lambda _, csr, x: log.append(x))
+    run = cuda._on_device_of_graph(lambda _, call, x: log.append(x))
     for index in (0, 1):
         col = SimpleNamespace(is_cuda=True, device=f"cuda:{index}", get_device=lambda n=index: n)
-        run(cuda.CUDA, (None, col, None, ()), index)
+        run(cuda.CUDA, SimpleNamespace(csr=SimpleNamespace(col=col)), index)
     assert log == [0, "cuda:1", 1, "back"]
 
 

@@ -19,8 +19,9 @@ from tolerance import (
 from torch import Tensor
 
 from gatkernels import Graph, attention_weights, gat_attention, gatv2_attention, reference
-from gatkernels.functional import draw_seed
 from gatkernels.ops import autograd, checks
+from gatkernels.ops.call import RowwiseInputs
+from gatkernels.ops.philox import draw_seed
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 
@@ -148,9 +149,8 @@ def test_gatv2_gradients(heads: int, channels: int, edge: bool, second: bool) ->
 
     def call(*tensors: Tensor) -> Any:
         given = tensors if edge else (*tensors, None)
-        out, alpha = autograd.gatv2(
-            graph, (*given, SEED), autograd.Options(0.2, 0.4, edge, BACKEND)
-        )
+        how = autograd.Options(0.2, 0.4, edge, BACKEND)
+        out, alpha = autograd.attend("gatv2", graph, RowwiseInputs(*given), how, SEED)
         return (out, alpha) if edge else out
 
     examine = torch.autograd.gradgradcheck if second else torch.autograd.gradcheck
@@ -162,9 +162,8 @@ def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)
 
     def call(*tensors: Tensor) -> Any:
-        return autograd.gatv2(
-            graph, (*tensors, None, SEED), autograd.Options(0.2, 0.5, True, BACKEND)
-        )
+        how = autograd.Options(0.2, 0.5, True, BACKEND)
+        return autograd.attend("gatv2", graph, RowwiseInputs(*tensors, None), how, SEED)
 
     before = torch.get_num_threads()
     try:

@@ -100,3 +100,15 @@ def test_every_package_is_installed() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.findall(r'"([a-z.]+)"', text.split("packages = [", 1)[1].split("]", 1)[0])
     assert sorted(listed) == sorted(n for n, path in MODULES.items() if path.name == "__init__.py")
+
+
+def test_no_packed_arguments_are_sliced() -> None:
+    packs = re.compile(r"args\[[0-9]*:|scores\[:?[0-9]|\[[0-9]+:[0-9]+\]")
+    found = [
+        f"{path.name}:{number}: {line.strip()}"
+        for folder in ("ops", "backends")
+        for path in sorted((ROOT / "gatkernels" / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if packs.search(line)
+    ]
+    assert found == []

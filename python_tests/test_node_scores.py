@@ -13,7 +13,13 @@ from torch import Tensor
 from gatkernels import Graph
 from gatkernels.functional import gat_attention_of_features
 from gatkernels.nn import GATConv
-from gatkernels.ops import autograd, checks
+from gatkernels.ops import attention, autograd, checks
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    Scoring,
+)
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 PLAIN, EVERYTHING = Options(), Options(-0.3, 0.6, SEED)
@@ -26,11 +32,11 @@ both_sides = pytest.mark.parametrize("both", [True, False])
 
 
 def run(graph: Graph, scores: dict[str, Tensor | None], options: Options, grads: Any) -> Any:
-    """``out``, ``alpha`` and the gradients, from the arguments of ``autograd.gat``."""
+    """``out``, ``alpha`` and the gradients, from the fields of ``GatInputs`` in their order."""
     leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in scores.items()}
     how = autograd.Options(options.slope, options.dropout, grads[1] is not None, BACKEND)
-    x, *rest = leaves.values()
-    out, alpha = autograd.gat(graph, x, (*rest, options.seed), how)
+    given = GatInputs(*leaves.values())
+    out, alpha = autograd.attend("gat", graph, given, how, options.seed)
     outputs = [out] if grads[1] is None else [out, alpha]
     wanted = {k: t for k, t in leaves.items() if t is not None}
     found = torch.autograd.grad(outputs, list(wanted.values()), [g for g in grads if g is not None])
@@ -63,15 +69,13 @@ def assert_right(
     atts = torch.randn(2, 1, *shape, generator=generator, dtype=torch.float64)
     att_src, att_dst = atts.to(sums).to(DEVICE)
 
-    by_row = graph.rowptr, graph.col, graph.eid, graph.schedules(BACKEND)[0]
-    forward = torch.ops.gatkernels.gat_forward
-    no_options = (None, 0.2, 0.0, None)
+    csr = Edges(graph.rowptr, graph.col, graph.eid, graph.schedules(BACKEND)[0])
     other = None if both else inputs.score_dst.to(sums)
-    *_, scores = forward(
-        *by_row, x, None, other, *no_options, att_src, att_dst if both else None,
-        False, False, BACKEND,
-    )  # fmt: skip
-    assert scores.dtype == sums
+    given = GatInputs(x, None, other, None, att_src, att_dst if both else None)
+    call = GatCall(csr, given, Scoring(0.2, 0.0, None))
+    *_, src, dst = attention.gat_forward(call, False, False, BACKEND)
+    scores = [src, dst] if both else [src]
+    assert src.dtype == dst.dtype == sums or not both
     wide = x.double().cpu()
     for found, att in zip(scores, atts, strict=False):
         assert_close("score", found, wide * att.to(sums).double(), (2,))

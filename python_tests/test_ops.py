@@ -14,8 +14,19 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gatkernels import Graph, gat_attention
 from gatkernels.functional import gat_attention_of_features
-from gatkernels.ops import autograd, library
+from gatkernels.ops import attention, autograd, library
 from gatkernels.ops.autograd import Options
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    GatSaved,
+    OutGrads,
+    RowwiseCall,
+    RowwiseInputs,
+    RowwiseSaved,
+    Scoring,
+)
 
 SEED = torch.tensor([77], device=DEVICE)
 SMALL = Graph.from_edge_index(
@@ -43,7 +54,8 @@ def test_gradcheck(heads: int, channels: int, attention: bool, dropout: float) -
     options = Options(0.2, dropout, attention, BACKEND)
 
     def call(*tensors: Tensor) -> Any:
-        out, alpha = autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
+        given = GatInputs(*tensors, None, None)
+        out, alpha = autograd.attend("gat", SMALL, given, options, SEED)
         return (out, alpha) if attention else out
 
     assert gradcheck(call, leaves, fast_mode=INTERPRETED)
@@ -65,7 +77,8 @@ def _of_features(both: bool, attention: bool) -> tuple[Any, list[Tensor]]:
 
     def call(x: Tensor, att: Tensor, other: Tensor) -> Any:
         dst = (None, None, att, other) if both else (other, None, att, None)
-        out, alpha = autograd.gat(SQUARE, x, (None, *dst, SEED), options)
+        given = GatInputs(x, None, *dst)
+        out, alpha = autograd.attend("gat", SQUARE, given, options, SEED)
         return (out, alpha) if attention else out
 
     assert x is not None
@@ -89,7 +102,8 @@ def test_gradgradcheck(dropout: float, attention: bool) -> None:
     options = Options(0.2, dropout, attention, BACKEND)
 
     def call(*tensors: Tensor) -> Any:
-        out, alpha = autograd.gat(SMALL, tensors[0], (*tensors[1:], None, None, SEED), options)
+        given = GatInputs(*tensors, None, None)
+        out, alpha = autograd.attend("gat", SMALL, given, options, SEED)
         return (out, alpha) if attention else out
 
     assert gradgradcheck(call, leaves, nondet_tol=AGAIN, fast_mode=INTERPRETED)
@@ -119,47 +133,54 @@ def test_retained_graph_gives_the_same_gradient_again() -> None:
     assert all(map(torch.equal, first, second))
 
 
+def _flat(*parts: Any) -> tuple[Any, ...]:
+    """The fields of records, and of those in them, as the ops have them."""
+    found: list[Any] = []
+    for part in parts:
+        found += _flat(*part) if hasattr(part, "_fields") else [part]
+    return tuple(found)
+
+
 @cache
 def _samples() -> dict[str, list[tuple[Any, ...]]]:
     """Arguments for every op but the backend: plain, and with everything optional."""
     by_row, by_column = (list(parts) for parts in SQUARE.schedules(BACKEND))
-    csr = (SQUARE.rowptr, SQUARE.col, SQUARE.eid, by_row)
-    csc = (SQUARE.colptr, SQUARE.row, SQUARE.ceid, by_column)
+    csr = Edges(SQUARE.rowptr, SQUARE.col, SQUARE.eid, by_row)
+    csc = Edges(SQUARE.colptr, SQUARE.row, SQUARE.ceid, by_column)
     inputs = random_inputs(SQUARE, 2, 3, torch.float32, edge_score=True, attention=True)
     x, src, dst, edge, grad, grad_alpha = inputs
-    plain = (src, dst, None, 0.2, 0.0, None)
-    full = (src, dst, edge, 0.2, 0.5, SEED)
     atts = tuple(torch.randn(2, 1, 2, 3).to(DEVICE))
-    of_features = (None, None, edge, 0.2, 0.5, SEED, *atts)
-    ops = torch.ops.gatkernels
-    kept = {}
-    for key, scores in (("plain", plain), ("full", full)):
-        out, out_pos, stats, _ = ops.gat_forward(*csr, x, *scores, None, None, True, True, BACKEND)
-        kept[key] = (
-            out,
-            out_pos,
-            stats,
-            ops.gat_alpha(*csr, *scores, stats, BACKEND),
-            grad,
-            grad_alpha,
-        )
-    without_alpha = (*kept["plain"][:3], None, grad, None)
-    edge_index = SQUARE.edge_index
+    plain, full = Scoring(0.2, 0.0, None), Scoring(0.2, 0.5, SEED)
+    calls = (
+        GatCall(csr, GatInputs(x, src, dst, None, None, None), plain),
+        GatCall(csr, GatInputs(x, src, dst, edge, None, None), full),
+        GatCall(csr, GatInputs(x, src, dst, edge, *atts), full),
+    )
+    of_features = GatCall(csr, GatInputs(x, None, None, edge, *atts), full)
+    saved = []
+    for call in calls[:2]:
+        out, out_pos, stats, *_ = attention.gat_forward(call, True, True, BACKEND)
+        alpha = attention.gat_alpha(call, stats, BACKEND)
+        saved.append(GatSaved(out, out_pos, stats, alpha))
     att, rows = torch.randn(2, 3).to(DEVICE), torch.randn(SQUARE.num_edges, 2, 3).to(DEVICE)
-    plain2 = (x, x.clone(), att, None, 0.2, 0.0, None)
-    full2 = (x, x.clone(), att, rows, 0.2, 0.5, SEED)
-    kept2 = []
-    for scores2 in (plain2, full2):
-        out, stats = ops.gatv2_forward(*csr, *scores2, True, BACKEND)
-        kept2.append(
-            (out, stats, ops.gatv2_alpha(*csr, *scores2, stats, BACKEND), grad, grad_alpha)
-        )
+    calls2 = (
+        RowwiseCall("gatv2", csr, RowwiseInputs(x, x.clone(), att, None), plain),
+        RowwiseCall("gatv2", csr, RowwiseInputs(x, x.clone(), att, rows), full),
+    )
+    saved2 = []
+    for call2 in calls2:
+        out, stats = attention.rowwise_forward(call2, True, BACKEND)
+        saved2.append(RowwiseSaved(out, stats, attention.rowwise_alpha(call2, stats, BACKEND)))
+    grads, both = OutGrads(grad, None), OutGrads(grad, grad_alpha)
+    edge_index = SQUARE.edge_index
     return {
-        "gatv2_forward": [(*csr, *plain2, False), (*csr, *full2, True)],
-        "gatv2_alpha": [(*csr, *plain2, kept2[0][1]), (*csr, *full2, kept2[1][1])],
-        "gatv2_backward": [
-            (*csr, *csc, *plain2, *kept2[0][:2], None, grad, None),
-            (*csr, *csc, *full2, *kept2[1]),
+        "rowwise_forward": [_flat(calls2[0], False), _flat(calls2[1], True)],
+        "rowwise_alpha": [
+            _flat(call, kept.stats) for call, kept in zip(calls2, saved2, strict=True)
+        ],
+        "rowwise_backward": [
+            _flat(calls2[0], csc, saved2[0]._replace(alpha=None), grads),
+            _flat(calls2[1], csc, saved2[1], both),
         ],
         "build_csr": [(edge_index, 3, 3, False, False), (edge_index.int(), 3, 4, True, True)],
         "build_graph": [
@@ -171,27 +192,27 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
             (torch.tensor([0, 0, 200, 201], device=DEVICE), 201),
         ],
         "gat_forward": [
-            (*csr, x, *plain, None, None, False, False),
-            (*csr, x, *full, None, None, True, True),
-            (*csr, x, *of_features, True, True),
+            _flat(calls[0], False, False),
+            _flat(calls[1], True, True),
+            _flat(of_features, True, True),
         ],
-        "gat_alpha": [(*csr, *plain, kept["plain"][2]), (*csr, *full, kept["full"][2])],
+        "gat_alpha": [_flat(call, kept.stats) for call, kept in zip(calls, saved, strict=False)],
         "gat_backward": [
-            (*csr, *csc, x, *plain, None, None, *without_alpha),
-            (*csr, *csc, x, *full, None, None, *kept["full"]),
-            (*csr, *csc, x, *full, *atts, *kept["full"]),
+            _flat(calls[0], csc, saved[0]._replace(alpha=None), grads),
+            _flat(calls[1], csc, saved[1], both),
+            _flat(calls[2], csc, saved[1], both),
         ],
     }
 
 
 #: The ops on graphs; test_features.py has the others.
 GRAPH_OPS = sorted(name.removeprefix("gatkernels::") for name in library._library._op_defs)
-GRAPH_OPS = [name for name in GRAPH_OPS if name.startswith(("gat", "build", "bounded"))]
+GRAPH_OPS = [name for name in GRAPH_OPS if name.startswith(("gat", "rowwise", "build", "bounded"))]
 
 
 @pytest.mark.parametrize("op", GRAPH_OPS)
 def test_opcheck(op: str) -> None:
-    backend = (BACKEND,) if op.startswith("gat") else ()
+    backend = (BACKEND,) if op.startswith(("gat", "rowwise")) else ()
     for sample in _samples()[op]:
         torch.library.opcheck(getattr(torch.ops.gatkernels, op).default, (*sample, *backend))
 

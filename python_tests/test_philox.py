@@ -14,6 +14,7 @@ from torch import Tensor
 from gatkernels import Graph, gat_attention, reference
 from gatkernels.ops import autograd
 from gatkernels.ops.autograd import Options
+from gatkernels.ops.call import GatInputs
 
 #: Known answers of philox4x32-10 (kat_vectors of Random123): counter, key, words.
 KNOWN = {
@@ -50,9 +51,10 @@ def test_known_answers(name: str) -> None:
 def _kernel_keeps(graph: Graph, heads: int, dropout: float, seed: Tensor) -> Tensor:
     """Where the kernel kept an edge, ``[E, H]``, read off its attention."""
     x = torch.zeros(graph.num_src, heads, 1, device=DEVICE)
-    scores = (x[..., 0], torch.zeros(graph.num_dst, heads, device=DEVICE), None, None, None)
+    score_dst = torch.zeros(graph.num_dst, heads, device=DEVICE)
+    given = GatInputs(x, x[..., 0], score_dst, None, None, None)
     how = Options(0.2, dropout, True, BACKEND)
-    _, alpha = autograd.gat(graph, x, (*scores, seed.to(DEVICE)), how)
+    _, alpha = autograd.attend("gat", graph, given, how, seed.to(DEVICE))
     assert alpha is not None
     return (alpha != 0).cpu()
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gatkernels import Graph, gat_attention, gatv2_attention
 from gatkernels.backends import native, schedule
 from gatkernels.graph import Parts
-from gatkernels.ops import build, library
+from gatkernels.ops import build
 
 NAMES = [*GRAPHS, "degrees, by source"]
 
@@ -134,7 +134,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(native, "cpu_missing", "as on a GPU")
     monkeypatch.setattr(schedule, "WITH_GRAPH", ("cpu",))
     monkeypatch.setattr(schedule, "ORDERED", 1 << 18)
-    monkeypatch.setattr(library, "build_graph", build.build_graph)  # an op hides what it calls
+    monkeypatch.setattr(build, "build_graph", build._build_graph)  # an op hides what it calls
     reads: list[int] = []
     read = torch.Tensor.tolist
 
@@ -292,7 +292,7 @@ def test_the_tuning_guide_names_constants_that_are_there() -> None:
 def test_a_schedule_of_bounded_size_is_exported_for_any_sizes() -> None:
     class Bounded(torch.nn.Module):
         def forward(self, rowptr: Tensor, col: Tensor) -> tuple[Tensor, ...]:
-            return library.bounded_schedule(rowptr, col.shape[0])
+            return build.bounded_schedule(rowptr, col.shape[0])
 
     rows, edges = torch.export.Dim("rows", min=3), torch.export.Dim("edges")
     rowptr, col = torch.tensor([0, 2, 3, 300]), torch.zeros(300)

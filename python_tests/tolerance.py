@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gatkernels import Graph, reference
 from gatkernels.ops import autograd, checks
+from gatkernels.ops.call import GatInputs
 
 #: The backend under test.
 BACKEND = os.environ.get("GATKERNELS_TEST_BACKEND", "cpu")
@@ -59,7 +60,8 @@ def by_kernel(graph: Graph, inputs: Inputs, options: Options) -> Results:
     def call(x: Tensor, src: Tensor, dst: Tensor, edge: Tensor | None) -> Any:
         attention = inputs.grad_alpha is not None
         how = autograd.Options(options.slope, options.dropout, attention, BACKEND)
-        return autograd.gat(graph, x, (src, dst, edge, None, None, options.seed), how)
+        given = GatInputs(x, src, dst, edge, None, None)
+        return autograd.attend("gat", graph, given, how, options.seed)
 
     return differentiate(call, inputs)
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import triton
 from graphs import GRAPHS, random_inputs
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -26,6 +25,17 @@ from gatkernels.backends import schedule
 from gatkernels.backends import triton as kernels
 from gatkernels.backends.triton.tiling import Tile
 from gatkernels.ops import checks
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    GatSaved,
+    OutGrads,
+    RowwiseCall,
+    RowwiseInputs,
+    RowwiseSaved,
+    Scoring,
+)
 
 #: Heads, channels, dtype, and whether there are edge scores, dropout and a gradient of attention.
 #: "wide" is for all kernels, the others are for those that gather rows.
@@ -123,36 +133,32 @@ def compile_all(case: str, drivers: Target) -> None:
     schedule.ORDERED = 1 << 30 if case in UNORDERED else 0
     graph = GRAPHS["hub_segments"]()
     by_row, by_column = graph.schedules("triton")
-    csr = (graph.rowptr, graph.col, graph.eid, by_row)
-    csc = (graph.colptr, graph.row, graph.ceid, by_column)
+    csr = Edges(graph.rowptr, graph.col, graph.eid, by_row)
+    csc = Edges(graph.colptr, graph.row, graph.ceid, by_column)
     inputs = random_inputs(
         graph, heads, channels, dtype, edge_score=everything, attention=everything
     )
     sums = checks.SUM_DTYPES[dtype]
-    how = (0.2, 0.6 if everything else 0.0, SEED)
-
-    def like(tensor: Tensor | None) -> Tensor:
-        return torch.empty(0) if tensor is None else torch.zeros_like(tensor)
-
+    scoring = Scoring(0.2, 0.6 if everything else 0.0, SEED)
     edge_score = None if inputs.edge_score is None else inputs.edge_score.to(sums)
-    scores = (inputs.score_src.to(sums), inputs.score_dst.to(sums), edge_score, *how)
+    scores = inputs.score_src.to(sums), inputs.score_dst.to(sums), edge_score
     grad_alpha = None if inputs.grad_alpha is None else inputs.grad_alpha.to(sums)
-    forward = kernels.gat_forward(csr, inputs.x, scores, True, True)
-    kernels.gat_alpha(csr, scores, forward[2])
+    grads = OutGrads(inputs.grad_out, grad_alpha)
     atts = (torch.zeros(1, heads, channels, dtype=sums),) * 2
-    kernels.node_scores(csr, inputs.x, atts)
-    results = tuple(map(like, (inputs.x, *scores[:3], torch.cat(atts))))
-    saved, grads = (*forward, grad_alpha), (inputs.grad_out, grad_alpha)
-    kernels.gat_backward(csr, csc, inputs.x, scores, atts, saved, grads, results)
+    call = GatCall(csr, GatInputs(inputs.x, *scores, None, None), scoring)
+    forward = kernels.gat_forward(call, True, True)
+    kernels.gat_alpha(call, forward[2])
+    of_features = call._replace(inputs=GatInputs(inputs.x, *scores, *atts))
+    kernels.node_scores(of_features)
+    kernels.gat_backward(of_features, csc, GatSaved(*forward, grad_alpha), grads)
 
-    x_dst = inputs.grad_out
     att = torch.zeros(heads, channels, dtype=sums)
     edge = torch.zeros(graph.num_edges, heads, channels, dtype=dtype) if everything else None
-    scores2 = (x_dst, att, edge, *how)
-    out, stats = kernels.gatv2_forward(csr, inputs.x, scores2, True)
-    kernels.gatv2_alpha(csr, inputs.x, scores2, stats)
-    results = tuple(map(like, (inputs.x, *scores2[:3])))
-    kernels.gatv2_backward(csr, csc, inputs.x, scores2, (out, stats, grad_alpha), grads, results)
+    rows = RowwiseInputs(inputs.x, inputs.grad_out, att, edge)
+    by_rows = RowwiseCall("gatv2", csr, rows, scoring)
+    out, stats = kernels.rowwise_forward(by_rows, True)
+    kernels.rowwise_alpha(by_rows, stats)
+    kernels.rowwise_backward(by_rows, csc, RowwiseSaved(out, stats, grad_alpha), grads)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,26 @@
 #endif
 
 namespace gatkernels {
+
+// Where one side of a graph goes; nulls for None.
+struct Side {
+  int64_t* rowptr;
+  int32_t* col;
+  int32_t* eid;
+
+  static Side from(py::handle given) {
+    if (given.is_none()) return {nullptr, nullptr, nullptr};
+    const RecordArgument record(given, "a side of a graph", 3);
+    return {static_cast<int64_t*>(record.data(0)), static_cast<int32_t*>(record.data(1)),
+            static_cast<int32_t*>(record.data(2))};
+  }
+};
+
+}  // namespace gatkernels
+
+GK_ARGUMENT(gatkernels::Side, gatkernels::Side::from);
+
+namespace gatkernels {
 namespace {
 
 void check(Status status) {
@@ -140,29 +160,19 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
 
   m.def("want_large_pages",
-        [](Pointer memory, size_t bytes) { want_large_pages(as<void>(memory), bytes); });
+        [](Data memory, size_t bytes) { want_large_pages(memory.pointer, bytes); });
 
-  // Both sides of a graph, or without `colptr` the first alone; the place of an id out of range.
-  m.def("build_graph", [](Pointer row, Pointer other, bool wide, int64_t edges, int64_t num_rows,
-                          int64_t num_others, bool self_loops, int threads, Pointer rowptr,
-                          Pointer col, Pointer eid, Pointer colptr, Pointer row_at, Pointer ceid) {
+  // Both sides of a graph, or without `csc` the first alone; the place of an id out of range.
+  m.def("build_graph", [](Data row, Data other, bool wide, int64_t edges, int64_t num_rows,
+                          int64_t num_others, bool self_loops, int threads, const Side& csr,
+                          const Side& csc) {
     int64_t bad = -1;
     run([&] {
-      const BuildCsr csr{as<const void>(row),
-                         as<const void>(other),
-                         wide,
-                         edges,
-                         num_rows,
-                         num_others,
-                         self_loops,
-                         threads,
-                         as<int64_t>(rowptr),
-                         as<int32_t>(col),
-                         as<int32_t>(eid)};
-      const Status status = build_csr(csr, &bad);
-      if (status != Status::kOk || bad >= 0 || !colptr) return status;
-      return build_csr(csr.transposed(as<int64_t>(colptr), as<int32_t>(row_at), as<int32_t>(ceid)),
-                       &bad);
+      const BuildCsr build{row.pointer, other.pointer, wide,       edges,   num_rows, num_others,
+                           self_loops,  threads,       csr.rowptr, csr.col, csr.eid};
+      const Status status = build_csr(build, &bad);
+      if (status != Status::kOk || bad >= 0 || csc.rowptr == nullptr) return status;
+      return build_csr(build.transposed(csc.rowptr, csc.col, csc.eid), &bad);
     });
     return bad;
   });
@@ -170,41 +180,47 @@ PYBIND11_MODULE(_cpu, m) {
   define_contract(m, Launcher{isa});
 
   m.def("sparse_product",
-        [isa](int dtype, int threads, Pointer rowptr, Pointer col, Pointer order, int64_t rows,
-              int64_t width, Pointer values, Pointer x, int64_t x_stride, Pointer out) {
+        [isa](int dtype, int threads, Data rowptr, Data col, Data order, int64_t rows,
+              int64_t width, Data values, const Matrix& x, Data out) {
           const SparseProduct params{DType(dtype),
                                      threads,
-                                     as<const int64_t>(rowptr),
-                                     as<const int32_t>(col),
-                                     as<const int32_t>(order),
+                                     static_cast<const int64_t*>(rowptr.pointer),
+                                     static_cast<const int32_t*>(col.pointer),
+                                     static_cast<const int32_t*>(order.pointer),
                                      rows,
                                      width,
-                                     as<const void>(values),
-                                     matrix(x, x_stride),
-                                     as<void>(out)};
+                                     values.pointer,
+                                     x,
+                                     out.pointer};
           run_features(isa.of(params.dtype).sparse_product, params);
         });
 
-  m.def("sparse_transposed_product", [isa](int dtype, int threads, Pointer rowptr, Pointer col,
-                                           int64_t rows, int64_t columns, int64_t width,
-                                           Pointer values, Pointer x, int64_t x_stride,
-                                           Pointer out) {
-    const SparseTransposedProduct params{
-        DType(dtype), threads, as<const int64_t>(rowptr), as<const int32_t>(col), rows,
-        columns,      width,   as<const void>(values),    matrix(x, x_stride),    as<void>(out)};
-    run_features(isa.of(params.dtype).sparse_transposed_product, params);
-  });
+  m.def("sparse_transposed_product",
+        [isa](int dtype, int threads, Data rowptr, Data col, int64_t rows, int64_t columns,
+              int64_t width, Data values, const Matrix& x, Data out) {
+          const SparseTransposedProduct params{DType(dtype),
+                                               threads,
+                                               static_cast<const int64_t*>(rowptr.pointer),
+                                               static_cast<const int32_t*>(col.pointer),
+                                               rows,
+                                               columns,
+                                               width,
+                                               values.pointer,
+                                               x,
+                                               out.pointer};
+          run_features(isa.of(params.dtype).sparse_transposed_product, params);
+        });
 
-  m.def("feature_dropout", [isa](int dtype, int threads, int64_t count, Pointer seed, double p,
-                                 int activation, Pointer x, Pointer grad, Pointer out) {
+  m.def("feature_dropout", [isa](int dtype, int threads, int64_t count, Data seed, double p,
+                                 int activation, Data x, Data grad, Data out) {
     const FeatureDropout params{DType(dtype),
                                 threads,
                                 count,
-                                {as<const int64_t>(seed), p},
+                                {static_cast<const int64_t*>(seed.pointer), p},
                                 Activation(activation),
-                                as<const void>(x),
-                                as<const void>(grad),
-                                as<void>(out)};
+                                x.pointer,
+                                grad.pointer,
+                                out.pointer};
     run_features(isa.of(params.dtype).feature_dropout, params);
   });
 }

@@ -15,10 +15,10 @@ struct Context {
   cuda::Plan plan;
 };
 
-Schedule schedule(Pointer order, Pointer chunk_row, Pointer chunk_end, int64_t chunks,
-                  int64_t chunk) {
-  return {as<const int32_t>(order), as<const int32_t>(chunk_row), as<const int64_t>(chunk_end),
-          chunks, chunk};
+Schedule schedule(Data order, Data chunk_row, Data chunk_end, int64_t chunks, int64_t chunk) {
+  return {static_cast<const int32_t*>(order.pointer),
+          static_cast<const int32_t*>(chunk_row.pointer),
+          static_cast<const int64_t*>(chunk_end.pointer), chunks, chunk};
 }
 
 // What gatkernels/backends/tiles.py asks of a GPU; zeros of none.
@@ -124,10 +124,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("slice") = cuda::kSlice;
   py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
   py::class_<Context>(m, "Context", py::module_local())
-      .def(py::init([](int device, Pointer stream, const Schedule& csr, const Schedule& csc,
-                       Pointer partials, Pointer att_parts, int64_t most_heads) {
+      .def(py::init([](int device, uintptr_t stream, const Schedule& csr, const Schedule& csc,
+                       Data partials, Data att_parts, int64_t most_heads) {
         return Context{device,
-                       {csr, csc, as<void>(partials), as<void>(att_parts),
+                       {csr, csc, partials.pointer, att_parts.pointer,
                         reinterpret_cast<cudaStream_t>(stream), most_heads}};
       }));
   define_contract(m, Launcher());

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gatkernels.backends import schedule, tiles
-from gatkernels.backends.native import Csr, Kernels, place
+from gatkernels.backends.native import AnyCall, Kernels
+from gatkernels.ops.call import Edges, RowwiseInputs
 
 #: The compiled module; tests put an emulator of it here.
 module: Any = None
@@ -72,11 +73,11 @@ def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_b
     return _tiled(device, nodes, edges, heads, head_bytes)
 
 
-def _schedule_of(csr: Csr) -> tuple[Any, int]:
+def _schedule_of(edges: Edges) -> tuple[Any, int]:
     """A schedule as the module takes it, and how many chunks it has."""
-    found, chunk = schedule.read(csr[3]), schedule.chunk_of(csr[1].shape[0])
-    pointers = place(found.order), place(found.chunk_row), place(found.chunk_end)
-    return module.Schedule(*pointers, found.chunks, chunk), found.chunks
+    found, chunk = schedule.read(edges.schedule), schedule.chunk_of(edges.col.shape[0])
+    parts = found.order, found.chunk_row, found.chunk_end
+    return module.Schedule(*parts, found.chunks, chunk), found.chunks
 
 
 class _Cuda(Kernels):
@@ -87,18 +88,18 @@ class _Cuda(Kernels):
 
     def _context(
         self,
-        csr: Csr,
-        csc: Csr | None,
-        sums: Tensor,
-        rows: Tensor | None,
+        call: AnyCall,
+        csc: Edges | None = None,
+        rows: Tensor | None = None,
         matrices: int = 1,
         vectors: int = 0,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
+        csr, sums = call.csr, _of_sums(call)
         heads = channels = most_heads = 0
         if rows is not None:
             nodes, heads, channels = rows.shape
             head_bytes = matrices * channels * rows.element_size()
-            most_heads = _most_heads(sums.device, nodes, csr[1].shape[0], heads, head_bytes)
+            most_heads = _most_heads(sums.device, nodes, csr.col.shape[0], heads, head_bytes)
         by_row, chunks = _schedule_of(csr)
         by_column, parts = by_row, 0
         if csc is not None:
@@ -110,10 +111,18 @@ class _Cuda(Kernels):
         att_parts = sums.new_empty(parts)
         device = max(sums.get_device(), 0)
         stream = torch._C._cuda_getCurrentRawStream(device) if sums.is_cuda else 0
-        context = module.Context(
-            device, stream, by_row, by_column, place(partials), place(att_parts), most_heads
-        )
+        context = module.Context(device, stream, by_row, by_column, partials, att_parts, most_heads)
         return context, (partials, att_parts)
+
+
+def _of_sums(call: AnyCall) -> Tensor:
+    """A tensor of the dtype of sums."""
+    given = call.inputs
+    if isinstance(given, RowwiseInputs):
+        return given.att
+    found = given.att_src if given.score_src is None else given.score_src
+    assert found is not None
+    return found
 
 
 def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,19 +130,19 @@ def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
     a context, and makes none where it goes back to one without."""
 
     @functools.wraps(run)
-    def call(self: _Cuda, csr: Csr, *args: Any) -> Any:
-        col = csr[1]
+    def guarded(self: _Cuda, call: AnyCall, *args: Any) -> Any:
+        col = call.csr.col
         if not col.is_cuda or col.get_device() == torch._C._cuda_getDevice():
-            return run(self, csr, *args)
+            return run(self, call, *args)
         with torch.cuda.device(col.device):
-            return run(self, csr, *args)
+            return run(self, call, *args)
 
-    return call
+    return guarded
 
 
 for _name in (
     "node_scores", "gat_forward", "gat_alpha", "gat_backward",
-    "gatv2_forward", "gatv2_alpha", "gatv2_backward",
+    "rowwise_forward", "rowwise_alpha", "rowwise_backward",
 ):  # fmt: skip
     setattr(_Cuda, _name, _on_device_of_graph(getattr(Kernels, _name)))
 CUDA = _Cuda()

@@ -1,14 +1,23 @@
-"""Tensors to pointers: the only caller of the compiled modules, and of ``data_ptr()``."""
+"""The compiled kernels: tensors are made fit for them, and their results allocated."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    GatSaved,
+    OutGrads,
+    RowwiseCall,
+    RowwiseInputs,
+    RowwiseSaved,
+)
 from gatkernels.ops.checks import DTYPE_CODES
 
 _cpu: Any = None
@@ -24,22 +33,13 @@ except ModuleNotFoundError:
 except ImportError as error:
     cpu_missing = f"the compiled module gatkernels._cpu cannot be loaded: {error}"
 
-#: Pointers, the nodes at the other ends, edge ids, and the parts of a schedule.
-Csr = tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]
-Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
-#: The attention vectors ``[1, H, C]`` that scores come from; None where they are given.
-Atts = tuple[Tensor | None, Tensor | None]
-Gatv2Scores = tuple[Tensor, Tensor, Tensor | None, float, float, Tensor | None]
+AnyCall = GatCall | RowwiseCall
 
 
 def cpu_module() -> Any:
     if _cpu is None:
         raise RuntimeError(f"gatkernels: {cpu_missing}")
     return _cpu
-
-
-def place(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
@@ -70,7 +70,7 @@ def empty(like: Tensor, *size: int) -> Tensor:
     """Uninitialised memory of the dtype and device of ``like`` for a kernel to write."""
     tensor = like.new_empty(size)
     if tensor.nbytes >= LARGE and tensor.device.type == "cpu":
-        cpu_module().want_large_pages(tensor.data_ptr(), tensor.nbytes)
+        cpu_module().want_large_pages(tensor, tensor.nbytes)
     return tensor
 
 
@@ -96,16 +96,23 @@ def _build(
     row, other = ends[0].contiguous(), ends[1].contiguous()
     edges = row.shape[0]
     places = edges + (min(counts) if self_loops else 0)
-    arrays: tuple[Tensor, ...] = ()
-    for count in counts if both else counts[:1]:
+    sides: list[tuple[Tensor, ...] | None] = []
+    for count in counts:
         ids = (torch.empty(places, dtype=torch.int32) for _ in range(2))
-        arrays = (*arrays, torch.empty(count + 1, dtype=torch.int64), *ids)
-    by_other = () if both else (0, 0, 0)
+        sides.append((torch.empty(count + 1, dtype=torch.int64), *ids))
+    if not both:
+        sides[1] = None
     bad = cpu_module().build_graph(
-        row.data_ptr(), other.data_ptr(), row.dtype == torch.int64, edges, *counts, self_loops,
-        torch.get_num_threads(), *map(Tensor.data_ptr, arrays), *by_other,
+        row, other, row.dtype == torch.int64, edges, *counts, self_loops,
+        torch.get_num_threads(), *sides,
     )  # fmt: skip
-    return arrays, bad
+    return tuple(array for side in sides for array in side or ()), bad
+
+
+def floats_on_cpu(x: Tensor) -> bool:
+    """Whether kernels take it that are the CPU's alone, for float32 and float64."""
+    on_cpu = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return on_cpu and cpu_missing is None
 
 
 def sparse_product(
@@ -115,10 +122,8 @@ def sparse_product(
     rows, width = rowptr.shape[0] - 1, dense.shape[1]
     out = empty(dense, rows, width)
     cpu_module().sparse_product(
-        DTYPE_CODES[dense.dtype], torch.get_num_threads(), rowptr.data_ptr(), col.data_ptr(),
-        place(order), rows, width, values.data_ptr(), dense.data_ptr(), dense.stride(0),
-        out.data_ptr(),
-    )  # fmt: skip
+        _code(dense), torch.get_num_threads(), rowptr, col, order, rows, width, values, dense, out
+    )
     return out
 
 
@@ -129,10 +134,8 @@ def sparse_transposed_product(
     rows, width = dense.shape
     out = empty(dense, columns, width)
     cpu_module().sparse_transposed_product(
-        DTYPE_CODES[dense.dtype], torch.get_num_threads(), crow.data_ptr(), col.data_ptr(),
-        rows, columns, width, values.data_ptr(), dense.data_ptr(), dense.stride(0),
-        out.data_ptr(),
-    )  # fmt: skip
+        _code(dense), torch.get_num_threads(), crow, col, rows, columns, width, values, dense, out
+    )
     return out
 
 
@@ -146,222 +149,187 @@ def feature_dropout(
     x, grad = x.contiguous(), _contiguous(grad)
     out = empty(x, *x.shape)
     cpu_module().feature_dropout(
-        DTYPE_CODES[x.dtype], torch.get_num_threads(), x.numel(), place(seed), p, activation,
-        x.data_ptr(), place(grad), out.data_ptr(),
-    )  # fmt: skip
+        _code(x), torch.get_num_threads(), x.numel(), seed, p, activation, x, grad, out
+    )
     return out
 
 
 class Kernels:
-    """The kernels of a compiled module, which differ in what they need besides tensors."""
+    """The kernels of a compiled module: the CPU's, or of a subclass that says what it needs more.
+
+    Backends have these functions; they allocate what they return. Inputs are made fit for the
+    kernels, and given as the records of :mod:`gatkernels.ops.call`.
+    """
 
     # On a small graph this takes longer than the kernels: plain statements, few calls.
 
-    def _module(self) -> Any:
-        raise NotImplementedError
-
-    def _context(
-        self,
-        csr: Csr,
-        csc: Csr | None,
-        sums: Tensor,
-        rows: Tensor | None,
-        matrices: int = 1,
-        vectors: int = 0,
-    ) -> tuple[Any, Any]:
-        """For edges that gather from so many matrices like ``rows [nodes, heads, channels]``, and
-        gradients of so many attention vectors.
-
-        Also the scratch, of the dtype of ``sums``, to keep.
-        """
-        raise NotImplementedError
-
-    def node_scores(self, csr: Csr, x: Tensor, atts: Atts) -> Tensor:
-        """``[vectors, N, H]``: ``<x, att>`` of each node and head, in the dtype of ``atts``."""
-        att_src, att_dst = atts
-        assert att_src is not None
-        x, att_src, att_dst = _rows(x), att_src.contiguous(), _contiguous(att_dst)
-        rows, heads, channels = x.shape
-        scores = att_src.new_empty(1 if att_dst is None else 2, rows, heads)
-        context, _scratch = self._context(csr, None, att_src, None)
-        self._module().node_scores(
-            DTYPE_CODES[x.dtype], context, heads, channels, rows, x.data_ptr(), x.stride(0),
-            att_src.data_ptr(), place(att_dst), scores.data_ptr(),
-            0 if att_dst is None else scores[1].data_ptr(),
-        )  # fmt: skip
-        return scores
-
-    def gat_forward(
-        self, csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (unless ``statistics``)."""
-        rowptr, col, eid, _ = csr
-        src, dst, edge, negative_slope, dropout, seed = scores
-        x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
-        num_dst = rowptr.shape[0] - 1
-        _, heads, channels = x.shape
-        out = empty(x, num_dst, heads, channels)
-        # src: in the dtype of sums
-        out_pos = empty(src, num_dst, heads, channels) if training else src.new_empty(0)
-        stats = empty(src, num_dst, 3, heads) if statistics else src.new_empty(0)
-        context, _scratch = self._context(csr, None, src, x)
-        self._module().gat_forward(
-            DTYPE_CODES[x.dtype], context, heads, channels,
-            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
-            src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), place(edge),
-            negative_slope, place(seed) if dropout else 0, dropout,
-            x.data_ptr(), x.stride(0), out.data_ptr(),
-            out_pos.data_ptr() if training else 0, stats.data_ptr() if statistics else 0,
-        )  # fmt: skip
-        return out, out_pos, stats
-
-    def gat_alpha(self, csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
-        rowptr, col, eid, _ = csr
-        src, dst, edge, negative_slope, dropout, seed = scores
-        src, dst, edge = _rows(src), _rows(dst), _contiguous(edge)
-        alpha = stats.new_zeros(col.shape[0], stats.shape[2])
-        context, _scratch = self._context(csr, None, stats, None)
-        self._module().gat_alpha(
-            DTYPE_CODES[stats.dtype], context, stats.shape[2],
-            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-            src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), place(edge),
-            negative_slope, place(seed) if dropout else 0, dropout,
-            stats.data_ptr(), alpha.data_ptr(),
-        )  # fmt: skip
-        return alpha
-
-    def gat_backward(
-        self,
-        csr: Csr,
-        csc: Csr,
-        x: Tensor,
-        scores: Scores,
-        atts: Atts,
-        saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
-        grads: tuple[Tensor, Tensor | None],
-        results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    ) -> None:
-        """Gradients of x, score_src, score_dst, edge_score and ``atts``, written into ``results``.
-
-        Where the scores are :meth:`node_scores` of x, that of x includes what comes through them.
-        ``saved`` holds out, out_pos, stats and alpha; ``grads`` the gradients of out and alpha.
-        """
-        rowptr, col, eid, _ = csr
-        colptr, row, ceid, _ = csc
-        src, dst, edge, negative_slope, dropout, seed = scores
-        out, out_pos, stats, alpha = saved
-        grad, grad_alpha = grads
-        grad_x, grad_src, grad_dst, grad_edge, grad_att = results
-        att_src, att_dst = map(_contiguous, atts)
-        x, src, dst, edge = _rows(x), _rows(src), _rows(dst), _contiguous(edge)
-        grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
-        _, heads, channels = x.shape
-        fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, grad, vectors=grad_att.shape[0])
-        self._module().gat_backward(
-            DTYPE_CODES[x.dtype], context, heads, channels,
-            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-            colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
-            src.data_ptr(), src.stride(0), dst.data_ptr(), dst.stride(0), place(edge),
-            negative_slope, place(seed) if dropout else 0, dropout,
-            x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
-            out.data_ptr(), out_pos.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
-            fields.data_ptr(), grad_x.data_ptr(), grad_x.stride(0),
-            grad_src.data_ptr(), grad_src.stride(0), grad_dst.data_ptr(), grad_dst.stride(0),
-            0 if edge is None else grad_edge.data_ptr(), place(att_src), place(att_dst),
-            0 if att_src is None else grad_att.data_ptr(),
-        )  # fmt: skip
-
-    def gatv2_forward(
-        self, csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
-    ) -> tuple[Tensor, Tensor]:
-        """``out`` and ``stats`` (empty unless ``statistics``)."""
-        rowptr, col, eid, _ = csr
-        dst, att, edge, negative_slope, dropout, seed = scores
-        x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
-        num_dst = rowptr.shape[0] - 1
-        _, heads, channels = x.shape
-        out = empty(x, num_dst, heads, channels)
-        # att: in the dtype of sums
-        stats = empty(att, num_dst, 3, heads) if statistics else att.new_empty(0)
-        context, _scratch = self._context(csr, None, att, x)
-        self._module().gatv2_forward(
-            DTYPE_CODES[x.dtype], context, heads, channels,
-            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), num_dst,
-            dst.data_ptr(), dst.stride(0), att.data_ptr(), place(edge),
-            negative_slope, place(seed) if dropout else 0, dropout,
-            x.data_ptr(), x.stride(0), out.data_ptr(), stats.data_ptr() if statistics else 0,
-        )  # fmt: skip
-        return out, stats
-
-    def gatv2_alpha(self, csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
-        rowptr, col, eid, _ = csr
-        dst, att, edge, negative_slope, dropout, seed = scores
-        x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
-        _, heads, channels = x.shape
-        alpha = stats.new_zeros(col.shape[0], heads)
-        context, _scratch = self._context(csr, None, stats, x)
-        self._module().gatv2_alpha(
-            DTYPE_CODES[x.dtype], context, heads, channels,
-            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-            dst.data_ptr(), dst.stride(0), att.data_ptr(), place(edge),
-            negative_slope, place(seed) if dropout else 0, dropout,
-            x.data_ptr(), x.stride(0), stats.data_ptr(), alpha.data_ptr(),
-        )  # fmt: skip
-        return alpha
-
-    def gatv2_backward(
-        self,
-        csr: Csr,
-        csc: Csr,
-        x: Tensor,
-        scores: Gatv2Scores,
-        saved: tuple[Tensor, Tensor, Tensor | None],
-        grads: tuple[Tensor, Tensor | None],
-        results: tuple[Tensor, Tensor, Tensor, Tensor],
-    ) -> None:
-        """Gradients of x_src, x_dst, att and edge, written into ``results``.
-
-        ``saved`` holds out, stats and alpha; ``grads`` the gradients of out and alpha.
-        """
-        rowptr, col, eid, _ = csr
-        colptr, row, ceid, _ = csc
-        dst, att, edge, negative_slope, dropout, seed = scores
-        out, stats, alpha = saved
-        grad, grad_alpha = grads
-        grad_x, grad_dst, grad_att, grad_edge = results
-        x, dst, att, edge = _rows(x), _rows(dst), att.contiguous(), _contiguous(edge)
-        grad, grad_alpha = _rows(grad), _contiguous(grad_alpha)
-        _, heads, channels = x.shape
-        fields = empty(stats, rowptr.shape[0] - 1, 4 * heads)
-        context, _scratch = self._context(csr, csc, stats, grad, matrices=2, vectors=1)
-        self._module().gatv2_backward(
-            DTYPE_CODES[x.dtype], context, heads, channels,
-            rowptr.data_ptr(), col.data_ptr(), eid.data_ptr(), rowptr.shape[0] - 1,
-            colptr.data_ptr(), row.data_ptr(), ceid.data_ptr(), colptr.shape[0] - 1,
-            dst.data_ptr(), dst.stride(0), att.data_ptr(), place(edge),
-            negative_slope, place(seed) if dropout else 0, dropout,
-            x.data_ptr(), x.stride(0), grad.data_ptr(), grad.stride(0),
-            out.data_ptr(), stats.data_ptr(), place(alpha), place(grad_alpha),
-            fields.data_ptr(), grad_x.data_ptr(), grad_dst.data_ptr(),
-            grad_att.data_ptr(), 0 if edge is None else grad_edge.data_ptr(),
-        )  # fmt: skip
-
-
-class _Cpu(Kernels):
     def _module(self) -> Any:
         return cpu_module()
 
     def _context(
         self,
-        csr: Csr,
-        csc: Csr | None,
-        sums: Tensor,
-        rows: Tensor | None,
+        call: AnyCall,
+        csc: Edges | None = None,
+        rows: Tensor | None = None,
         matrices: int = 1,
         vectors: int = 0,
-    ) -> tuple[Any, Any]:
+    ) -> Any:
+        """What kernels need besides the records, and what must live until they have run.
+
+        For edges that gather from so many matrices like ``rows [nodes, H, C]``, and gradients of so
+        many attention vectors.
+        """
         return torch.get_num_threads(), None
 
+    def node_scores(self, call: GatCall) -> tuple[Tensor, Tensor | None]:
+        """``[N, H]``: ``<x, att>`` of each node and head for att_src, and att_dst if there is one.
 
-CPU = _Cpu()
+        In the dtype of the attention vectors.
+        """
+        x, _, _, _, att_src, att_dst = inputs = fit(call.inputs)
+        assert att_src is not None
+        rows, heads, _ = x.shape
+        score_src = att_src.new_empty(rows, heads)
+        score_dst = None if att_dst is None else att_src.new_empty(rows, heads)
+        context, _alive = self._context(call)
+        self._module().node_scores(_code(x), context, inputs, score_src, score_dst)
+        return score_src, score_dst
+
+    def gat_forward(
+        self, call: GatCall, training: bool, statistics: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (unless ``statistics``)."""
+        csr, inputs, scoring = call
+        x, src, *_ = inputs = fit(inputs)
+        assert src is not None
+        rows, (_, heads, channels) = csr.rowptr.shape[0] - 1, x.shape
+        out = empty(x, rows, heads, channels)
+        # src: in the dtype of sums
+        out_pos = empty(src, rows, heads, channels) if training else src.new_empty(0)
+        stats = empty(src, rows, 3, heads) if statistics else src.new_empty(0)
+        context, _alive = self._context(call, None, x)
+        results = out, out_pos if training else None, stats if statistics else None
+        self._module().gat_forward(_code(x), context, csr, inputs, scoring, *results)
+        return out, out_pos, stats
+
+    def gat_alpha(self, call: GatCall, stats: Tensor) -> Tensor:
+        """``[E, H]`` after dropout, from a forward's statistics."""
+        csr, inputs, scoring = call
+        alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
+        context, _alive = self._context(call)
+        self._module().gat_alpha(_code(stats), context, csr, fit(inputs), scoring, stats, alpha)
+        return alpha
+
+    def gat_backward(
+        self, call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads
+    ) -> tuple[Tensor, ...]:
+        """Gradients as the op :func:`gatkernels.ops.attention.gat_backward` has them."""
+        csr, inputs, scoring = call
+        x, src, dst, edge, att_src, att_dst = inputs = fit(inputs)
+        grads = fit_grads(grads)
+        stats, vectors = saved.stats, (att_src is not None) + (att_dst is not None)
+        assert src is not None
+        assert dst is not None
+        results = (
+            empty(x, *x.shape),
+            stats.new_empty(src.shape),
+            stats.new_empty(dst.shape),
+            grad_of_edges(x, edge),
+            stats.new_empty(vectors, *x.shape[1:]),
+        )
+        fields = empty(stats, csr.rowptr.shape[0] - 1, 4 * x.shape[1])
+        context, _alive = self._context(call, csc, grads.out, 1, vectors)
+        self._module().gat_backward(
+            _code(x), context, csr, csc, inputs, scoring, saved, grads, fields, results
+        )
+        return results
+
+    def rowwise_forward(self, call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor]:
+        """``out`` and ``stats`` (empty unless ``statistics``)."""
+        scorer, csr, inputs, scoring = call
+        x, _, att, _ = inputs = fit_rows(inputs)
+        rows, (_, heads, channels) = csr.rowptr.shape[0] - 1, x.shape
+        out = empty(x, rows, heads, channels)
+        # att: in the dtype of sums
+        stats = empty(att, rows, 3, heads) if statistics else att.new_empty(0)
+        context, _alive = self._context(call, None, x)
+        self._module().rowwise_forward(
+            _code(x), context, scorer, csr, inputs, scoring, out, stats if statistics else None
+        )
+        return out, stats
+
+    def rowwise_alpha(self, call: RowwiseCall, stats: Tensor) -> Tensor:
+        scorer, csr, inputs, scoring = call
+        inputs = fit_rows(inputs)
+        alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
+        context, _alive = self._context(call, None, inputs.x_src)
+        code = _code(inputs.x_src)
+        self._module().rowwise_alpha(code, context, scorer, csr, inputs, scoring, stats, alpha)
+        return alpha
+
+    def rowwise_backward(
+        self, call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads
+    ) -> tuple[Tensor, ...]:
+        """Gradients as the op :func:`gatkernels.ops.attention.rowwise_backward` has them."""
+        scorer, csr, inputs, scoring = call
+        x, x_dst, att, edge = inputs = fit_rows(inputs)
+        grads = fit_grads(grads)
+        results = (
+            empty(x, *x.shape),
+            empty(x, *x_dst.shape),
+            att.new_empty(att.shape),
+            grad_of_edges(x, edge),
+        )
+        fields = empty(saved.stats, csr.rowptr.shape[0] - 1, 4 * x.shape[1])
+        context, _alive = self._context(call, csc, grads.out, 2, 1)
+        self._module().rowwise_backward(
+            _code(x), context, scorer, csr, csc, inputs, scoring, saved, grads, fields, results
+        )
+        return results
+
+
+def _code(x: Tensor) -> int:
+    return DTYPE_CODES[x.dtype]
+
+
+def _contiguous_all(tensors: tuple[Tensor | None, ...]) -> bool:
+    for tensor in tensors:  # noqa: SIM110, as a generator takes three times as long
+        if tensor is not None and not tensor.is_contiguous():
+            return False
+    return True
+
+
+def fit(inputs: GatInputs) -> GatInputs:
+    """Tensors as kernels read them: rows may be apart, all else is contiguous."""
+    if _contiguous_all(inputs):
+        return inputs
+    x, src, dst, edge, att_src, att_dst = inputs
+    return GatInputs(
+        _rows(x),
+        None if src is None else _rows(src),
+        None if dst is None else _rows(dst),
+        _contiguous(edge),
+        _contiguous(att_src),
+        _contiguous(att_dst),
+    )
+
+
+def fit_rows(inputs: RowwiseInputs) -> RowwiseInputs:
+    if _contiguous_all(inputs):
+        return inputs
+    x, x_dst, att, edge = inputs
+    return RowwiseInputs(_rows(x), _rows(x_dst), att.contiguous(), _contiguous(edge))
+
+
+def fit_grads(grads: OutGrads) -> OutGrads:
+    if _contiguous_all(grads):
+        return grads
+    return OutGrads(_rows(grads.out), _contiguous(grads.alpha))
+
+
+def grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
+    """Zeros: a removed self loop has a place here, but no edge. Empty where there is no input."""
+    return x.new_empty(0) if edge is None else edge.new_zeros(edge.shape)
+
+
+CPU = Kernels()

@@ -1,11 +1,12 @@
-"""Thin ``torch.autograd.Function`` wrappers around the registered ops.
+"""One ``torch.autograd.Function`` around the ops of every attention.
 
 Nothing of size ``E x C`` or ``E x H`` is saved. Where the backward itself is to be differentiated
-(``create_graph=True``), it runs through the reference formulas.
+(``create_graph=True``), it runs through the formulas of the reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,18 @@ from torch import Tensor
 
 from gatkernels import reference
 from gatkernels.graph import Graph
-from gatkernels.ops import library
-
-_gatkernels = torch.ops.gatkernels
+from gatkernels.ops import attention
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    GatSaved,
+    OutGrads,
+    RowwiseCall,
+    RowwiseInputs,
+    RowwiseSaved,
+    Scoring,
+)
 
 
 class Options(NamedTuple):
@@ -26,213 +36,180 @@ class Options(NamedTuple):
     return_attention: bool
     backend: str
 
-
-def _by_row(graph: Graph, backend: str) -> tuple[Any, ...]:
-    return graph.rowptr, graph.col, graph.eid, graph.schedules(backend)[0]
-
-
-def _arrays(graph: Graph, backend: str) -> tuple[Any, ...]:
-    by_column = graph.colptr, graph.row, graph.ceid, graph.schedules(backend)[1]
-    return *_by_row(graph, backend), *by_column
+    def scoring(self, seed: Tensor | None) -> Scoring:
+        return Scoring(self.negative_slope, self.dropout, seed)
 
 
-def _needs_backward(*inputs: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+def _csr(graph: Graph, backend: str) -> Edges:
+    return Edges(graph.rowptr, graph.col, graph.eid, graph.schedules(backend)[0])
+
+
+def _csc(graph: Graph, backend: str) -> Edges:
+    return Edges(graph.colptr, graph.row, graph.ceid, graph.schedules(backend)[1])
+
+
+#: ``out``; ``alpha`` where it was asked for, else None; the inputs and the rest of what is saved.
+Result = tuple[Tensor, Tensor | None, tuple[Any, ...], tuple[Any, ...]]
+
+
+class Operator(NamedTuple):
+    """An attention: its records, its ops, its formula."""
+
+    inputs: type[Any]
+    saved: type[Any]
+    #: Of edges, inputs and scoring.
+    call: Callable[..., Any]
+    #: Of a call, whether ``alpha`` is wanted, whether a backward comes, and the backend.
+    forward: Callable[..., Result]
+    #: Gradients in the order of the inputs; None for what is not there.
+    backward: Callable[..., tuple[Tensor | None, ...]]
+    #: ``out`` and ``alpha`` of a graph, inputs and scoring, by the reference.
+    formula: Callable[..., tuple[Tensor, Tensor]]
+
+
+def _gat_forward(call: GatCall, weights: bool, training: bool, backend: str) -> Result:
+    out, out_pos, stats, found_src, found_dst = attention.gat_forward(
+        call, training, training or weights, backend
+    )
+    csr, (x, src, dst, edge, att_src, att_dst), scoring = call
+    src = src if att_src is None else found_src
+    dst = dst if att_dst is None else found_dst
+    inputs, alpha = (x, src, dst, edge, att_src, att_dst), None
+    if weights:
+        alpha = attention.gat_alpha(GatCall(csr, GatInputs(*inputs), scoring), stats, backend)
+    return out, alpha, inputs, (out, out_pos, stats, alpha)
+
+
+def _gat_backward(
+    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
+) -> tuple[Tensor | None, ...]:
+    x, src, dst, edge, att = attention.gat_backward(call, csc, saved, grads, backend)
+    _, _, _, edge_score, att_src, att_dst = call.inputs
+    return (
+        x,
+        src if att_src is None else None,
+        dst if att_dst is None else None,
+        None if edge_score is None else edge,
+        None if att_src is None else att[:1],
+        None if att_dst is None else att[1:],
+    )
+
+
+def _gat_formula(graph: Graph, inputs: GatInputs, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    x, src, dst, edge, att_src, att_dst = inputs
+    if att_src is not None:
+        src = (x * att_src).sum(-1)
+    if att_dst is not None:
+        dst = (x * att_dst).sum(-1)
+    assert src is not None
+    return reference.gat_attention(graph, x, src, dst, edge, **scoring._asdict())
+
+
+def _rowwise_forward(call: RowwiseCall, weights: bool, training: bool, backend: str) -> Result:
+    out, stats = attention.rowwise_forward(call, training or weights, backend)
+    alpha = attention.rowwise_alpha(call, stats, backend) if weights else None
+    return out, alpha, call.inputs, (out, stats, alpha)
+
+
+def _rowwise_backward(
+    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
+) -> tuple[Tensor | None, ...]:
+    *found, edge = attention.rowwise_backward(call, csc, saved, grads, backend)
+    return (*found, None if call.inputs.edge is None else edge)
+
+
+def _rowwise(scorer: str, formula: Callable[..., tuple[Tensor, Tensor]]) -> Operator:
+    def call(csr: Edges, inputs: RowwiseInputs, scoring: Scoring) -> RowwiseCall:
+        return RowwiseCall(scorer, csr, inputs, scoring)
+
+    def of_inputs(graph: Graph, inputs: RowwiseInputs, scoring: Scoring) -> tuple[Tensor, Tensor]:
+        return formula(graph, *inputs, **scoring._asdict())
+
+    return Operator(
+        RowwiseInputs, RowwiseSaved, call, _rowwise_forward, _rowwise_backward, of_inputs
+    )
+
+
+OPERATORS = {
+    "gat": Operator(GatInputs, GatSaved, GatCall, _gat_forward, _gat_backward, _gat_formula),
+    "gatv2": _rowwise("gatv2", reference.gatv2_attention),
+}
 
 
 def _reference_backward(
-    attention: Any,
-    ctx: Any,
-    inputs: tuple[Tensor | None, ...],
-    seed: Tensor | None,
-    grad: Tensor,
-    grad_alpha: Tensor | None,
+    formula: Any, graph: Graph, inputs: Any, scoring: Scoring, grads: OutGrads
 ) -> list[Tensor | None]:
-    """Differentiable gradients of the inputs that need one, by a formula of the reference."""
-    slope, dropout = ctx.options[:2]
-    out, alpha = attention(ctx.graph, *inputs, negative_slope=slope, dropout=dropout, seed=seed)
-    outputs, grads = [out], [grad]
-    if grad_alpha is not None:
-        outputs.append(alpha)
-        grads.append(grad_alpha)
+    """Differentiable gradients of the inputs that need one."""
+    out, alpha = formula(graph, inputs, scoring)
+    outputs = [(out, grads.out)] + ([] if grads.alpha is None else [(alpha, grads.alpha)])
     wanted = [t for t in inputs if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    results, weights = zip(*outputs, strict=True)
+    found = iter(
+        torch.autograd.grad(results, wanted, weights, create_graph=True, allow_unused=True)
+    )
     return [next(found) if t is not None and t.requires_grad else None for t in inputs]
 
 
-def _gat_forward(
-    graph: Graph, x: Tensor, scores: tuple[Any, ...], options: Options, training: bool
-) -> tuple[Any, ...]:
-    """``out, out_pos, stats``, both scores, and ``alpha`` where it is asked for, else None."""
-    csr, statistics = _by_row(graph, options.backend), training or options.return_attention
-    *given, seed = scores
-    how = options.negative_slope, options.dropout, seed
-    out, out_pos, stats, found = _gatkernels.gat_forward(
-        *csr, x, *given[:3], *how, *given[3:], training, statistics, options.backend
-    )
-    both = library.node_scores(found, *given[:2]) if statistics else (None, None)
-    alpha = None
-    if options.return_attention:
-        alpha = _gatkernels.gat_alpha(*csr, *both, given[2], *how, stats, options.backend)
-    return out, out_pos, stats, *both, alpha
-
-
-def _gatv2_forward(
-    graph: Graph, scores: tuple[Any, ...], options: Options, training: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``out, stats`` and, where asked for, ``alpha``."""
-    csr, statistics = _by_row(graph, options.backend), training or options.return_attention
-    scores = (*scores[:4], options.negative_slope, options.dropout, scores[4])
-    out, stats = _gatkernels.gatv2_forward(*csr, *scores, statistics, options.backend)
-    alpha = None
-    if options.return_attention:
-        alpha = _gatkernels.gatv2_alpha(*csr, *scores, stats, options.backend)
-    return out, stats, alpha
-
-
-class GATAttention(torch.autograd.Function):
-    """``out`` and, where asked for, ``alpha``, from scores that are given or come from x."""
+class Attention(torch.autograd.Function):
+    """``out`` and, where asked for, ``alpha``."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        name: str,
         graph: Graph,
-        x: Tensor,
-        score_src: Tensor | None,
-        score_dst: Tensor | None,
-        edge_score: Tensor | None,
-        att_src: Tensor | None,
-        att_dst: Tensor | None,
-        seed: Tensor | None,
         options: Options,
+        seed: Tensor | None,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        given = (score_src, score_dst, edge_score, att_src, att_dst, seed)
-        out, out_pos, stats, *scores, alpha = _gat_forward(graph, x, given, options, True)
-        ctx.save_for_backward(x, *scores, *given[2:], out, out_pos, stats, alpha)
-        ctx.graph, ctx.options = graph, options
-        ctx.set_materialize_grads(False)
-        return out, alpha
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
-        x, src, dst, edge, att_src, att_dst, seed, out, out_pos, stats, alpha = ctx.saved_tensors
-        if grad is None:
-            grad = torch.zeros_like(out)
-        if torch.is_grad_enabled():
-            given = x, None if att_src is not None else src, None if att_dst is not None else dst
-            inputs = (*given, edge, att_src, att_dst)
-            grads = _reference_backward(_gat_reference, ctx, inputs, seed, grad, grad_alpha)
-            return None, *grads, None, None
-        slope, dropout, _, backend = ctx.options
-        grad_x, grad_src, grad_dst, grad_edge, grad_att = _gatkernels.gat_backward(
-            *_arrays(ctx.graph, backend), x, src, dst, edge, slope, dropout, seed,
-            att_src, att_dst, out, out_pos, stats, alpha, grad, grad_alpha, backend,
-        )  # fmt: skip
-        return (
-            None,
-            grad_x,
-            grad_src if att_src is None else None,
-            grad_dst if att_dst is None else None,
-            None if edge is None else grad_edge,
-            None if att_src is None else grad_att[:1],
-            None if att_dst is None else grad_att[1:],
-            None,
-            None,
+        operator = OPERATORS[name]
+        inputs, scoring = operator.inputs(*tensors), options.scoring(seed)
+        call = operator.call(_csr(graph, options.backend), inputs, scoring)
+        out, alpha, inputs, saved = operator.forward(
+            call, options.return_attention, True, options.backend
         )
-
-
-def _gat_reference(
-    graph: Graph,
-    x: Tensor,
-    score_src: Tensor | None,
-    score_dst: Tensor | None,
-    edge_score: Tensor | None,
-    att_src: Tensor | None,
-    att_dst: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
-    if att_src is not None:
-        score_src = (x * att_src).sum(-1)
-    if att_dst is not None:
-        score_dst = (x * att_dst).sum(-1)
-    assert score_src is not None
-    return reference.gat_attention(graph, x, score_src, score_dst, edge_score, **options)
-
-
-class GATv2Attention(torch.autograd.Function):
-    """``out`` and, where asked for, ``alpha`` of GATv2."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        graph: Graph,
-        x_src: Tensor,
-        x_dst: Tensor,
-        att: Tensor,
-        edge: Tensor | None,
-        seed: Tensor | None,
-        options: Options,
-    ) -> tuple[Tensor, Tensor | None]:
-        inputs = (x_src, x_dst, att, edge, seed)
-        out, stats, alpha = _gatv2_forward(graph, inputs, options, True)
-        ctx.save_for_backward(*inputs, out, stats, alpha)
-        ctx.graph, ctx.options = graph, options
+        ctx.save_for_backward(seed, *inputs, *saved)
+        ctx.name, ctx.graph, ctx.options = name, graph, options
         ctx.set_materialize_grads(False)
         return out, alpha
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
-        x_src, x_dst, att, edge, seed, out, stats, alpha = ctx.saved_tensors
-        if grad is None:
-            grad = torch.zeros_like(out)
+        operator, options = OPERATORS[ctx.name], ctx.options
+        seed, *tensors = ctx.saved_tensors
+        count = len(operator.inputs._fields)
+        inputs, saved = operator.inputs(*tensors[:count]), operator.saved(*tensors[count:])
+        scoring = options.scoring(seed)
+        grads = OutGrads(torch.zeros_like(saved.out) if grad is None else grad, grad_alpha)
         if torch.is_grad_enabled():
-            inputs = (x_src, x_dst, att, edge)
-            grads = _reference_backward(
-                reference.gatv2_attention, ctx, inputs, seed, grad, grad_alpha
-            )
+            found: Any = _reference_backward(operator.formula, ctx.graph, inputs, scoring, grads)
         else:
-            slope, dropout, _, backend = ctx.options
-            grads = _gatkernels.gatv2_backward(
-                *_arrays(ctx.graph, backend), x_src, x_dst, att, edge, slope, dropout, seed,
-                out, stats, alpha, grad, grad_alpha, backend,
-            )  # fmt: skip
-        return (None, *grads[:3], grads[3] if edge is not None else None, None, None)
+            call = operator.call(_csr(ctx.graph, options.backend), inputs, scoring)
+            csc = _csc(ctx.graph, options.backend)
+            found = operator.backward(call, csc, saved, grads, options.backend)
+        return None, None, None, None, *found
 
 
-def _apart(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    """``second``; compiled code takes no tensor twice as inputs of a Function."""
-    if second is not None and second is first and torch.compiler.is_compiling():
-        return second.view_as(second)
-    return second
+def _distinct(inputs: Any) -> Any:
+    """Compiled code takes no tensor twice as inputs of a Function."""
+    if not torch.compiler.is_compiling():
+        return inputs
+    return [
+        t.view_as(t) if t is not None and any(t is other for other in inputs[:place]) else t
+        for place, t in enumerate(inputs)
+    ]
 
 
-def gat(
-    graph: Graph,
-    x: Tensor,
-    scores: tuple[Tensor | None, ...],
-    options: Options,
+def attend(
+    name: str, graph: Graph, inputs: Any, options: Options, seed: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """``scores``: score_src, score_dst, edge_score, att_src, att_dst, seed. An attention vector
-    ``[1, H, C]`` stands for a score that is None."""
-    if _needs_backward(x, *scores[:5]):
-        src, dst, *rest = scores
-        result: tuple[Tensor, Tensor | None] = GATAttention.apply(
-            graph, x, src, _apart(src, dst), *rest, options
+    """``out`` and, where asked for, ``alpha`` of an operator on its record of inputs."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        found: tuple[Tensor, Tensor | None] = Attention.apply(
+            name, graph, options, seed, *_distinct(inputs)
         )
-        return result
-    out, *_, alpha = _gat_forward(graph, x, scores, options, False)
-    return out, alpha
-
-
-def gatv2(
-    graph: Graph, inputs: tuple[Tensor | None, ...], options: Options
-) -> tuple[Tensor, Tensor | None]:
-    """``inputs``: x_src, x_dst, att, edge, seed."""
-    if _needs_backward(*inputs[:4]):
-        src, dst, *rest = inputs
-        result: tuple[Tensor, Tensor | None] = GATv2Attention.apply(
-            graph, src, _apart(src, dst), *rest, options
-        )
-        return result
-    out, _, alpha = _gatv2_forward(graph, inputs, options, False)
+        return found
+    operator = OPERATORS[name]
+    call = operator.call(_csr(graph, options.backend), inputs, options.scoring(seed))
+    out, alpha, *_ = operator.forward(call, options.return_attention, False, options.backend)
     return out, alpha

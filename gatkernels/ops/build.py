@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gatkernels.backends import native, schedule
 from gatkernels.ops import checks
+from gatkernels.ops.library import define
 
 Built = tuple[Tensor, ...]
 OP = "Graph.from_edge_index"
@@ -96,10 +97,10 @@ def sides_apart(device: torch.device) -> bool:
     return device.type == "cpu" and native.cpu_missing is None
 
 
-def build_csr(
+def _build_csr(
     edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`gatkernels.ops.library.build_csr` has it."""
+    """One side of a graph."""
     checks.edge_count(OP, edge_index, num_src, num_dst)
     src, dst = edge_index[0], edge_index[1]
     side = (src, dst, num_src, num_dst) if by_source else (dst, src, num_dst, num_src)
@@ -115,8 +116,10 @@ def build_csr(
     return one_side(*side, self_loops)
 
 
-def build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
-    """As :func:`gatkernels.ops.library.build_graph` has it."""
+def _build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    """CSR and CSC; and on a GPU :func:`schedule.chunk_ends` of all destinations, then a place for
+    none, then all sources, with the last value of each side ``[2]`` in the CPU's memory: one wait
+    brings these and what the ids are checked by. Both are empty where they are not known."""
     checks.edge_count(OP, edge_index, num_src, num_dst)
     if sides_apart(edge_index.device):
         found, bad = native.build_graph(edge_index, num_src, num_dst, self_loops)
@@ -157,3 +160,60 @@ def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
                 place,
                 count,
             )
+
+
+def _fake_build_csr(
+    edge_index: Tensor, num_src: int, num_dst: int, by_source: bool, self_loops: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    places = edge_index.shape[1] + (torch.sym_min(num_src, num_dst) if self_loops else 0)
+    rows = num_src if by_source else num_dst
+    return (
+        edge_index.new_empty(rows + 1, dtype=torch.int64),
+        edge_index.new_empty(places, dtype=torch.int32),
+        edge_index.new_empty(places, dtype=torch.int32),
+    )
+
+
+def _fake_build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool) -> Built:
+    edges = edge_index.shape[1] + (torch.sym_min(num_src, num_dst) if self_loops else 0)
+    found: list[Tensor] = []
+    for rows in (num_dst, num_src):
+        found.append(edge_index.new_empty(rows + 1, dtype=torch.int64))
+        found += [edge_index.new_empty(edges, dtype=torch.int32) for _ in range(2)]
+    known = not sides_apart(edge_index.device) and 0 < edges < SORTED
+    ends = edge_index.new_empty(num_dst + 1 + num_src if known else 0, dtype=torch.int64)
+    return (*found, ends, torch.empty(2 if known else 0, dtype=torch.int64))
+
+
+def _bounded_schedule(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
+    """As :func:`schedule.bounded`, from an op that compiled functions can hold."""
+    return schedule.bounded(rowptr, edges)
+
+
+def _fake_bounded_schedule(rowptr: Tensor, edges: int) -> tuple[Tensor, ...]:
+    rows = rowptr.shape[0] - 1
+    sizes = schedule.most_chunks(rows, edges), rows, rows, 1
+    kinds = torch.int32, torch.int64, torch.int32, torch.int32
+    return tuple(rowptr.new_empty(n, dtype=kind) for n, kind in zip(sizes, kinds, strict=True))
+
+
+EVERYWHERE = ("CompositeExplicitAutograd",)
+build_csr = define(
+    _build_csr,
+    "(Tensor rowptr, Tensor col, Tensor eid)",
+    _fake_build_csr,
+    devices=EVERYWHERE,
+)
+build_graph = define(
+    _build_graph,
+    "(Tensor rowptr, Tensor col, Tensor eid, Tensor colptr, Tensor row, Tensor ceid,"
+    " Tensor chunk_ends, Tensor chunks)",
+    _fake_build_graph,
+    devices=EVERYWHERE,
+)
+bounded_schedule = define(
+    _bounded_schedule,
+    "(Tensor chunk_row, Tensor chunk_end, Tensor order, Tensor bigs)",
+    _fake_bounded_schedule,
+    devices=EVERYWHERE,
+)

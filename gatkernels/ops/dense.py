@@ -7,6 +7,7 @@ thread, which for wide inputs takes longer than the attention.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gatkernels.backends import native
-from gatkernels.ops import library, transforms
-from gatkernels.ops.library import draw_seed
+from gatkernels.ops import transforms
+from gatkernels.ops.library import define
+from gatkernels.ops.philox import draw_seed
 
 
 def _plain(x: Tensor, elements: int) -> bool:
@@ -71,12 +73,35 @@ def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     return result
 
 
+def _feature_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    """On the CPU, float32 or float64; value 64 b + 16 w + l: word w of counter (16 b + l, 0)."""
+    return native.feature_dropout(x, p, seed)
+
+
+def _elu_and_dropout(x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    return native.feature_dropout(x, p, seed, native.ELU)
+
+
+def _elu_and_dropout_backward(grad: Tensor, x: Tensor, p: float, seed: Tensor | None) -> Tensor:
+    return native.feature_dropout(x, p, seed, native.ELU_GRAD, grad)
+
+
+def _like_x(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+feature_dropout: Callable[..., Tensor]
+feature_dropout = define(_feature_dropout, "Tensor", _like_x, devices=("CPU",))
+elu_and_dropout = define(_elu_and_dropout, "Tensor", _like_x, devices=("CPU",))
+elu_and_dropout_backward = define(_elu_and_dropout_backward, "Tensor", _like_x, devices=("CPU",))
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, seed: Tensor) -> Tensor:
         ctx.save_for_backward(seed)
         ctx.p = p
-        return library.feature_dropout(x, p, seed)
+        return feature_dropout(x, p, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -88,7 +113,7 @@ class _EluDropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float, seed: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, seed)
         ctx.p = p
-        result: Tensor = torch.ops.gatkernels.elu_dropout(x, p, seed)
+        result: Tensor = elu_and_dropout(x, p, seed)
         return result
 
     @staticmethod
@@ -97,13 +122,11 @@ class _EluDropout(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             grad = grad if seed is None else _Dropout.apply(grad, ctx.p, seed)
             return grad * (F.elu(x.clamp(max=0.0)) + 1.0), None, None
-        return torch.ops.gatkernels.elu_dropout_backward(grad, x, ctx.p, seed), None, None
+        return elu_and_dropout_backward(grad, x, ctx.p, seed), None, None
 
 
 def _native_values(x: Tensor) -> bool:
-    float_type = x.dtype in (torch.float32, torch.float64)
-    on_cpu = x.device.type == "cpu" and float_type and native.cpu_missing is None
-    return on_cpu and not transforms.active()
+    return native.floats_on_cpu(x) and not transforms.active()
 
 
 def elu_dropout(x: Tensor, p: float) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gatkernels.ops import build, library, transforms
+from gatkernels.backends import native
+from gatkernels.ops import build, transforms
 from gatkernels.ops.dense import dropout
+from gatkernels.ops.library import define
 from gatkernels.ops.memo import Memo, sparse_parts, watchable
 
 #: Mean number of values of a column from which adding row by row beats gathering by column.
@@ -17,6 +20,43 @@ LONG_COLUMN = 512
 LARGEST_SUM = 4 << 20  # bytes
 #: Of products of two rows, made at a time for the gradient of the values.
 BLOCK = 1 << 22  # elements
+
+
+def _native_product(values: Tensor, dense: Tensor) -> bool:
+    """Whether a kernel of ours multiplies them."""
+    return native.floats_on_cpu(dense) and dense.dtype == values.dtype
+
+
+def _sparse_product(
+    rowptr: Tensor, col: Tensor, order: Tensor | None, values: Tensor, dense: Tensor
+) -> Tensor:
+    """A CSR matrix times ``dense [columns, width]``; ``values[order]`` are in the order of col."""
+    if _native_product(values, dense):
+        return native.sparse_product(rowptr, col, order, values, dense)
+    size = (rowptr.shape[0] - 1, dense.shape[0])
+    values = values if order is None else values[order.long()]
+    matrix = torch.sparse_csr_tensor(rowptr.int(), col, values, size, check_invariants=False)
+    return matrix.to(dense.dtype) @ dense
+
+
+def _sparse_transposed_product(
+    crow: Tensor, col: Tensor, values: Tensor, dense: Tensor, columns: int
+) -> Tensor:
+    """The transpose of a CSR matrix times ``dense [rows, width]``; only a ``_native_product``."""
+    return native.sparse_transposed_product(crow, col, values, dense, columns)
+
+
+sparse_product: Callable[..., Tensor] = define(
+    _sparse_product,
+    "Tensor",
+    lambda rowptr, col, order, values, dense: dense.new_empty(rowptr.shape[0] - 1, dense.shape[1]),
+)
+sparse_transposed_product: Callable[..., Tensor] = define(
+    _sparse_transposed_product,
+    "Tensor",
+    lambda crow, col, values, dense, columns: dense.new_empty(columns, dense.shape[1]),
+    devices=("CPU",),
+)
 
 
 class SparseRows(NamedTuple):
@@ -101,10 +141,10 @@ class _SparseProduct(torch.autograd.Function):
         ctx.save_for_backward(values, dense if ctx.needs_input_grad[1] else None)
         with torch.autocast(dense.device.type, enabled=False):
             if transposed and _by_rows(m, dense):
-                return library.sparse_transposed_product(m.crow, m.col, values, dense, m.shape[1])
+                return sparse_transposed_product(m.crow, m.col, values, dense, m.shape[1])
             if transposed:
-                return library.sparse_product(m.t_crow, m.t_col, m.t_order, values, dense)
-            return library.sparse_product(m.crow, m.col, None, values, dense)
+                return sparse_product(m.t_crow, m.t_col, m.t_order, values, dense)
+            return sparse_product(m.crow, m.col, None, values, dense)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -130,7 +170,7 @@ def _by_rows(m: SparseRows, dense: Tensor) -> bool:
     """Whether ``m.T @ dense`` is best added up along the rows of ``m``."""
     columns, size = m.shape[1], m.shape[1] * dense.shape[1] * dense.element_size()
     long = m.col.shape[0] >= LONG_COLUMN * columns and size <= LARGEST_SUM
-    return long and library.native_product(m.values, dense)
+    return long and _native_product(m.values, dense)
 
 
 _memo: Memo[SparseRows] = Memo()

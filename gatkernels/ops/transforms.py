@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gatkernels import reference
 from gatkernels.graph import Graph
 from gatkernels.ops import autograd
 from gatkernels.ops.autograd import Options
@@ -43,8 +42,8 @@ def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -
     """``out`` and, where asked for, ``alpha`` (else None), whatever is transformed.
 
     Args:
-        call: The operator, "gat" or "gatv2".
-        inputs: x, score_src, score_dst, edge_score; or x_src, x_dst, att, edge.
+        call: The operator.
+        inputs: The fields of its record of inputs.
         seed: Of the dropout, ``[1]``, or None.
     """
     if torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
@@ -52,25 +51,20 @@ def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -
         out, *alpha = results
     elif active():
         out, *alpha = _by_reference(call, seed, *inputs)
-    elif call.name == "gat":
-        x, *scores = inputs
-        assert x is not None
-        return autograd.gat(call.graph, x, (*scores, None, None, seed), call.options)
     else:
-        return autograd.gatv2(call.graph, (*inputs, seed), call.options)
+        record = autograd.OPERATORS[call.name].inputs(*inputs)
+        return autograd.attend(call.name, call.graph, record, call.options, seed)
     return out, alpha[0] if alpha else None
 
 
 def _by_reference(call: Call, seed: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """The results that were asked for."""
-    slope, dropout, attention, _ = call.options
-    formula: Any = reference.gat_attention if call.name == "gat" else reference.gatv2_attention
     x = inputs[0]
     assert x is not None
-    sums = torch.promote_types(x.dtype, torch.float32)
-    wide = [None if t is None else t.to(sums) for t in inputs]
-    out, alpha = formula(call.graph, *wide, negative_slope=slope, dropout=dropout, seed=seed)
-    return (out.to(x.dtype), alpha) if attention else (out.to(x.dtype),)
+    operator, sums = autograd.OPERATORS[call.name], torch.promote_types(x.dtype, torch.float32)
+    wide = operator.inputs(*(None if t is None else t.to(sums) for t in inputs))
+    out, alpha = operator.formula(call.graph, wide, call.options.scoring(seed))
+    return (out.to(x.dtype), alpha) if call.options.return_attention else (out.to(x.dtype),)
 
 
 class _Attention(torch.autograd.Function):

@@ -15,13 +15,25 @@ import torch
 from torch import Tensor
 
 from gatkernels.backends import schedule
-from gatkernels.backends.native import Atts, Csr, Gatv2Scores, Scores, _rows
+from gatkernels.backends.native import fit, fit_grads, fit_rows, grad_of_edges
 from gatkernels.backends.triton import gat, gatv2, tiling
 from gatkernels.backends.triton import gat_backward as gatb
 from gatkernels.backends.triton import gatv2_backward as gatv2b
 from gatkernels.backends.triton import node_scores as nodes
 from gatkernels.backends.triton.common import Rows, Work
 from gatkernels.backends.triton.tiling import Tile, tile
+from gatkernels.ops import philox
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    GatSaved,
+    OutGrads,
+    RowwiseCall,
+    RowwiseInputs,
+    RowwiseSaved,
+    Scoring,
+)
 
 
 @functools.cache
@@ -62,8 +74,8 @@ def _prologue(kernel: Any, job: _Job, cut: Tile, saved: gatb.Saved, *args: Any) 
 class _Job:
     """The work on the rows of a CSR graph, as kernels take it."""
 
-    def __init__(self, csr: Csr) -> None:
-        rowptr, col, eid, parts = csr
+    def __init__(self, edges_by_row: Edges) -> None:
+        rowptr, col, eid, parts = edges_by_row
         plan, edges = schedule.read(parts), col.shape[0]
         self.rows, self.chunks = rowptr.shape[0] - 1, plan.chunks
         # a kernel that need not look at chunks gets something of the same type
@@ -85,104 +97,98 @@ class _Job:
         return self.work, self.rows, self.segments, self.chunks
 
 
-def _options(scores: Scores | Gatv2Scores) -> tuple[Tensor | None, float, float, int]:
+def _options(scoring: Scoring) -> tuple[Tensor | None, float, float, int]:
     """Seed, slope, and what dropout does: times ``scale`` where a word reaches ``threshold``."""
-    *_, slope, p, seed = scores
-    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    return seed if p > 0.0 else None, slope, scale, math.ceil(p * 2.0**32)
+    slope, p, seed = scoring
+    return seed if p > 0.0 else None, slope, philox.scale(p), philox.threshold(p)
 
 
-def _gat_scores(scores: Scores) -> gat.Scores:
-    src, dst = _rows(scores[0]), _rows(scores[1])
-    edge = None if scores[2] is None else scores[2].contiguous()
-    return gat.Scores(src, dst, edge, src.stride(0), dst.stride(0))
+def _gat_scores(inputs: GatInputs) -> gat.Scores:
+    src, dst = inputs.score_src, inputs.score_dst
+    assert src is not None
+    assert dst is not None
+    return gat.Scores(src, dst, inputs.edge_score, src.stride(0), dst.stride(0))
 
 
-def _vectors(atts: Atts, scores: tuple[Tensor, ...]) -> nodes.Vectors:
-    att_src, att_dst = (None if att is None else att.contiguous() for att in atts)
-    return nodes.Vectors(att_src, att_dst, scores[0], None if att_dst is None else scores[1])
-
-
-def node_scores(csr: Csr, x: Tensor, atts: Atts) -> Tensor:
-    x, att_src = _rows(x), atts[0]
+def node_scores(call: GatCall) -> tuple[Tensor, Tensor | None]:
+    x, _, _, _, att_src, att_dst = fit(call.inputs)
     assert att_src is not None
     rows, heads, channels = x.shape
-    scores = att_src.new_empty(1 if atts[1] is None else 2, rows, heads)
+    score_src = att_src.new_empty(rows, heads)
+    score_dst = None if att_dst is None else att_src.new_empty(rows, heads)
     unit = _unit(x)
-    cut = tile(heads, channels, scores.dtype, unit)
+    cut = tile(heads, channels, score_src.dtype, unit)
     with _guard(x):
-        to = _vectors(atts, tuple(scores))
+        to = nodes.Vectors(att_src, att_dst, score_src, score_dst)
         launch(nodes.scores, -(-rows // cut.R), cut, rows, _matrix(x, unit), to)
-    return scores
+    return score_src, score_dst
 
 
-def _node_score_gradients(
-    x: Tensor, atts: Atts, scores: tuple[Tensor, Tensor], grad_x: Tensor, grad_att: Tensor
-) -> None:
+def _node_score_gradients(inputs: GatInputs, grads: tuple[Tensor, ...]) -> None:
+    x, grad_x, grad_src, grad_dst, _, grad_att = (inputs.x, *grads)
     rows, heads, channels = x.shape
     unit = _unit(x, grad_x)
     cut = tile(heads, channels, grad_att.dtype, unit, tiles=2)
     programs = min(tiling.PERSISTENT, -(-rows // cut.R))
     parts = grad_att.new_empty(programs, *grad_att.shape)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad_x, unit)
-    args = (rows, x_rows, grad_rows, _vectors(atts, scores), parts)
-    launch(nodes.gradients, programs, cut, *args)
+    both = None if inputs.att_dst is None else grad_dst
+    of = nodes.Vectors(inputs.att_src, inputs.att_dst, grad_src, both)
+    launch(nodes.gradients, programs, cut, rows, x_rows, grad_rows, of, parts)
     torch.sum(parts, 0, out=grad_att)
 
 
-def gat_forward(
-    csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    job, x, sums = _Job(csr), _rows(x), scores[0]
+def gat_forward(call: GatCall, training: bool, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+    job, inputs = _Job(call.csr), fit(call.inputs)
+    x, given = inputs.x, _gat_scores(inputs)
     heads, channels = x.shape[1:]
+    like = given.src  # of the dtype of sums
     out = x.new_empty(job.rows, heads, channels)
-    out_pos = sums.new_empty(job.rows, heads, channels) if training else None
-    stats = sums.new_empty(job.rows, 3, heads) if statistics else None
+    out_pos = like.new_empty(job.rows, heads, channels) if training else None
+    stats = like.new_empty(job.rows, 3, heads) if statistics else None
     unit = _unit(x)
-    cut = tile(heads, channels, sums.dtype, unit)
+    cut = tile(heads, channels, like.dtype, unit)
     chunks = job.chunks
     partial = gat.Partial(
-        sums.new_empty(chunks, 3, heads),
-        sums.new_empty(chunks, heads, channels),
-        sums.new_empty(chunks, heads, channels) if training else None,
+        like.new_empty(chunks, 3, heads),
+        like.new_empty(chunks, heads, channels),
+        like.new_empty(chunks, heads, channels) if training else None,
     )
     to = gat.Forward(out, stats, out_pos)
     with _guard(x):
-        args = (_matrix(x, unit), _gat_scores(scores), to, partial, *_options(scores))
+        args = (_matrix(x, unit), given, to, partial, *_options(call.scoring))
         launch(gat.forward, job.programs(cut), cut, *job.args(), *args)
         launch(gat.merge, job.chunks, cut, job.work, to, partial)
-    if out_pos is None:
-        out_pos = sums.new_empty(0)
-    return out, out_pos, sums.new_empty(0) if stats is None else stats
+    nothing = (like.new_empty(0) if t is None else t for t in (out_pos, stats))
+    return (out, *nothing)
 
 
-def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
-    job, heads = _Job(csr), stats.shape[2]
-    alpha = stats.new_zeros(csr[1].shape[0], heads)
+def gat_alpha(call: GatCall, stats: Tensor) -> Tensor:
+    job, heads = _Job(call.csr), stats.shape[2]
+    alpha = stats.new_zeros(call.csr.col.shape[0], heads)
     cut = tile(heads, 1, stats.dtype)
     with _guard(stats):
-        args = (_gat_scores(scores), stats, alpha, *_options(scores))
+        args = (_gat_scores(fit(call.inputs)), stats, alpha, *_options(call.scoring))
         launch(gat.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
-def gat_backward(
-    csr: Csr,
-    csc: Csr,
-    x: Tensor,
-    scores: Scores,
-    atts: Atts,
-    saved: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    grads: tuple[Tensor, Tensor | None],
-    results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    rows, columns, (x, grad) = _Job(csr), _Job(csc), map(_rows, (x, grads[0]))
+def gat_backward(call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads) -> tuple[Tensor, ...]:
+    rows, columns, inputs = _Job(call.csr), _Job(csc), fit(call.inputs)
+    x, given, edge, stats = inputs.x, _gat_scores(inputs), inputs.edge_score, saved.stats
+    grad, grad_alpha = fit_grads(grads)
     heads, channels = x.shape[1:]
-    stats = saved[2]
-    grad_alpha = None if grads[1] is None else grads[1].contiguous()
-    grad_x, grad_src, grad_dst, grad_edge, grad_att = results
+    vectors = (inputs.att_src is not None) + (inputs.att_dst is not None)
+    results = (
+        x.new_empty(x.shape),
+        stats.new_empty(given.src.shape),
+        stats.new_empty(given.dst.shape),
+        grad_of_edges(x, edge),
+        stats.new_empty(vectors, heads, channels),
+    )
+    grad_x, grad_src, grad_dst, grad_edge, _ = results
     unit = _unit(x, grad, grad_x)
-    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if edge is None else 2)
     terms = stats.new_empty(rows.rows, 4, heads)
     chunks = columns.chunks
     partial = gatb.Partial(
@@ -190,11 +196,12 @@ def gat_backward(
         stats.new_empty(chunks, heads, channels),
         stats.new_empty(chunks, heads, channels),
     )
-    given = _gat_scores(scores)
-    kept = gatb.Saved(*saved[:3], None if grad_alpha is None else saved[3], grad_alpha)
-    edge = None if scores[2] is None else grad_edge
-    to = gatb.Grads(grad_x, grad_src, edge, _matrix(grad_x, unit).stride, grad_src.stride(0))
-    seed, slope, *dropout = _options(scores)
+    kept = gatb.Saved(
+        saved.out, saved.out_pos, stats, None if grad_alpha is None else saved.alpha, grad_alpha
+    )
+    to_edge = None if edge is None else grad_edge
+    to = gatb.Grads(grad_x, grad_src, to_edge, _matrix(grad_x, unit).stride, grad_src.stride(0))
+    seed, slope, *dropout = _options(call.scoring)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
     with _guard(x):
         args: tuple[Any, ...] = (grad_rows, given, kept, terms, grad_dst, grad_dst.stride(0), slope)
@@ -203,73 +210,73 @@ def gat_backward(
         launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
         cut = tile(heads, channels, stats.dtype, unit, tiles=2)
         launch(gatb.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
-        if atts[0] is not None:
-            _node_score_gradients(x, atts, (grad_src, grad_dst), grad_x, grad_att)
+        if inputs.att_src is not None:
+            _node_score_gradients(inputs, results)
+    return results
 
 
-def _gatv2_scores(scores: Gatv2Scores, unit: int) -> gatv2.Scores:
-    x_dst, att, edge = scores[:3]
-    edge = None if edge is None else edge.contiguous()
-    return gatv2.Scores(x_dst, att.contiguous(), edge, x_dst.stride(0) // unit)
+def _row_scores(inputs: RowwiseInputs, unit: int) -> gatv2.Scores:
+    _, x_dst, att, edge = inputs
+    return gatv2.Scores(x_dst, att, edge, x_dst.stride(0) // unit)
 
 
-def gatv2_forward(
-    csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
-) -> tuple[Tensor, Tensor]:
-    job, x, x_dst, sums = _Job(csr), _rows(x), _rows(scores[0]), scores[1]
+def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor]:
+    job, inputs = _Job(call.csr), fit_rows(call.inputs)
+    x, x_dst, att, edge = inputs
     heads, channels = x.shape[1:]
     out = x.new_empty(job.rows, heads, channels)
-    stats = sums.new_empty(job.rows, 3, heads) if statistics else None
+    stats = att.new_empty(job.rows, 3, heads) if statistics else None
     unit, chunks = _unit(x, x_dst), job.chunks
-    cut = tile(heads, channels, sums.dtype, unit, tiles=1 if scores[2] is None else 2)
+    cut = tile(heads, channels, att.dtype, unit, tiles=1 if edge is None else 2)
     partial = gat.Partial(
-        sums.new_empty(chunks, 3, heads), sums.new_empty(chunks, heads, channels), None
+        att.new_empty(chunks, 3, heads), att.new_empty(chunks, heads, channels), None
     )
-    to, given = gat.Forward(out, stats, None), _gatv2_scores((x_dst, *scores[1:]), unit)
+    to = gat.Forward(out, stats, None)
     with _guard(x):
-        args = (_matrix(x, unit), given, to, partial, *_options(scores))
+        args = (_matrix(x, unit), _row_scores(inputs, unit), to, partial, *_options(call.scoring))
         launch(gatv2.forward, job.programs(cut), cut, *job.args(), *args)
         launch(gat.merge, job.chunks, cut, job.work, to, partial)
-    return out, sums.new_empty(0) if stats is None else stats
+    return out, att.new_empty(0) if stats is None else stats
 
 
-def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
-    job, x, x_dst = _Job(csr), _rows(x), _rows(scores[0])
+def rowwise_alpha(call: RowwiseCall, stats: Tensor) -> Tensor:
+    job, inputs = _Job(call.csr), fit_rows(call.inputs)
+    x, x_dst, _, edge = inputs
     heads, channels = x.shape[1:]
-    alpha = stats.new_zeros(csr[1].shape[0], heads)
+    alpha = stats.new_zeros(call.csr.col.shape[0], heads)
     unit = _unit(x, x_dst)
-    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
-    given = _gatv2_scores((x_dst, *scores[1:]), unit)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if edge is None else 2)
     with _guard(x):
-        args = (_matrix(x, unit), given, stats, alpha, *_options(scores))
+        given = _row_scores(inputs, unit)
+        args = (_matrix(x, unit), given, stats, alpha, *_options(call.scoring))
         launch(gatv2.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
-def gatv2_backward(
-    csr: Csr,
-    csc: Csr,
-    x: Tensor,
-    scores: Gatv2Scores,
-    saved: tuple[Tensor, Tensor, Tensor | None],
-    grads: tuple[Tensor, Tensor | None],
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
-) -> None:
-    rows, columns = _Job(csr), _Job(csc)
-    x, x_dst, grad = map(_rows, (x, scores[0], grads[0]))
+def rowwise_backward(
+    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads
+) -> tuple[Tensor, ...]:
+    rows, columns, inputs = _Job(call.csr), _Job(csc), fit_rows(call.inputs)
+    x, x_dst, att, edge = inputs
+    grad, grad_alpha = fit_grads(grads)
     heads, channels = x.shape[1:]
     out, stats, alpha = saved
-    grad_alpha = None if grads[1] is None else grads[1].contiguous()
+    results = (
+        x.new_empty(x.shape),
+        x.new_empty(x_dst.shape),
+        att.new_empty(att.shape),
+        grad_of_edges(x, edge),
+    )
     grad_src, grad_dst, grad_att, grad_edge = results
     unit = _unit(x, x_dst, grad)
-    cut = tile(heads, channels, stats.dtype, unit, tiles=2 if scores[2] is None else 4)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=2 if edge is None else 4)
     terms = stats.new_empty(rows.rows, 3, heads)
     kept = gatb.Saved(out, None, stats, None if grad_alpha is None else alpha, grad_alpha)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
     given = gatv2b.Given(grad, terms, grad_alpha, grad_rows.stride)
-    from_scores = _gatv2_scores((x_dst, *scores[1:]), unit)
-    edge = None if scores[2] is None else grad_edge
-    dropout = _options(scores)
+    from_scores = _row_scores(inputs, unit)
+    to_edge = None if edge is None else grad_edge
+    dropout = _options(call.scoring)
     packs = rows.packs(cut)
     programs = min(tiling.PERSISTENT, rows.segments + packs)
     att_parts = stats.new_empty(programs, heads, channels)
@@ -281,7 +288,7 @@ def gatv2_backward(
     with _guard(x):
         _prologue(gatv2b.prologue, rows, cut, kept, grad_rows, kept, terms)
         part = partial(rows.chunks, False)
-        args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, edge)
+        args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, to_edge)
         args = (*rows.args(), packs, *args, att_parts, part, *dropout)
         launch(gatv2b.by_destination, programs, cut, *args)
         launch(gatv2b.merge, rows.chunks, cut, rows.work, grad_dst, from_scores, part)
@@ -290,3 +297,4 @@ def gatv2_backward(
         args = (x_rows, given, from_scores, grad_src, part, *dropout)
         launch(gatv2b.by_source, columns.programs(cut), cut, *columns.args(), *args)
         launch(gatv2b.merge, columns.chunks, cut, columns.work, grad_src, from_scores, part)
+    return results

@@ -1,0 +1,225 @@
+// Arguments from Python: tensors, and the records of gatkernels/ops/call.py, field by field in
+// their order. Tensors are asked for what is needed by their methods, so that no torch is linked;
+// the caller has made them fit and keeps them alive.
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../core/params.h"
+
+namespace gatkernels {
+
+namespace py = pybind11;
+
+// A tensor, or None.
+class TensorArgument {
+ public:
+  explicit TensorArgument(py::handle tensor) : tensor_(tensor.is_none() ? nullptr : tensor.ptr()) {}
+
+  void* data() const {
+    if (tensor_ == nullptr) return nullptr;
+    static PyObject* const method = method_of_tensors("data_ptr");
+    return reinterpret_cast<void*>(ask(method, 1));
+  }
+  // Of the first dimension
+  int64_t stride() const {
+    static PyObject* const method = method_of_tensors("stride");
+    return ask(method, 2);
+  }
+  Matrix matrix() const {
+    return tensor_ == nullptr ? Matrix{nullptr, 0} : Matrix{data(), stride()};
+  }
+  py::tuple shape() const {
+    static PyObject* const name = PyUnicode_InternFromString("shape");
+    PyObject* found = PyObject_GetAttr(tensor_, name);
+    if (found == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::tuple>(found);
+  }
+
+ private:
+  PyObject* tensor_;
+
+  static PyObject* method_of_tensors(const char* name) {
+    return py::object(py::module_::import("torch").attr("Tensor").attr(name)).release().ptr();
+  }
+  // What a method says of this tensor, and perhaps of 0: looked up once, it takes half as long.
+  int64_t ask(PyObject* method, size_t count) const {
+    static PyObject* const zero = PyLong_FromLong(0);
+    PyObject* const arguments[] = {tensor_, zero};
+    PyObject* result = PyObject_Vectorcall(method, arguments, count, nullptr);
+    if (result == nullptr) throw py::error_already_set();
+    const int64_t value = PyLong_AsLongLong(result);
+    Py_DECREF(result);
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+};
+
+// A size of a shape.
+inline int64_t size(const py::tuple& shape, Py_ssize_t dimension) {
+  return PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), dimension));
+}
+
+// A named tuple of so many fields.
+class RecordArgument {
+ public:
+  RecordArgument(py::handle record, const char* name, Py_ssize_t fields) : record_(record.ptr()) {
+    if (!PyTuple_Check(record_) || PyTuple_GET_SIZE(record_) != fields) {
+      throw std::invalid_argument(std::string("gatkernels: ") + name + " must have " +
+                                  std::to_string(fields) + " fields");
+    }
+  }
+  py::handle operator[](Py_ssize_t field) const { return PyTuple_GET_ITEM(record_, field); }
+  TensorArgument tensor(Py_ssize_t field) const { return TensorArgument((*this)[field]); }
+  void* data(Py_ssize_t field) const { return tensor(field).data(); }
+
+ private:
+  PyObject* record_;
+};
+
+// A tensor's memory; null for None.
+struct Data {
+  void* pointer;
+
+  static Data from(py::handle tensor) { return {TensorArgument(tensor).data()}; }
+};
+
+struct Scoring {
+  double negative_slope;
+  Dropout dropout;
+
+  static Scoring from(py::handle given) {
+    const RecordArgument record(given, "Scoring", 3);
+    const double p = py::cast<double>(record[1]);
+    const auto* seed = p > 0.0 ? static_cast<const int64_t*>(record.data(2)) : nullptr;
+    return {py::cast<double>(record[0]), {seed, p}};
+  }
+};
+
+// Features [nodes, heads, channels].
+struct Features {
+  Matrix rows;
+  int64_t nodes, heads, channels;
+
+  static Features from(const TensorArgument& x) {
+    const py::tuple shape = x.shape();
+    return {x.matrix(), size(shape, 0), size(shape, 1), size(shape, 2)};
+  }
+  GatShape shape(int dtype, int threads) const { return {DType(dtype), threads, heads, channels}; }
+};
+
+struct GatInputs {
+  Features x;
+  Matrix src, dst;
+  const void *edge, *att_src, *att_dst;
+
+  static GatInputs from(py::handle given) {
+    const RecordArgument record(given, "GatInputs", 6);
+    return {Features::from(record.tensor(0)),
+            record.tensor(1).matrix(),
+            record.tensor(2).matrix(),
+            record.data(3),
+            record.data(4),
+            record.data(5)};
+  }
+  GatScores scores(const Scoring& scoring) const {
+    return {src, dst, edge, scoring.negative_slope, scoring.dropout};
+  }
+};
+
+struct RowwiseInputs {
+  Features x;
+  Matrix dst;
+  const void *att, *edge;
+
+  static RowwiseInputs from(py::handle given) {
+    const RecordArgument record(given, "RowwiseInputs", 4);
+    return {Features::from(record.tensor(0)), record.tensor(1).matrix(), record.data(2),
+            record.data(3)};
+  }
+  Gatv2Scores scores(const Scoring& scoring) const {
+    return {dst, att, edge, scoring.negative_slope, scoring.dropout};
+  }
+};
+
+struct GatSaved {
+  const void *out, *out_pos, *stats, *alpha;
+
+  static GatSaved from(py::handle given) {
+    const RecordArgument record(given, "GatSaved", 4);
+    return {record.data(0), record.data(1), record.data(2), record.data(3)};
+  }
+};
+
+struct RowwiseSaved {
+  const void *out, *stats, *alpha;
+
+  static RowwiseSaved from(py::handle given) {
+    const RecordArgument record(given, "RowwiseSaved", 3);
+    return {record.data(0), record.data(1), record.data(2)};
+  }
+};
+
+struct OutGrads {
+  Matrix out;
+  const void* alpha;
+
+  static OutGrads from(py::handle given) {
+    const RecordArgument record(given, "OutGrads", 2);
+    return {record.tensor(0).matrix(), record.data(1)};
+  }
+};
+
+// Where the gradients of GatInputs go: x, both scores, edge scores, attention vectors.
+struct GatResults {
+  Matrix x, src, dst;
+  void *edge, *att;
+
+  static GatResults from(py::handle given) {
+    const RecordArgument record(given, "gradients", 5);
+    return {record.tensor(0).matrix(), record.tensor(1).matrix(), record.tensor(2).matrix(),
+            record.data(3), record.data(4)};
+  }
+};
+
+struct RowwiseResults {
+  void *x, *dst, *att, *edge;
+
+  static RowwiseResults from(py::handle given) {
+    const RecordArgument record(given, "gradients", 4);
+    return {record.data(0), record.data(1), record.data(2), record.data(3)};
+  }
+};
+
+inline Edges edges_from(py::handle given) {
+  const RecordArgument record(given, "Edges", 4);
+  return {static_cast<const int64_t*>(record.data(0)), static_cast<const int32_t*>(record.data(1)),
+          static_cast<const int32_t*>(record.data(2)), size(record.tensor(0).shape(), 0) - 1};
+}
+
+}  // namespace gatkernels
+
+// How pybind11 makes an argument of one of these types.
+#define GK_ARGUMENT(TYPE, FROM)                    \
+  template <>                                      \
+  struct pybind11::detail::type_caster<TYPE> {     \
+    PYBIND11_TYPE_CASTER(TYPE, const_name(#TYPE)); \
+    bool load(handle given, bool) {                \
+      value = FROM(given);                         \
+      return true;                                 \
+    }                                              \
+  }
+GK_ARGUMENT(gatkernels::Data, gatkernels::Data::from);
+GK_ARGUMENT(gatkernels::Scoring, gatkernels::Scoring::from);
+GK_ARGUMENT(gatkernels::Edges, gatkernels::edges_from);
+GK_ARGUMENT(gatkernels::GatInputs, gatkernels::GatInputs::from);
+GK_ARGUMENT(gatkernels::RowwiseInputs, gatkernels::RowwiseInputs::from);
+GK_ARGUMENT(gatkernels::GatSaved, gatkernels::GatSaved::from);
+GK_ARGUMENT(gatkernels::RowwiseSaved, gatkernels::RowwiseSaved::from);
+GK_ARGUMENT(gatkernels::OutGrads, gatkernels::OutGrads::from);
+GK_ARGUMENT(gatkernels::GatResults, gatkernels::GatResults::from);
+GK_ARGUMENT(gatkernels::RowwiseResults, gatkernels::RowwiseResults::from);
+GK_ARGUMENT(gatkernels::Matrix,
+            [](pybind11::handle given) { return gatkernels::TensorArgument(given).matrix(); });

@@ -1,0 +1,142 @@
+"""The ops of the attentions: what they return, and who runs them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gatkernels.backends import kernels
+from gatkernels.ops.call import (
+    Edges,
+    GatCall,
+    GatInputs,
+    GatSaved,
+    OutGrads,
+    RowwiseCall,
+    RowwiseSaved,
+)
+from gatkernels.ops.library import define
+
+
+def _gat_forward(
+    call: GatCall, training: bool, statistics: bool, backend: str
+) -> tuple[Tensor, ...]:
+    """``out``; ``out_pos`` where ``training`` and ``stats`` where ``statistics``, else empty; and
+    the scores that were taken of x, empty where they are given."""
+    run, (csr, inputs, scoring) = kernels(backend), call
+    found_src = found_dst = None
+    if inputs.att_src is not None:
+        found_src, found_dst = run.node_scores(call)
+        src = inputs.score_src if found_src is None else found_src
+        dst = inputs.score_dst if found_dst is None else found_dst
+        call = GatCall(csr, GatInputs(inputs.x, src, dst, inputs.edge_score, None, None), scoring)
+    found = (inputs.x.new_empty(0) if t is None else t for t in (found_src, found_dst))
+    return (*run.gat_forward(call, training, statistics), *found)
+
+
+def _fake_gat_forward(
+    call: GatCall, training: bool, statistics: bool, backend: str
+) -> tuple[Tensor, ...]:
+    x, src, _, _, att_src, att_dst = call.inputs
+    sums = src if att_src is None else att_src
+    assert sums is not None
+    rows, (nodes, heads, channels) = _rows(call.csr), x.shape
+
+    def found(att: Tensor | None) -> Tensor:
+        return x.new_empty(0) if att is None else sums.new_empty(nodes, heads)
+
+    return (
+        x.new_empty(rows, heads, channels),
+        sums.new_empty(rows, heads, channels) if training else sums.new_empty(0),
+        sums.new_empty(rows, 3, heads) if statistics else sums.new_empty(0),
+        found(att_src),
+        found(att_dst),
+    )
+
+
+def _gat_alpha(call: GatCall, stats: Tensor, backend: str) -> Tensor:
+    alpha: Tensor = kernels(backend).gat_alpha(call, stats)
+    return alpha
+
+
+def _gat_backward(
+    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
+) -> tuple[Tensor, ...]:
+    """Gradients of x, both scores, edge scores (empty without them) and the attention vectors,
+    ``[0 to 2, H, C]``; that of x includes what comes through scores that were taken of it."""
+    found: tuple[Tensor, ...] = kernels(backend).gat_backward(call, csc, saved, grads)
+    return found
+
+
+def _fake_gat_backward(
+    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
+) -> tuple[Tensor, ...]:
+    x, src, dst, edge, *atts = call.inputs
+    assert src is not None
+    assert dst is not None
+    vectors = sum(att is not None for att in atts)
+    return (
+        *(t.new_empty(t.shape) for t in (x, src, dst)),
+        x.new_empty(0) if edge is None else edge.new_empty(edge.shape),
+        src.new_empty(vectors, *x.shape[1:]),
+    )
+
+
+def _rowwise_forward(call: RowwiseCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
+    """``out``, and ``stats`` where ``statistics``, else empty."""
+    results: tuple[Tensor, ...] = kernels(backend).rowwise_forward(call, statistics)
+    return results
+
+
+def _fake_rowwise_forward(call: RowwiseCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
+    x, x_dst, att, _ = call.inputs
+    rows, heads = x_dst.shape[0], x.shape[1]
+    return x.new_empty(x_dst.shape), att.new_empty((rows, 3, heads) if statistics else 0)
+
+
+def _rowwise_alpha(call: RowwiseCall, stats: Tensor, backend: str) -> Tensor:
+    alpha: Tensor = kernels(backend).rowwise_alpha(call, stats)
+    return alpha
+
+
+def _rowwise_backward(
+    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
+) -> tuple[Tensor, ...]:
+    """Gradients of x_src, x_dst, att, and edge (empty without it)."""
+    found: tuple[Tensor, ...] = kernels(backend).rowwise_backward(call, csc, saved, grads)
+    return found
+
+
+def _fake_rowwise_backward(
+    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
+) -> tuple[Tensor, ...]:
+    *inputs, edge = call.inputs
+    last = call.inputs.x_src.new_empty(0) if edge is None else edge.new_empty(edge.shape)
+    return (*(t.new_empty(t.shape) for t in inputs), last)
+
+
+def _rows(csr: Edges) -> int:
+    return csr.rowptr.shape[0] - 1
+
+
+def _fake_alpha(call: GatCall | RowwiseCall, stats: Tensor, backend: str) -> Tensor:
+    return stats.new_empty(call.csr.col.shape[0], stats.shape[2])
+
+
+gat_forward = define(
+    _gat_forward,
+    "(Tensor out, Tensor out_pos, Tensor stats, Tensor score_src, Tensor score_dst)",
+    _fake_gat_forward,
+)
+gat_alpha = define(_gat_alpha, "Tensor", _fake_alpha)
+gat_backward = define(
+    _gat_backward,
+    "(Tensor grad_x, Tensor grad_src, Tensor grad_dst, Tensor grad_edge, Tensor grad_att)",
+    _fake_gat_backward,
+)
+rowwise_forward = define(_rowwise_forward, "(Tensor out, Tensor stats)", _fake_rowwise_forward)
+rowwise_alpha = define(_rowwise_alpha, "Tensor", _fake_alpha)
+rowwise_backward = define(
+    _rowwise_backward,
+    "(Tensor grad_x, Tensor grad_dst, Tensor grad_att, Tensor grad_edge)",
+    _fake_rowwise_backward,
+)
