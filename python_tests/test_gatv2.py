@@ -8,20 +8,14 @@ from typing import Any
 import pytest
 import torch
 from graphs import DEVICE, GRAPHS, MANY, THREADS, Inputs
-from tolerance import (
-    BACKEND,
-    Options,
-    assert_within,
-    gatv2_scales,
-    longest_row,
-    scales,
-)
+from tolerance import BACKEND, Options, scales
 from torch import Tensor
 
 from gatkernels import Graph, attention_weights, gat_attention, gatv2_attention, reference
 from gatkernels.ops import autograd, checks
-from gatkernels.ops.call import RowwiseInputs
+from gatkernels.ops.call import OutGrads, RowwiseInputs, Scoring
 from gatkernels.ops.philox import draw_seed
+from gatkernels.testing import assert_within, gatv2_scales, longest_row
 
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 
@@ -93,12 +87,13 @@ def check(
     same, truth = results(naive, inputs, dtype), results(naive, [t.double() for t in inputs], dtype)
     outputs = ("out", "alpha") if attention else ("out",)
     grads = grads_of(truth[: len(outputs)], dtype)
-    options = Options(slope, dropout, seed)
     if kind == "gat":
         given = [*inputs, *[None] * (4 - len(inputs)), *grads, *[None] * (2 - len(grads))]
-        scale = scales(on_cpu, Inputs(*given), options)
+        scale = scales(on_cpu, Inputs(*given), Options(slope, dropout, seed))
     else:
-        scale = gatv2_scales(on_cpu, inputs, grads, options)
+        rows = RowwiseInputs(*inputs, *[None] * (4 - len(inputs)))
+        of_results = OutGrads(*grads, *[None] * (2 - len(grads)))
+        scale = gatv2_scales(on_cpu, rows, of_results, Scoring(slope, dropout, seed))
     names = (*outputs, *(f"grad of {name}" for name in INPUTS[kind][: len(inputs)]))
     for name, *three in zip(names, got, same, truth, strict=True):
         assert three[0].dtype == dtype
