@@ -57,7 +57,7 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                                   as<void>(out),
                                   as<void>(out_pos),
                                   as<void>(stats)};
-          launcher.gat_forward(params, nullptr, context);
+          launcher.gat_forward(params, context);
         });
 
   m.def("gat_alpha",
@@ -65,19 +65,16 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                    Pointer eid, int64_t rows, Pointer src, int64_t src_stride, Pointer dst,
                    int64_t dst_stride, Pointer edge, double slope, Pointer seed, double p,
                    Pointer stats, Pointer alpha) {
-          const GatForward params{{DType(dtype), launcher.threads(context), heads, 0},
-                                  edges(rowptr, col, eid, rows),
-                                  {matrix(src, src_stride),
-                                   matrix(dst, dst_stride),
-                                   as<const void>(edge),
-                                   slope,
-                                   {as<const int64_t>(seed), p}},
-                                  {nullptr, 0},
-                                  nullptr,
-                                  nullptr,
-                                  nullptr};
-          const AlphaOut to{as<const void>(stats), as<void>(alpha)};
-          launcher.gat_forward(params, &to, context);
+          const GatAlpha params{{DType(dtype), launcher.threads(context), heads, 0},
+                                edges(rowptr, col, eid, rows),
+                                {matrix(src, src_stride),
+                                 matrix(dst, dst_stride),
+                                 as<const void>(edge),
+                                 slope,
+                                 {as<const int64_t>(seed), p}},
+                                as<const void>(stats),
+                                as<void>(alpha)};
+          launcher.gat_alpha(params, context);
         });
 
   m.def("gat_backward",
@@ -121,18 +118,18 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                    Pointer rowptr, Pointer col, Pointer eid, int64_t rows, Pointer dst,
                    int64_t dst_stride, Pointer att, Pointer edge, double slope, Pointer seed,
                    double p, Pointer x, int64_t x_stride, Pointer out, Pointer stats) {
-          const Gatv2Forward params{{DType(dtype), launcher.threads(context), heads, channels},
-                                    edges(rowptr, col, eid, rows),
-                                    {matrix(dst, dst_stride),
-                                     as<const void>(att),
-                                     as<const void>(edge),
-                                     slope,
-                                     {as<const int64_t>(seed), p}},
-                                    matrix(x, x_stride),
-                                    as<void>(out),
-                                    nullptr,
-                                    as<void>(stats)};
-          launcher.gatv2_forward(params, nullptr, context);
+          const RowwiseForward params{{DType(dtype), launcher.threads(context), heads, channels},
+                                      edges(rowptr, col, eid, rows),
+                                      RowScorer::kGatv2,
+                                      {matrix(dst, dst_stride),
+                                       as<const void>(att),
+                                       as<const void>(edge),
+                                       slope,
+                                       {as<const int64_t>(seed), p}},
+                                      matrix(x, x_stride),
+                                      as<void>(out),
+                                      as<void>(stats)};
+          launcher.rowwise_forward(params, context);
         });
 
   m.def("gatv2_alpha",
@@ -140,19 +137,18 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                    Pointer rowptr, Pointer col, Pointer eid, int64_t rows, Pointer dst,
                    int64_t dst_stride, Pointer att, Pointer edge, double slope, Pointer seed,
                    double p, Pointer x, int64_t x_stride, Pointer stats, Pointer alpha) {
-          const Gatv2Forward params{{DType(dtype), launcher.threads(context), heads, channels},
+          const RowwiseAlpha params{{DType(dtype), launcher.threads(context), heads, channels},
                                     edges(rowptr, col, eid, rows),
+                                    RowScorer::kGatv2,
                                     {matrix(dst, dst_stride),
                                      as<const void>(att),
                                      as<const void>(edge),
                                      slope,
                                      {as<const int64_t>(seed), p}},
                                     matrix(x, x_stride),
-                                    nullptr,
-                                    nullptr,
-                                    nullptr};
-          const AlphaOut to{as<const void>(stats), as<void>(alpha)};
-          launcher.gatv2_forward(params, &to, context);
+                                    as<const void>(stats),
+                                    as<void>(alpha)};
+          launcher.rowwise_alpha(params, context);
         });
 
   m.def("gatv2_backward",
@@ -163,26 +159,27 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                    int64_t x_stride, Pointer grad, int64_t grad_stride, Pointer out, Pointer stats,
                    Pointer alpha, Pointer grad_alpha, Pointer fields, Pointer grad_src,
                    Pointer grad_dst, Pointer grad_att, Pointer grad_edge) {
-          const Gatv2Backward params{{DType(dtype), launcher.threads(context), heads, channels},
-                                     edges(rowptr, col, eid, num_dst),
-                                     edges(colptr, row, ceid, num_src),
-                                     {matrix(dst, dst_stride),
-                                      as<const void>(att),
-                                      as<const void>(edge),
-                                      slope,
-                                      {as<const int64_t>(seed), p}},
-                                     matrix(x, x_stride),
-                                     matrix(grad, grad_stride),
-                                     as<const void>(out),
-                                     as<const void>(stats),
-                                     as<const void>(alpha),
-                                     as<const void>(grad_alpha),
-                                     as<void>(fields),
-                                     as<void>(grad_src),
-                                     as<void>(grad_dst),
-                                     as<void>(grad_att),
-                                     as<void>(grad_edge)};
-          launcher.gatv2_backward(params, context);
+          const RowwiseBackward params{{DType(dtype), launcher.threads(context), heads, channels},
+                                       edges(rowptr, col, eid, num_dst),
+                                       edges(colptr, row, ceid, num_src),
+                                       RowScorer::kGatv2,
+                                       {matrix(dst, dst_stride),
+                                        as<const void>(att),
+                                        as<const void>(edge),
+                                        slope,
+                                        {as<const int64_t>(seed), p}},
+                                       matrix(x, x_stride),
+                                       matrix(grad, grad_stride),
+                                       as<const void>(out),
+                                       as<const void>(stats),
+                                       as<const void>(alpha),
+                                       as<const void>(grad_alpha),
+                                       as<void>(fields),
+                                       as<void>(grad_src),
+                                       as<void>(grad_dst),
+                                       as<void>(grad_att),
+                                       as<void>(grad_edge)};
+          launcher.rowwise_backward(params, context);
         });
 }
 

@@ -26,7 +26,7 @@ struct Prologue {
 
 // Fills the fields, and GAT's grad_dst = (1 - slope) (<dO, out_pos> - delta share).
 template <class T>
-cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue call,
+cudaError_t backward_prologue(const Shape& shape, bool rows_aligned, Prologue call,
                               cudaStream_t stream);
 
 GK_HOST_DEVICE inline int64_t backward_partial_width(int64_t heads, int64_t channels) {

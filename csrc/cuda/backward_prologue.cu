@@ -88,7 +88,7 @@ prologue(GK_CONSTANT Prologue call) {
 }  // namespace
 
 template <class T>
-cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue call,
+cudaError_t backward_prologue(const Shape& shape, bool rows_aligned, Prologue call,
                               cudaStream_t stream) {
   const auto run = [&](auto v, auto k) {
     call.layout = make_layout(shape, v, k);
@@ -99,7 +99,7 @@ cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue
   return with_vectors<T, kShare>(shape, rows_aligned, shape.heads, run);
 }
 
-template cudaError_t backward_prologue<GK_TYPE>(const GatShape&, bool, Prologue, cudaStream_t);
+template cudaError_t backward_prologue<GK_TYPE>(const Shape&, bool, Prologue, cudaStream_t);
 
 }  // namespace cuda
 }  // namespace gatkernels

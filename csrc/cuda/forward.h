@@ -155,7 +155,7 @@ struct RowState {
 
 // Merges the partial results of hubs and writes their rows.
 template <class T>
-cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& plan,
+cudaError_t merge_forward(const Shape& shape, bool rows_aligned, const Plan& plan,
                           const ForwardResults& to);
 
 }  // namespace cuda

@@ -132,7 +132,8 @@ struct AlphaCall {
   Layout layout;
   GatScores scores;
   Draw dropout;
-  AlphaOut to;
+  const void* stats;
+  void* alpha;
 };
 
 template <class A>
@@ -146,7 +147,7 @@ weights(GK_CONSTANT AlphaCall call) {
   const int64_t heads = call.layout.heads;
   const GatScorer<A> scorer(call.scores, call.layout.heads, head);
   const EdgeReader edges(call.edges, item, true);
-  const A* stats = static_cast<const A*>(call.to.stats) + item.row * 3 * heads + head;
+  const A* stats = static_cast<const A*>(call.stats) + item.row * 3 * heads + head;
   const A top = __ldg(stats), inverse = __ldg(stats + heads);
   const A score_dst = scorer.dst_of(item.row);
   const Mask<A> mask(call.dropout);
@@ -155,7 +156,7 @@ weights(GK_CONSTANT AlphaCall call) {
     const A s = scorer.score(scorer.src_of(edge.node) + score_dst, edge.id);
     A alpha = exp_below(scorer.logit(s), top) * inverse;
     if (call.dropout.seed) alpha *= mask(edge.id, head);
-    static_cast<A*>(call.to.alpha)[int64_t(edge.id) * heads + head] = alpha;
+    static_cast<A*>(call.alpha)[int64_t(edge.id) * heads + head] = alpha;
   }
 }
 
@@ -182,17 +183,21 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
 }
 
 template <class A>
-cudaError_t gat_alpha(const GatForward& p, const AlphaOut& to, const Plan& plan) {
-  GatShape shape = p.shape;
-  shape.channels = 0;
-  const AlphaCall call{p.csr, plan.csr, make_layout(shape, 1, 1), p.scores, Draw(p.scores.dropout),
-                       to};
+cudaError_t gat_alpha(const GatAlpha& p, const Plan& plan) {
+  AlphaCall call{};
+  call.edges = p.csr;
+  call.schedule = plan.csr;
+  call.layout = make_layout(p.shape, 1, 1);
+  call.scores = p.scores;
+  call.dropout = Draw(p.scores.dropout);
+  call.stats = p.stats;
+  call.alpha = p.alpha;
   return launch_items<A>(weights<A>, call, 0, plan.stream);
 }
 
 template cudaError_t gat_forward<GK_TYPE>(const GatForward&, const Plan&);
 #ifdef GK_TYPE_OF_SUMS
-template cudaError_t gat_alpha<GK_TYPE>(const GatForward&, const AlphaOut&, const Plan&);
+template cudaError_t gat_alpha<GK_TYPE>(const GatAlpha&, const Plan&);
 #endif
 
 }  // namespace cuda

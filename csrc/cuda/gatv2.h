@@ -13,7 +13,7 @@ struct Gatv2Scorer {
   A slope;
   A att[K][V], low[K][V];  // of this lane: what u is multiplied with above zero and below
 
-  GK_DEVICE Gatv2Scorer(const Gatv2Scores& scores, const Matrix& x_, const Layout& layout)
+  GK_DEVICE Gatv2Scorer(const RowwiseScores& scores, const Matrix& x_, const Layout& layout)
       : x(x_),
         dst(scores.dst),
         edge(scores.edge, layout.width()),

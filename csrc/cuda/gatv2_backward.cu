@@ -20,7 +20,7 @@ struct Call {
   Edges edges;
   Schedule schedule;
   Layout layout;
-  Gatv2Scores scores;
+  RowwiseScores scores;
   Draw dropout;
   Matrix x;     // [Ns, H * C]
   Matrix grad;  // [Nd, H * C]
@@ -321,7 +321,7 @@ merge(GK_CONSTANT Call call) {
 }  // namespace
 
 template <class T>
-cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
+cudaError_t rowwise_backward(const RowwiseBackward& p, const Plan& plan) {
   using A = Sum<T>;
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) && aligned<T>(p.grad) &&
                             aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
@@ -367,7 +367,7 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
   return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
 }
 
-template cudaError_t gatv2_backward<GK_TYPE>(const Gatv2Backward&, const Plan&);
+template cudaError_t rowwise_backward<GK_TYPE>(const RowwiseBackward&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -15,11 +15,12 @@ struct Call {
   Edges edges;
   Schedule schedule;
   Layout layout;
-  Gatv2Scores scores;
+  RowwiseScores scores;
   Draw dropout;
   Matrix x;
   ForwardResults to;
-  AlphaOut weights;  // alpha is null in a forward
+  const void* stats;  // of weights
+  void* alpha;        // weights; null in a forward
 };
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
@@ -42,7 +43,7 @@ forward(GK_CONSTANT Call call) {
   if (longest < 0) return;
   const Board<A> board(shared, lane, kTables);
   const int64_t all_heads = call.layout.heads;
-  A* alphas = kPlain ? nullptr : static_cast<A*>(call.weights.alpha);
+  A* alphas = kPlain ? nullptr : static_cast<A*>(call.alpha);
   const bool with_edge = !kPlain && call.scores.edge;
   const int parts = kPlain || alphas ? 1 : call.layout.parts;
   const EdgeReader edges(call.edges, item, call.dropout.seed || with_edge || alphas);
@@ -61,7 +62,7 @@ forward(GK_CONSTANT Call call) {
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
       if (!alphas || !item.there || lane.head_of(k) >= lane.tile_heads) continue;
-      const A* stats = static_cast<const A*>(call.weights.stats) + item.row * 3 * all_heads +
+      const A* stats = static_cast<const A*>(call.stats) + item.row * 3 * all_heads +
                        lane.first_head + lane.head_of(k);
       state.top[k] = __ldg(stats);
       inverse[k] = __ldg(stats + all_heads);
@@ -155,33 +156,46 @@ forward(GK_CONSTANT Call call) {
   }
 }
 
-}  // namespace
 
-template <class T>
-cudaError_t gatv2_forward(const Gatv2Forward& p, const AlphaOut* weights, const Plan& plan) {
-  if (weights && weights->alpha == nullptr) return cudaSuccess;  // no edges
+// A forward, or with `alpha` the attention weights of one.
+template <class T, class Params>
+cudaError_t run_forward(const Params& p, const ForwardResults& to, const void* stats, void* alpha,
+                        const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) &&
                             aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
-  const ForwardResults to{p.out, nullptr, p.stats, plan.partials};
   const auto run = [&](auto v, auto k) {
-    const Call call{p.csr,
-                    plan.csr,
-                    make_layout(p.shape, v, k, plan.most_heads),
-                    p.scores,
-                    Draw(p.scores.dropout),
-                    p.x,
-                    to,
-                    weights ? *weights : AlphaOut{}};
-    const bool plain = !weights && !p.scores.edge && call.layout.parts == 1;
+    Call call{};
+    call.edges = p.csr;
+    call.schedule = plan.csr;
+    call.layout = make_layout(p.shape, v, k, plan.most_heads);
+    call.scores = p.scores;
+    call.dropout = Draw(p.scores.dropout);
+    call.x = p.x;
+    call.to = to;
+    call.stats = stats;
+    call.alpha = alpha;
+    const bool plain = !alpha && !p.scores.edge && call.layout.parts == 1;
     return launch_items<Sum<T>>(plain ? forward<T, v(), k(), true> : forward<T, v(), k(), false>,
                                 call, kTables, plan.stream);
   };
   const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
-  return error != cudaSuccess || weights ? error
-                                         : merge_forward<T>(p.shape, rows_aligned, plan, to);
+  return error != cudaSuccess || alpha ? error : merge_forward<T>(p.shape, rows_aligned, plan, to);
 }
 
-template cudaError_t gatv2_forward<GK_TYPE>(const Gatv2Forward&, const AlphaOut*, const Plan&);
+}  // namespace
+
+template <class T>
+cudaError_t rowwise_forward(const RowwiseForward& p, const Plan& plan) {
+  return run_forward<T>(p, {p.out, nullptr, p.stats, plan.partials}, nullptr, nullptr, plan);
+}
+template <class T>
+cudaError_t rowwise_alpha(const RowwiseAlpha& p, const Plan& plan) {
+  if (p.alpha == nullptr) return cudaSuccess;  // no edges
+  return run_forward<T>(p, {}, p.stats, p.alpha, plan);
+}
+
+template cudaError_t rowwise_forward<GK_TYPE>(const RowwiseForward&, const Plan&);
+template cudaError_t rowwise_alpha<GK_TYPE>(const RowwiseAlpha&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

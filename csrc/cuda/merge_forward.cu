@@ -34,7 +34,7 @@ merge(GK_CONSTANT Call call) {
 }  // namespace
 
 template <class T>
-cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& plan,
+cudaError_t merge_forward(const Shape& shape, bool rows_aligned, const Plan& plan,
                           const ForwardResults& to) {
   const auto run = [&](auto v, auto k) {
     const Call call{plan.csr, make_layout(shape, v, k), to};
@@ -43,7 +43,7 @@ cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& 
   return with_vectors<T, kShare>(shape, rows_aligned, shape.heads, run);
 }
 
-template cudaError_t merge_forward<GK_TYPE>(const GatShape&, bool, const Plan&,
+template cudaError_t merge_forward<GK_TYPE>(const Shape&, bool, const Plan&,
                                             const ForwardResults&);
 
 }  // namespace cuda

@@ -14,6 +14,7 @@ struct Draw {
   uint32_t threshold;
   double scale;
 
+  Draw() = default;
   explicit Draw(const Dropout& dropout)
       : seed(dropout.seed), threshold(keep_threshold(dropout.p)), scale(keep_scale(dropout.p)) {}
 };
