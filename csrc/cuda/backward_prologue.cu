@@ -1,6 +1,6 @@
 // What a backward computes per destination before it turns to the edges.
 #include "backward.h"
-#include "gat.h"
+#include "separable.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -29,6 +29,7 @@ GK_DEVICE void add_grad_alpha(const Prologue& call, const Lane& lane, int64_t ro
   }
 }
 
+// A block has a tile of heads and kWarps warps, a group of lanes a row, a lane K vectors of it.
 template <class T, int V, int K>
 GK_KERNEL(kThreads)
 prologue(GK_CONSTANT Prologue call) {
