@@ -39,12 +39,12 @@ X86_ISAS = {
 }
 CUDA_SOURCES = (
     "csrc/cuda/backward_prologue.cu",
-    "csrc/cuda/gat_backward.cu",
-    "csrc/cuda/gat_forward.cu",
-    "csrc/cuda/gatv2_backward.cu",
-    "csrc/cuda/gatv2_forward.cu",
     "csrc/cuda/merge_forward.cu",
     "csrc/cuda/node_scores.cu",
+    "csrc/cuda/rowwise_backward.cu",
+    "csrc/cuda/rowwise_forward.cu",
+    "csrc/cuda/separable_backward.cu",
+    "csrc/cuda/separable_forward.cu",
 )
 #: The storage type that an object is compiled for; the first two are dtypes of sums as well.
 TYPES = {

@@ -33,21 +33,18 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                                   out.pointer,
                                   out_pos.pointer,
                                   stats.pointer};
-          launcher.gat_forward(params, nullptr, context);
+          launcher.gat_forward(params, context);
         });
 
   m.def("gat_alpha",
         [launcher](int dtype, const Context& context, const Edges& csr, const GatInputs& inputs,
                    const Scoring& scoring, Data stats, Data alpha) {
-          const GatForward params{{DType(dtype), launcher.threads(context), inputs.x.heads, 0},
-                                  csr,
-                                  inputs.scores(scoring),
-                                  {nullptr, 0},
-                                  nullptr,
-                                  nullptr,
-                                  nullptr};
-          const AlphaOut to{stats.pointer, alpha.pointer};
-          launcher.gat_forward(params, &to, context);
+          const GatAlpha params{{DType(dtype), launcher.threads(context), inputs.x.heads, 0},
+                                csr,
+                                inputs.scores(scoring),
+                                stats.pointer,
+                                alpha.pointer};
+          launcher.gat_alpha(params, context);
         });
 
   m.def("gat_backward",
@@ -77,53 +74,53 @@ void define_contract(py::module_& m, const Launcher& launcher) {
         });
 
   m.def("rowwise_forward",
-        [launcher](int dtype, const Context& context, const std::string&, const Edges& csr,
+        [launcher](int dtype, const Context& context, RowScorer scorer, const Edges& csr,
                    const RowwiseInputs& inputs, const Scoring& scoring, Data out, Data stats) {
-          const Gatv2Forward params{inputs.x.shape(dtype, launcher.threads(context)),
-                                    csr,
-                                    inputs.scores(scoring),
-                                    inputs.x.rows,
-                                    out.pointer,
-                                    nullptr,
-                                    stats.pointer};
-          launcher.gatv2_forward(params, nullptr, context);
+          const RowwiseForward params{inputs.x.shape(dtype, launcher.threads(context)),
+                                      csr,
+                                      scorer,
+                                      inputs.scores(scoring),
+                                      inputs.x.rows,
+                                      out.pointer,
+                                      stats.pointer};
+          launcher.rowwise_forward(params, context);
         });
 
   m.def("rowwise_alpha",
-        [launcher](int dtype, const Context& context, const std::string&, const Edges& csr,
+        [launcher](int dtype, const Context& context, RowScorer scorer, const Edges& csr,
                    const RowwiseInputs& inputs, const Scoring& scoring, Data stats, Data alpha) {
-          const Gatv2Forward params{inputs.x.shape(dtype, launcher.threads(context)),
+          const RowwiseAlpha params{inputs.x.shape(dtype, launcher.threads(context)),
                                     csr,
+                                    scorer,
                                     inputs.scores(scoring),
                                     inputs.x.rows,
-                                    nullptr,
-                                    nullptr,
-                                    nullptr};
-          const AlphaOut to{stats.pointer, alpha.pointer};
-          launcher.gatv2_forward(params, &to, context);
+                                    stats.pointer,
+                                    alpha.pointer};
+          launcher.rowwise_alpha(params, context);
         });
 
   m.def("rowwise_backward",
-        [launcher](int dtype, const Context& context, const std::string&, const Edges& csr,
+        [launcher](int dtype, const Context& context, RowScorer scorer, const Edges& csr,
                    const Edges& csc, const RowwiseInputs& inputs, const Scoring& scoring,
                    const RowwiseSaved& saved, const OutGrads& grads, Data fields,
                    const RowwiseResults& results) {
-          const Gatv2Backward params{inputs.x.shape(dtype, launcher.threads(context)),
-                                     csr,
-                                     csc,
-                                     inputs.scores(scoring),
-                                     inputs.x.rows,
-                                     grads.out,
-                                     saved.out,
-                                     saved.stats,
-                                     saved.alpha,
-                                     grads.alpha,
-                                     fields.pointer,
-                                     results.x,
-                                     results.dst,
-                                     results.att,
-                                     inputs.edge ? results.edge : nullptr};
-          launcher.gatv2_backward(params, context);
+          const RowwiseBackward params{inputs.x.shape(dtype, launcher.threads(context)),
+                                       csr,
+                                       csc,
+                                       scorer,
+                                       inputs.scores(scoring),
+                                       inputs.x.rows,
+                                       grads.out,
+                                       saved.out,
+                                       saved.stats,
+                                       saved.alpha,
+                                       grads.alpha,
+                                       fields.pointer,
+                                       results.x,
+                                       results.dst,
+                                       results.att,
+                                       inputs.edge ? results.edge : nullptr};
+          launcher.rowwise_backward(params, context);
         });
 }
 

@@ -81,7 +81,7 @@ struct Isa {
   int64_t narrow_bytes;
 
   const Kernels& of(DType dtype) const { return of(kernels, dtype); }
-  const Kernels& of(const GatShape& shape) const {
+  const Kernels& of(const Shape& shape) const {
     const int64_t width = shape.heads * (shape.channels > 0 ? shape.channels : 1);
     const bool fits = width * (shape.dtype == DType::kFloat64 ? 8 : 4) <= narrow_bytes;
     return of(fits ? narrow : kernels, shape.dtype);
@@ -134,17 +134,23 @@ struct Launcher {
   void node_scores(const NodeScores& p, int) const {
     run([&] { return isa.of(p.shape).node_scores(p); });
   }
-  void gat_forward(const GatForward& p, const AlphaOut* to, int) const {
-    run([&] { return isa.of(p.shape).gat_forward(p, to); });
+  void gat_forward(const GatForward& p, int) const {
+    run([&] { return isa.of(p.shape).gat_forward(p); });
+  }
+  void gat_alpha(const GatAlpha& p, int) const {
+    run([&] { return isa.of(p.shape).gat_alpha(p); });
   }
   void gat_backward(const GatBackward& p, int) const {
     run([&] { return isa.of(p.shape).gat_backward(p); });
   }
-  void gatv2_forward(const Gatv2Forward& p, const AlphaOut* to, int) const {
-    run([&] { return isa.of(p.shape).gatv2_forward(p, to); });
+  void rowwise_forward(const RowwiseForward& p, int) const {
+    run([&] { return isa.of(p.shape).rowwise_forward(p); });
   }
-  void gatv2_backward(const Gatv2Backward& p, int) const {
-    run([&] { return isa.of(p.shape).gatv2_backward(p); });
+  void rowwise_alpha(const RowwiseAlpha& p, int) const {
+    run([&] { return isa.of(p.shape).rowwise_alpha(p); });
+  }
+  void rowwise_backward(const RowwiseBackward& p, int) const {
+    run([&] { return isa.of(p.shape).rowwise_backward(p); });
   }
 };
 

@@ -75,15 +75,16 @@ struct Launcher {
                      [&](auto type) { return cuda::node_scores<decltype(type)>(p, context.plan); });
     });
   }
-  void gat_forward(const GatForward& p, const AlphaOut* to, const Context& context) const {
+  void gat_forward(const GatForward& p, const Context& context) const {
     run(context, [&] {
-      if (to == nullptr) {
-        return of_type(p.shape.dtype, [&](auto type) {
-          return cuda::gat_forward<decltype(type)>(p, context.plan);
-        });
-      }
-      return p.shape.dtype == DType::kFloat64 ? cuda::gat_alpha<double>(p, *to, context.plan)
-                                              : cuda::gat_alpha<float>(p, *to, context.plan);
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::gat_forward<decltype(type)>(p, context.plan); });
+    });
+  }
+  void gat_alpha(const GatAlpha& p, const Context& context) const {
+    run(context, [&] {
+      return p.shape.dtype == DType::kFloat64 ? cuda::gat_alpha<double>(p, context.plan)
+                                              : cuda::gat_alpha<float>(p, context.plan);
     });
   }
   void gat_backward(const GatBackward& p, const Context& context) const {
@@ -93,17 +94,24 @@ struct Launcher {
       });
     });
   }
-  void gatv2_forward(const Gatv2Forward& p, const AlphaOut* to, const Context& context) const {
+  void rowwise_forward(const RowwiseForward& p, const Context& context) const {
     run(context, [&] {
       return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::gatv2_forward<decltype(type)>(p, to, context.plan);
+        return cuda::rowwise_forward<decltype(type)>(p, context.plan);
       });
     });
   }
-  void gatv2_backward(const Gatv2Backward& p, const Context& context) const {
+  void rowwise_alpha(const RowwiseAlpha& p, const Context& context) const {
     run(context, [&] {
       return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::gatv2_backward<decltype(type)>(p, context.plan);
+        return cuda::rowwise_alpha<decltype(type)>(p, context.plan);
+      });
+    });
+  }
+  void rowwise_backward(const RowwiseBackward& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::rowwise_backward<decltype(type)>(p, context.plan);
       });
     });
   }

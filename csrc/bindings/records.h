@@ -107,7 +107,7 @@ struct Features {
     const py::tuple shape = x.shape();
     return {x.matrix(), size(shape, 0), size(shape, 1), size(shape, 2)};
   }
-  GatShape shape(int dtype, int threads) const { return {DType(dtype), threads, heads, channels}; }
+  Shape shape(int dtype, int threads) const { return {DType(dtype), threads, heads, channels}; }
 };
 
 struct GatInputs {
@@ -139,7 +139,7 @@ struct RowwiseInputs {
     return {Features::from(record.tensor(0)), record.tensor(1).matrix(), record.data(2),
             record.data(3)};
   }
-  Gatv2Scores scores(const Scoring& scoring) const {
+  RowwiseScores scores(const Scoring& scoring) const {
     return {dst, att, edge, scoring.negative_slope, scoring.dropout};
   }
 };
@@ -193,6 +193,15 @@ struct RowwiseResults {
   }
 };
 
+// The scorer of a name, from the list in core/scores.h.
+inline RowScorer scorer_from(py::handle name) {
+  const auto wanted = py::cast<std::string>(name);
+  for (const auto& [known, scorer] : kRowScorers) {
+    if (wanted == known) return scorer;
+  }
+  throw std::invalid_argument("gatkernels: unknown scorer '" + wanted + "'");
+}
+
 inline Edges edges_from(py::handle given) {
   const RecordArgument record(given, "Edges", 4);
   return {static_cast<const int64_t*>(record.data(0)), static_cast<const int32_t*>(record.data(1)),
@@ -214,6 +223,7 @@ inline Edges edges_from(py::handle given) {
 GK_ARGUMENT(gatkernels::Data, gatkernels::Data::from);
 GK_ARGUMENT(gatkernels::Scoring, gatkernels::Scoring::from);
 GK_ARGUMENT(gatkernels::Edges, gatkernels::edges_from);
+GK_ARGUMENT(gatkernels::RowScorer, gatkernels::scorer_from);
 GK_ARGUMENT(gatkernels::GatInputs, gatkernels::GatInputs::from);
 GK_ARGUMENT(gatkernels::RowwiseInputs, gatkernels::RowwiseInputs::from);
 GK_ARGUMENT(gatkernels::GatSaved, gatkernels::GatSaved::from);

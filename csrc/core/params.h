@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "scores.h"
+
 namespace gatkernels {
 
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
@@ -39,7 +41,7 @@ struct Dropout {
   double p;
 };
 
-struct GatShape {
+struct Shape {
   DType dtype;
   int threads;
   int64_t heads;
@@ -58,7 +60,7 @@ struct GatScores {
 // Scores that come from features: x a of each head, a being att_src or att_dst [H * C] in the dtype
 // of sums.
 struct NodeScores {
-  GatShape shape;
+  Shape shape;
   int64_t rows;
   Matrix x;  // [rows, H * C]
   const void* att_src;
@@ -70,7 +72,7 @@ struct NodeScores {
 // x, out and gradients of features are of the shape's dtype; scores, statistics and sums (out_pos
 // too) are float64 for float64 and float32 for all others.
 struct GatForward {
-  GatShape shape;
+  Shape shape;
   Edges csr;
   GatScores scores;
   Matrix x;       // [Ns, H * C]
@@ -79,14 +81,17 @@ struct GatForward {
   void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, share of positive edges; or null
 };
 
-// alpha [E, H] in the user's order, after dropout, from a forward's statistics.
-struct AlphaOut {
+// alpha [E, H] in the user's order, after dropout, from the statistics that a forward left.
+struct GatAlpha {
+  Shape shape;  // without channels
+  Edges csr;
+  GatScores scores;
   const void* stats;
   void* alpha;
 };
 
 struct GatBackward {
-  GatShape shape;
+  Shape shape;
   Edges csr;
   Edges csc;
   GatScores scores;
@@ -110,8 +115,9 @@ struct GatBackward {
   void* grad_att;       // with att_src
 };
 
-// GATv2: what the scores of an edge come from, besides x of its source.
-struct Gatv2Scores {
+// Scores that are read from rows of features (scores.h): what they come from, besides x of an
+// edge's source.
+struct RowwiseScores {
   Matrix dst;        // [Nd, H * C]
   const void* att;   // [H * C], in the dtype of sums
   const void* edge;  // [E, H * C] in the user's order, or null
@@ -119,21 +125,32 @@ struct Gatv2Scores {
   Dropout dropout;
 };
 
-struct Gatv2Forward {
-  GatShape shape;
+struct RowwiseForward {
+  Shape shape;
   Edges csr;
-  Gatv2Scores scores;
-  Matrix x;       // [Ns, H * C]
-  void* out;      // [Nd, H * C]
-  void* out_pos;  // null: GATv2 has no use for it
-  void* stats;    // [Nd, 3, H]: row maximum, 1 / sum, unused; or null
+  RowScorer scorer;
+  RowwiseScores scores;
+  Matrix x;     // [Ns, H * C]
+  void* out;    // [Nd, H * C]
+  void* stats;  // [Nd, 3, H]: row maximum, 1 / sum, unused; or null
 };
 
-struct Gatv2Backward {
-  GatShape shape;
+struct RowwiseAlpha {
+  Shape shape;
+  Edges csr;
+  RowScorer scorer;
+  RowwiseScores scores;
+  Matrix x;
+  const void* stats;
+  void* alpha;  // [E, H] in the user's order, after dropout
+};
+
+struct RowwiseBackward {
+  Shape shape;
   Edges csr;
   Edges csc;
-  Gatv2Scores scores;
+  RowScorer scorer;
+  RowwiseScores scores;
   Matrix x;                // [Ns, H * C]
   Matrix grad;             // [Nd, H * C]
   const void* out;         // [Nd, H * C]

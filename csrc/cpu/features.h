@@ -60,35 +60,31 @@ struct SparseProductKernel {
 
   A* out(int64_t row) const { return static_cast<A*>(p.out) + row * p.width; }
 
-  static void rows(void* context, int64_t, int64_t begin, int64_t end, char*) {
-    const auto& self = *static_cast<const SparseProductKernel*>(context);
-    for (int64_t row = begin; row < end; ++row) {
-      A* sum = self.out(row);
-      for (int64_t f = 0; f < self.p.width; ++f) sum[f] = A(0);
-      self.add(self.p.rowptr[row], self.p.rowptr[row + 1], sum);
-    }
+  void fill(int64_t begin, int64_t end, A* sum) const {
+    for (int64_t f = 0; f < p.width; ++f) sum[f] = A(0);
+    add(begin, end, sum);
   }
-  static void segment(void* context, int64_t, int64_t begin, int64_t end, char* partial, char*) {
-    const auto& self = *static_cast<const SparseProductKernel*>(context);
-    A* sum = reinterpret_cast<A*>(partial);
-    for (int64_t f = 0; f < self.p.width; ++f) sum[f] = A(0);
-    self.add(begin, end, sum);
-  }
-  static void merge(void* context, int64_t row, int64_t, const char* partials, int64_t count,
-                    char*) {
-    const auto& self = *static_cast<const SparseProductKernel*>(context);
-    const A* part = reinterpret_cast<const A*>(partials);
-    A* sum = self.out(row);
-    for (int64_t f = 0; f < self.p.width; ++f) {
+  void merge(int64_t row, const A* part, int64_t count) const {
+    A* sum = out(row);
+    for (int64_t f = 0; f < p.width; ++f) {
       A total = A(0);
-      for (int64_t k = 0; k < count; ++k) total += part[k * self.p.width + f];
+      for (int64_t k = 0; k < count; ++k) total += part[k * p.width + f];
       sum[f] = total;
     }
   }
 
-  Status run() {
+  Status run() const {
+    const auto rows = [&](int64_t, int64_t begin, int64_t end, char*) {
+      for (int64_t row = begin; row < end; ++row) fill(p.rowptr[row], p.rowptr[row + 1], out(row));
+    };
+    const auto segment = [&](int64_t, int64_t begin, int64_t end, char* partial, char*) {
+      fill(begin, end, reinterpret_cast<A*>(partial));
+    };
+    const auto merged = [&](int64_t row, int64_t, char* partials, int64_t count, char*) {
+      merge(row, reinterpret_cast<const A*>(partials), count);
+    };
     return run_rows(p.rowptr, p.rows, p.threads,
-                    {this, rows, segment, merge, 0, size_t(p.width) * sizeof(A)});
+                    {rows, segment, merged, 0, size_t(p.width) * sizeof(A)});
   }
 };
 
@@ -161,29 +157,22 @@ struct SparseTransposedProductKernel {
     }
   }
 
-  static void part(void* context, int index, int64_t begin, int64_t end) {
-    const auto& self = *static_cast<const SparseTransposedProductKernel*>(context);
-    const int64_t size = self.p.columns * self.p.width;
-    A* sum = index == 0 ? self.out : self.sums + (index - 1) * size;
-    for (int64_t k = 0; k < size; ++k) sum[k] = A(0);
-    for (int64_t row = begin; row < end; ++row) self.add(row, sum);
-  }
-  static void merge(void* context, int64_t begin, int64_t end, char*) {
-    const auto& self = *static_cast<const SparseTransposedProductKernel*>(context);
-    const int64_t size = self.p.columns * self.p.width;
-    for (int64_t k = begin; k < end; ++k) {
-      A total = self.out[k];
-      for (int index = 0; index < kParts - 1; ++index) total += self.sums[index * size + k];
-      self.out[k] = total;
-    }
-  }
-
   Status run() {
     const int64_t size = p.columns * p.width;
     sums = reinterpret_cast<A*>(allocate(size_t(kParts - 1) * size_t(size) * sizeof(A)));
     if (sums == nullptr) return Status::kOutOfMemory;
-    run_parts(p.rowptr, p.rows, kParts, p.threads, this, part);
-    const Status status = run_range(size, p.threads, this, merge, 0);
+    run_parts(p.rowptr, p.rows, kParts, p.threads, [&](int index, int64_t begin, int64_t end) {
+      A* sum = index == 0 ? out : sums + (index - 1) * size;
+      for (int64_t k = 0; k < size; ++k) sum[k] = A(0);
+      for (int64_t row = begin; row < end; ++row) add(row, sum);
+    });
+    const Status status = run_range(size, p.threads, 0, [&](int64_t begin, int64_t end, char*) {
+      for (int64_t k = begin; k < end; ++k) {
+        A total = out[k];
+        for (int index = 0; index < kParts - 1; ++index) total += sums[index * size + k];
+        out[k] = total;
+      }
+    });
     release(reinterpret_cast<char*>(sums));
     return status;
   }
@@ -222,28 +211,28 @@ struct FeatureDropoutKernel {
     return x;
   }
 
-  static void blocks(void* context, int64_t begin, int64_t end, char*) {
-    const auto& self = *static_cast<const FeatureDropoutKernel*>(context);
-    const A* x = static_cast<const A*>(self.p.x);
-    const A* grad = static_cast<const A*>(self.p.grad);
-    A* out = static_cast<A*>(self.p.out);
+  void blocks(int64_t begin, int64_t end) const {
+    const A* x = static_cast<const A*>(p.x);
+    const A* grad = static_cast<const A*>(p.grad);
+    A* out = static_cast<A*>(p.out);
     alignas(64) uint32_t word[4][kLanes];
     for (int64_t b = begin; b < end; ++b) {
-      if (self.drop) philox_lanes(self.seed, uint64_t(b) * kLanes, word);
+      if (drop) philox_lanes(seed, uint64_t(b) * kLanes, word);
       for (int k = 0; k < kDropBlock; k += V::kWidth) {
-        const int64_t at = b * kDropBlock + k, left = self.p.count - at;
+        const int64_t at = b * kDropBlock + k, left = p.count - at;
         if (left <= 0) break;
         const int lanes = left < V::kWidth ? int(left) : V::kWidth;
         const V other = grad ? V::load(grad + at, lanes) : V::set(A(0));
         V y = activate(V::load(x + at, lanes), other);
-        if (self.drop) y = V::keep(y * self.scale, word[0] + k, self.threshold);
+        if (drop) y = V::keep(y * scale, word[0] + k, threshold);
         y.store(out + at, lanes);
       }
     }
   }
 
-  Status run() {
-    return run_range((p.count + kDropBlock - 1) / kDropBlock, p.threads, this, blocks, 0);
+  Status run() const {
+    return run_range((p.count + kDropBlock - 1) / kDropBlock, p.threads, 0,
+                     [&](int64_t begin, int64_t end, char*) { blocks(begin, end); });
   }
 };
 

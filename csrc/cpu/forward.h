@@ -8,10 +8,11 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-template <class T, class A, class Scorer, class Params>
-struct ForwardJob {
-  using V = Vec<A>;
-  const Params& p;
+// The edges of a forward, and how they score.
+template <class T, class A, class Scorer>
+struct Scored {
+  const Shape& shape;
+  const Edges& csr;
   Heads<A> of;
   HeadMap<A> map;
   Gather<T> x;
@@ -19,29 +20,54 @@ struct ForwardJob {
   int heads;
   int64_t width;
 
-  ForwardJob(const Params& params, char* memory)
-      : p(params),
-        of(params.shape, params.scores.dropout),
-        map(params.shape.heads, params.shape.channels, memory),
-        x{static_cast<const T*>(params.x.data), params.x.stride,
-          params.csr.col + params.csr.rowptr[params.csr.rows]},
-        scorer(params, map, x),
-        heads(int(params.shape.heads)),
+  template <class Params>
+  Scored(const Params& p, const Matrix& x_, char* memory)
+      : shape(p.shape),
+        csr(p.csr),
+        of(p.shape, p.scores.dropout),
+        map(p.shape.heads, p.shape.channels, memory),
+        x{static_cast<const T*>(x_.data), x_.stride, csr.col + csr.rowptr[csr.rows]},
+        scorer(p, map, x),
+        heads(int(p.shape.heads)),
         width(map.width) {}
+
+  Block block_of(int64_t edge, int n) const {
+    return {csr.col + edge, csr.eid + edge, x.col_end, n};
+  }
+};
+
+// Where results go; out_pos and stats may be null.
+struct ForwardResults {
+  void* out;
+  void* out_pos;
+  void* stats;
+};
+
+template <class T, class A, class Scorer>
+struct ForwardJob : Scored<T, A, Scorer> {
+  using V = Vec<A>;
+  using Base = Scored<T, A, Scorer>;
+  using Base::block_of, Base::csr, Base::heads, Base::map, Base::of, Base::scorer, Base::width,
+      Base::x;
+  ForwardResults to;
+
+  template <class Params>
+  ForwardJob(const Params& p, char* memory, const ForwardResults& to_)
+      : Base(p, p.x, memory), to(to_) {}
 
   // Partial result of a segment: maximum, sum, positive sum [3, slots], then out and out_pos.
   int64_t partial_size() const { return 3 * of.stride + 2 * width; }
-  Block block_of(int64_t edge, int n) const {
-    return {p.csr.col + edge, p.csr.eid + edge, x.col_end, n};
-  }
   A* out_pos_of(int64_t row) const {
-    return p.out_pos ? static_cast<A*>(p.out_pos) + row * width : nullptr;
+    return to.out_pos ? static_cast<A*>(to.out_pos) + row * width : nullptr;
+  }
+  A* stats_of(int64_t row) const {
+    return to.stats ? static_cast<A*>(to.stats) + row * 3 * heads : nullptr;
   }
 
   // Edges [begin, end) of one row, block by block: a running softmax whose sums and rows are
   // rescaled when a block raises the maximum.
   void run(int64_t row, int64_t begin, int64_t end, A* top, A* sum, A* sum_pos, A* out, A* out_pos,
-           Scratch<A>& t) const {
+           const Scratch<A>& t) const {
     for (int64_t edge = begin; edge < end; edge += scorer.block) {
       const int n = int(end - edge < scorer.block ? end - edge : scorer.block);
       const bool carry = edge != begin;
@@ -68,25 +94,25 @@ struct ForwardJob {
     }
   }
   // stats of a row from its maximum, sum and positive sum; sum <- 1 / sum
-  void finish_stats(int64_t row, Scratch<A>& t) const {
-    A* stats = static_cast<A*>(p.stats) + row * 3 * heads;
+  void finish_stats(int64_t row, const Scratch<A>& t) const {
+    A* stats = stats_of(row);
     for (int h = 0; h < heads; ++h) {
       t.sum[h] = A(1) / t.sum[h];
-      if (p.stats == nullptr) continue;
+      if (stats == nullptr) continue;
       stats[h] = t.top[h];
       stats[heads + h] = t.sum[h];
       stats[2 * heads + h] = t.sum_pos[h] * t.sum[h];
     }
   }
   void store_out(int64_t row, const A* values) const {
-    T* out = static_cast<T*>(p.out) + row * width;
+    T* out = static_cast<T*>(to.out) + row * width;
     for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
       V::load(values + f, lanes).store(out + f, lanes);
     }
   }
   // out = row / sum
-  void finish_row(int64_t row, Scratch<A>& t) const {
+  void finish_row(int64_t row, const Scratch<A>& t) const {
     finish_stats(row, t);
     A* out_pos = out_pos_of(row);
     for (int h = 0; h < heads; ++h) {
@@ -109,8 +135,7 @@ struct ForwardJob {
   void copy_row(int64_t row, const int32_t* col, const Scratch<A>& t) const {
     prefetch_row(x, width, col);
     for (int h = 0; h < heads; ++h) t.sum_pos[h] = t.score[h] > A(0) ? A(1) : A(0);
-    if (p.stats) {
-      A* stats = static_cast<A*>(p.stats) + row * 3 * heads;
+    if (A* stats = stats_of(row)) {
       for (int h = 0; h < heads; ++h) {
         stats[h] = t.top[h];
         stats[heads + h] = A(1);
@@ -118,71 +143,55 @@ struct ForwardJob {
       }
     }
     const T* from = x.data + int64_t(*col) * x.stride;
-    std::memcpy(static_cast<T*>(p.out) + row * width, from, size_t(width) * sizeof(T));
-    if (p.out_pos == nullptr) return;
+    std::memcpy(static_cast<T*>(to.out) + row * width, from, size_t(width) * sizeof(T));
+    if (to.out_pos == nullptr) return;
     A* out_pos = out_pos_of(row);
     for (int64_t f = 0, v = 0; f < width; f += V::kWidth, ++v) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
-      const V kept = V::expand(t.sum_pos + map.first[v], V::index(map.offset + f));
-      (kept * V::load(from + f, lanes)).store(out_pos + f, lanes);
+      const V positive = V::expand(t.sum_pos + map.first[v], V::index(map.offset + f));
+      (positive * V::load(from + f, lanes)).store(out_pos + f, lanes);
     }
   }
 
   // A row of one block.
-  void short_row(int64_t row, int64_t edge, int n, Scratch<A>& t) const {
+  void short_row(int64_t row, int64_t edge, int n, const Scratch<A>& t) const {
     const Block block = block_of(edge, n);
     if (n == 0) {
-      if (p.stats) {
-        std::memset(static_cast<A*>(p.stats) + row * 3 * heads, 0, size_t(3 * heads) * sizeof(A));
-      }
+      if (to.stats) std::memset(stats_of(row), 0, size_t(3 * heads) * sizeof(A));
     } else {
       scorer.score(of, row, block, t, t.top, false);
       if (n == 1 && !of.drop && finite(t.top)) return copy_row(row, block.col, t);
       of.loops.exponentials(of, n, t, t.top, t.sum, t.sum_pos, false);
       finish_stats(row, t);
-      of.loops.weigh(of, block, t, t.sum, p.out_pos != nullptr);
+      of.loops.weigh(of, block, t, t.sum, to.out_pos != nullptr);
     }
     A* out = t.row;
-    if constexpr (std::is_same_v<T, A>) out = static_cast<A*>(p.out) + row * width;
+    if constexpr (std::is_same_v<T, A>) out = static_cast<A*>(to.out) + row * width;
     accumulate(map, x, block.col, n, t.weight, t.weight_pos, of.stride, false, out,
                out_pos_of(row));
     if constexpr (!std::is_same_v<T, A>) store_out(row, out);
   }
 
-  static void rows(void* context, int64_t, int64_t begin, int64_t end, char* memory) {
-    const auto& job = *static_cast<const ForwardJob*>(context);
-    const int64_t* rowptr = job.p.csr.rowptr;
-    Scratch<A> t(memory, job.heads, job.width);
+  void rows(int64_t, int64_t begin, int64_t end, const Scratch<A>& t) const {
+    const int64_t* rowptr = csr.rowptr;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = rowptr[row + 1] - rowptr[row];
-      if (n <= job.scorer.block) {
-        job.short_row(row, rowptr[row], int(n), t);
+      if (n <= scorer.block) {
+        short_row(row, rowptr[row], int(n), t);
         continue;
       }
-      A* row_pos = job.p.out_pos ? t.row_pos : nullptr;
-      job.run(row, rowptr[row], rowptr[row + 1], t.top, t.sum, t.sum_pos, t.row, row_pos, t);
-      job.finish_row(row, t);
+      A* row_pos = to.out_pos ? t.row_pos : nullptr;
+      run(row, rowptr[row], rowptr[row + 1], t.top, t.sum, t.sum_pos, t.row, row_pos, t);
+      finish_row(row, t);
     }
   }
-  static void segment(void* context, int64_t row, int64_t begin, int64_t end, char* partial,
-                      char* memory) {
-    const auto& job = *static_cast<const ForwardJob*>(context);
-    Scratch<A> t(memory, job.heads, job.width);
-    const int stride = job.of.stride;
-    A* top = reinterpret_cast<A*>(partial);
-    A* out = top + 3 * stride;
-    job.run(row, begin, end, top, top + stride, top + 2 * stride, out,
-            job.p.out_pos ? out + job.width : nullptr, t);
+  void segment(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
+    A* out = partial + 3 * of.stride;
+    run(row, begin, end, partial, partial + of.stride, partial + 2 * of.stride, out,
+        to.out_pos ? out + width : nullptr, t);
   }
-  static void merge(void* context, int64_t row, int64_t, const char* partials, int64_t count,
-                    char* memory) {
-    const auto& job = *static_cast<const ForwardJob*>(context);
-    const int heads = job.heads, stride = job.of.stride;
-    const int64_t width = job.width;
-    Scratch<A> t(memory, heads, width);
-    const auto part = [&](int64_t k) {
-      return reinterpret_cast<const A*>(partials) + k * job.partial_size();
-    };
+  void merge(int64_t row, int64_t, const A* partials, int64_t count, const Scratch<A>& t) const {
+    const auto part = [&](int64_t k) { return partials + k * partial_size(); };
     std::memcpy(t.top, part(0), size_t(heads) * sizeof(A));
     for (int64_t k = 1; k < count; ++k) {
       for (int h = 0; h < heads; ++h) {
@@ -194,83 +203,72 @@ struct ForwardJob {
     std::memset(t.row_pos, 0, size_t(width) * sizeof(A));
     for (int64_t k = 0; k < count; ++k) {
       const A* from = part(k);
-      const A* out = from + 3 * stride;
+      const A* out = from + 3 * of.stride;
       for (int h = 0; h < heads; ++h) {
         const A factor = std::exp(from[h] - t.top[h]);
-        t.sum[h] += factor * from[stride + h];
-        t.sum_pos[h] += factor * from[2 * stride + h];
-        const int64_t end = int64_t(h + 1) * job.map.channels;
-        for (int64_t f = int64_t(h) * job.map.channels; f < end; ++f) {
+        t.sum[h] += factor * from[of.stride + h];
+        t.sum_pos[h] += factor * from[2 * of.stride + h];
+        for (int64_t f = int64_t(h) * map.channels; f < int64_t(h + 1) * map.channels; ++f) {
           t.row[f] += factor * out[f];
-          if (job.p.out_pos) t.row_pos[f] += factor * out[width + f];
+          if (to.out_pos) t.row_pos[f] += factor * out[width + f];
         }
       }
     }
-    job.finish_row(row, t);
-  }
-
-  Status launch() {
-    return run_rows(p.csr.rowptr, p.csr.rows, p.shape.threads,
-                    {this, rows, segment, merge, Scratch<A>::bytes(heads, width),
-                     size_t(partial_size()) * sizeof(A)});
+    finish_row(row, t);
   }
 };
 
 // The attention weights of a forward, from its statistics.
-template <class A, class Forward>
+template <class A, class Scored>
 struct AlphaJob {
-  const Forward& forward;
-  const AlphaOut& to;
+  const Scored& of_edges;
+  const A* stats_of_rows;  // [Nd, 3, H]
+  A* alpha;                // [E, H]
 
-  void run(int64_t row, int64_t begin, int64_t end, Scratch<A>& t) const {
-    const int heads = forward.heads;
-    const A* stats = static_cast<const A*>(to.stats) + row * 3 * heads;
-    for (int64_t edge = begin; edge < end; edge += forward.scorer.block) {
-      const int n = int(end - edge < forward.scorer.block ? end - edge : forward.scorer.block);
-      const Heads<A>& of = forward.of;
-      const Block block = forward.block_of(edge, n);
-      forward.scorer.score(of, row, block, t, t.top, false);
+  int64_t partial_size() const { return 0; }
+  void segment(int64_t row, int64_t begin, int64_t end, A*, const Scratch<A>& t) const {
+    const Heads<A>& of = of_edges.of;
+    const auto& scorer = of_edges.scorer;
+    const int heads = of_edges.heads;
+    const A* stats = stats_of_rows + row * 3 * heads;
+    for (int64_t edge = begin; edge < end; edge += scorer.block) {
+      const int n = int(end - edge < scorer.block ? end - edge : scorer.block);
+      const Block block = of_edges.block_of(edge, n);
+      scorer.score(of, row, block, t, t.top, false);
       of.loops.exponentials(of, n, t, stats, t.sum, t.sum_pos, false);
       of.loops.weigh(of, block, t, stats + heads, false);
       for (int e = 0; e < n; ++e) {
-        std::memcpy(static_cast<A*>(to.alpha) + int64_t(block.eid[e]) * heads,
-                    t.weight + e * of.stride, size_t(heads) * sizeof(A));
+        std::memcpy(alpha + int64_t(block.eid[e]) * heads, t.weight + e * of.stride,
+                    size_t(heads) * sizeof(A));
       }
     }
   }
-  static void rows(void* context, int64_t, int64_t begin, int64_t end, char* memory) {
-    const auto& job = *static_cast<const AlphaJob*>(context);
-    Scratch<A> t(memory, job.forward.heads, job.forward.width);
-    const int64_t* rowptr = job.forward.p.csr.rowptr;
-    for (int64_t row = begin; row < end; ++row) job.run(row, rowptr[row], rowptr[row + 1], t);
+  void rows(int64_t, int64_t begin, int64_t end, const Scratch<A>& t) const {
+    const int64_t* rowptr = of_edges.csr.rowptr;
+    for (int64_t row = begin; row < end; ++row) {
+      segment(row, rowptr[row], rowptr[row + 1], nullptr, t);
+    }
   }
-  static void segment(void* context, int64_t row, int64_t begin, int64_t end, char*, char* memory) {
-    const auto& job = *static_cast<const AlphaJob*>(context);
-    Scratch<A> t(memory, job.forward.heads, job.forward.width);
-    job.run(row, begin, end, t);
-  }
-  static void merge(void*, int64_t, int64_t, const char*, int64_t, char*) {}
-
-  Status launch() {
-    return run_rows(
-        forward.p.csr.rowptr, forward.p.csr.rows, forward.p.shape.threads,
-        {this, rows, segment, merge, Scratch<A>::bytes(forward.heads, forward.width), 0});
-  }
+  void merge(int64_t, int64_t, const A*, int64_t, const Scratch<A>&) const {}
 };
 
-// Runs a forward, or with `to` the attention weights of one.
-template <class A, class Job, class Params>
-static Status run_forward(const Params& p, const AlphaOut* to) {
+template <class T, class A, class Scorer, class Params>
+static Status run_forward(const Params& p, const ForwardResults& to) {
   char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
   if (memory == nullptr) return Status::kOutOfMemory;
-  Job job(p, memory);
-  Status status;
-  if (to) {
-    AlphaJob<A, Job> weights{job, *to};
-    status = weights.launch();
-  } else {
-    status = job.launch();
-  }
+  const ForwardJob<T, A, Scorer> job(p, memory, to);
+  const Status status = run_edges<A>(p.csr, p.shape, job.width, job);
+  release(memory);
+  return status;
+}
+template <class T, class A, class Scorer, class Params>
+static Status run_alpha(const Params& p, const Matrix& x) {
+  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
+  if (memory == nullptr) return Status::kOutOfMemory;
+  const Scored<T, A, Scorer> scored(p, x, memory);
+  const AlphaJob<A, Scored<T, A, Scorer>> job{scored, static_cast<const A*>(p.stats),
+                                              static_cast<A*>(p.alpha)};
+  const Status status = run_edges<A>(p.csr, p.shape, scored.width, job);
   release(memory);
   return status;
 }

@@ -111,7 +111,7 @@ struct Heads {
   A scale;
   const HeadLoops<A>& loops;
 
-  Heads(const GatShape& shape, const Dropout& dropout)
+  Heads(const Shape& shape, const Dropout& dropout)
       : heads(int(shape.heads)),
         stride(int(slots<A>(shape.heads))),
         drop(dropout.seed != nullptr),
@@ -120,6 +120,35 @@ struct Heads {
         scale(A(keep_scale(dropout.p))),
         loops(head_loops<A>(shape.heads)) {}
 };
+
+// The edges of every row through a job: `rows` (task, begin, end), whole rows; `segment` (row,
+// begin, end, partial) and `merge` (row, index, partials, count) for long rows, whose partial
+// results are of partial_size() sums. All get a scratch for rows of `width` features.
+template <class A, class Job>
+static Status run_edges(const Edges& edges, const Shape& shape, int64_t width, const Job& job) {
+  const auto scratch = [&](char* memory) { return Scratch<A>(memory, shape.heads, width); };
+  const auto rows = [&](int64_t task, int64_t begin, int64_t end, char* memory) {
+    job.rows(task, begin, end, scratch(memory));
+  };
+  const auto segment = [&](int64_t row, int64_t begin, int64_t end, char* partial, char* memory) {
+    job.segment(row, begin, end, reinterpret_cast<A*>(partial), scratch(memory));
+  };
+  const auto merge = [&](int64_t row, int64_t index, char* partials, int64_t count, char* memory) {
+    job.merge(row, index, reinterpret_cast<A*>(partials), count, scratch(memory));
+  };
+  return run_rows(edges.rowptr, edges.rows, shape.threads,
+                  {rows, segment, merge, Scratch<A>::bytes(shape.heads, width),
+                   size_t(job.partial_size()) * sizeof(A)});
+}
+
+// Partial results of `size` sums each, added to the first of them.
+template <class A>
+static A* add_partials(A* partials, int64_t count, int64_t size) {
+  for (int64_t k = 1; k < count; ++k) {
+    for (int64_t f = 0; f < size; ++f) partials[f] += partials[k * size + f];
+  }
+  return partials;
+}
 
 }  // namespace GK_ISA
 }  // namespace gatkernels

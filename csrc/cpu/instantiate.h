@@ -1,8 +1,9 @@
 // The table of kernels of the instruction set GK_ISA for features stored as GK_TYPE.
 #pragma once
 #include "features.h"
-#include "gatv2_backward.h"
 #include "kernels.h"
+#include "rowwise_backward.h"
+#include "separable_backward.h"
 #ifdef GK_TYPE_OF_SUMS
 #include "head_loops.h"
 #endif
@@ -21,9 +22,11 @@ Kernels kernels<GK_TYPE>() {
   Kernels table{};
   table.node_scores = node_scores<T, A>;
   table.gat_forward = gat_forward<T, A>;
+  table.gat_alpha = gat_alpha<T, A>;
   table.gat_backward = gat_backward<T, A>;
-  table.gatv2_forward = gatv2_forward<T, A>;
-  table.gatv2_backward = gatv2_backward<T, A>;
+  table.rowwise_forward = rowwise_forward<T, A>;
+  table.rowwise_alpha = rowwise_alpha<T, A>;
+  table.rowwise_backward = rowwise_backward<T, A>;
 #ifdef GK_TYPE_OF_SUMS
   table.sparse_product = sparse_product<T>;
   table.sparse_transposed_product = sparse_transposed_product<T>;

@@ -8,11 +8,12 @@ namespace gatkernels {
 
 struct Kernels {
   Status (*node_scores)(const NodeScores&);
-  // With `to`, the attention weights of a forward whose statistics it holds, and nothing else.
-  Status (*gat_forward)(const GatForward&, const AlphaOut* to);
+  Status (*gat_forward)(const GatForward&);
+  Status (*gat_alpha)(const GatAlpha&);
   Status (*gat_backward)(const GatBackward&);
-  Status (*gatv2_forward)(const Gatv2Forward&, const AlphaOut* to);
-  Status (*gatv2_backward)(const Gatv2Backward&);
+  Status (*rowwise_forward)(const RowwiseForward&);
+  Status (*rowwise_alpha)(const RowwiseAlpha&);
+  Status (*rowwise_backward)(const RowwiseBackward&);
   // For float32 and float64 alone, null for others.
   Status (*sparse_product)(const SparseProduct&);
   Status (*sparse_transposed_product)(const SparseTransposedProduct&);

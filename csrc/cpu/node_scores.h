@@ -8,34 +8,24 @@ namespace gatkernels {
 namespace GK_ISA {
 
 template <class T, class A>
-struct NodeScoresJob {
-  const NodeScores& p;
-  HeadMap<A> map;
-
-  void row(int64_t i, const void* att, void* scores, A* dot) const {
-    if (scores == nullptr) return;
-    dot_heads(map, static_cast<const A*>(att), static_cast<const T*>(p.x.data) + i * p.x.stride,
-              dot);
-    std::memcpy(static_cast<A*>(scores) + i * map.heads, dot, size_t(map.heads) * sizeof(A));
-  }
-  static void rows(void* context, int64_t begin, int64_t end, char* memory) {
-    const auto& job = *static_cast<const NodeScoresJob*>(context);
-    A* dot = reinterpret_cast<A*>(memory);
-    for (int64_t i = begin; i < end; ++i) {
-      job.row(i, job.p.att_src, job.p.score_src, dot);
-      job.row(i, job.p.att_dst, job.p.score_dst, dot);
-    }
-  }
-};
-
-template <class T, class A>
 static Status node_scores(const NodeScores& p) {
   char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
   if (memory == nullptr) return Status::kOutOfMemory;
-  NodeScoresJob<T, A> job{p, {p.shape.heads, p.shape.channels, memory}};
+  const HeadMap<A> map(p.shape.heads, p.shape.channels, memory);
+  const auto score = [&](int64_t i, const void* att, void* scores, A* dot) {
+    if (scores == nullptr) return;
+    const T* x = static_cast<const T*>(p.x.data) + i * p.x.stride;
+    dot_heads(map, static_cast<const A*>(att), x, dot);
+    std::memcpy(static_cast<A*>(scores) + i * map.heads, dot, size_t(map.heads) * sizeof(A));
+  };
   const size_t scratch = (size_t(p.shape.heads) + Vec<A>::kWidth) * sizeof(A);
   const Status status =
-      run_range(p.rows, p.shape.threads, &job, NodeScoresJob<T, A>::rows, scratch);
+      run_range(p.rows, p.shape.threads, scratch, [&](int64_t begin, int64_t end, char* dot) {
+        for (int64_t i = begin; i < end; ++i) {
+          score(i, p.att_src, p.score_src, reinterpret_cast<A*>(dot));
+          score(i, p.att_dst, p.score_dst, reinterpret_cast<A*>(dot));
+        }
+      });
   release(memory);
   return status;
 }

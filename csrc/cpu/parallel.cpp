@@ -17,8 +17,7 @@ namespace {
 
 constexpr int64_t kTask = 4096;  // rows + edges worth a task of their own
 constexpr int64_t kMaxTasks = 1024;
-constexpr int64_t kSmall =
-    4096;  // rows + edges below which a second thread costs more than it gives
+constexpr int64_t kSmall = 4096;  // rows + edges that a second thread costs more than it gives for
 
 struct Segment {
   int64_t row, begin, end;
@@ -59,9 +58,8 @@ void want_large_pages(void* memory, size_t bytes) {
 #endif
 }
 
-Status run_range(int64_t count, int threads, void* context,
-                 void (*body)(void* context, int64_t begin, int64_t end, char* scratch),
-                 size_t scratch_bytes) {
+Status run_range(int64_t count, int threads, size_t scratch_bytes,
+                 Callable<int64_t, int64_t, char*> body) {
   if (count == 0) return Status::kOk;
   if (count < kSmall || threads < 1) threads = 1;
   std::atomic<bool> failed{false};
@@ -71,22 +69,21 @@ Status run_range(int64_t count, int threads, void* context,
     if (scratch == nullptr) {
       failed = true;
     } else {
-      body(context, count * piece / threads, count * (piece + 1) / threads, scratch);
+      body(count * piece / threads, count * (piece + 1) / threads, scratch);
       release(scratch);
     }
   }
   return failed ? Status::kOutOfMemory : Status::kOk;
 }
 
-void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads, void* context,
-               void (*body)(void* context, int part, int64_t begin, int64_t end)) {
+void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads,
+               Callable<int, int64_t, int64_t> body) {
   const int64_t total = rowptr[rows] + rows;
   if (total < kSmall || threads < 1) threads = 1;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
   for (int part = 0; part < parts; ++part) {
     const int64_t begin = row_at(rowptr, rows, total * part / parts);
-    body(context, part, begin,
-         part + 1 == parts ? rows : row_at(rowptr, rows, total * (part + 1) / parts));
+    body(part, begin, part + 1 == parts ? rows : row_at(rowptr, rows, total * (part + 1) / parts));
   }
 }
 
@@ -123,10 +120,10 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
         for (int64_t row = begin; row < end; ++row) {
           if (rowptr[row + 1] - rowptr[row] <= kSegment) continue;
           long_rows[size_t(long_count++)] = row;
-          if (begin < row) job.rows(job.context, task, begin, row, scratch);
+          if (begin < row) job.rows(task, begin, row, scratch);
           begin = row + 1;
         }
-        if (begin < end) job.rows(job.context, task, begin, end, scratch);
+        if (begin < end) job.rows(task, begin, end, scratch);
       }
 #pragma omp single
       {
@@ -149,14 +146,13 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
 #pragma omp for schedule(dynamic, 1)
         for (int64_t k = 0; k < int64_t(segments.size()); ++k) {
           const Segment& part = segments[size_t(k)];
-          job.segment(job.context, part.row, part.begin, part.end,
-                      partials + size_t(k) * job.partial_bytes, scratch);
+          job.segment(part.row, part.begin, part.end, partials + size_t(k) * job.partial_bytes,
+                      scratch);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t k = 0; k < int64_t(long_count); ++k) {
           const int64_t first = first_segment[size_t(k)];
-          job.merge(job.context, long_rows[size_t(k)], k,
-                    partials + size_t(first) * job.partial_bytes,
+          job.merge(long_rows[size_t(k)], k, partials + size_t(first) * job.partial_bytes,
                     first_segment[size_t(k) + 1] - first, scratch);
         }
       }

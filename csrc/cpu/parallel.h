@@ -12,16 +12,29 @@ namespace gatkernels {
 
 constexpr int64_t kSegment = 2048;  // edges; a longer row is split
 
+// A callable that lives longer than the call it is handed to.
+template <class... Args>
+class Callable {
+  const void* body;
+  void (*run)(const void*, Args...);
+
+ public:
+  template <class Body>
+  Callable(const Body& body_)
+      : body(&body_),
+        run([](const void* self, Args... args) { (*static_cast<const Body*>(self))(args...); }) {}
+  void operator()(Args... args) const { run(body, args...); }
+};
+
 struct RowJob {
-  void* context;
-  // Whole rows [begin, end), none longer than kSegment; calls for one task come in order.
-  void (*rows)(void* context, int64_t task, int64_t begin, int64_t end, char* scratch);
-  // Edges [begin, end) of a long row, into a partial result.
-  void (*segment)(void* context, int64_t row, int64_t begin, int64_t end, char* partial,
-                  char* scratch);
-  // The partial results of the index-th long row, in the order of its edges.
-  void (*merge)(void* context, int64_t row, int64_t index, const char* partials, int64_t count,
-                char* scratch);
+  // (task, begin, end, scratch): whole rows, none longer than kSegment; those of one task come in
+  // order.
+  Callable<int64_t, int64_t, int64_t, char*> rows;
+  // (row, begin, end, partial, scratch): edges of a long row, into a partial result.
+  Callable<int64_t, int64_t, int64_t, char*, char*> segment;
+  // (row, index, partials, count, scratch): the partial results of the index-th long row, in the
+  // order of its edges.
+  Callable<int64_t, int64_t, char*, int64_t, char*> merge;
   size_t scratch_bytes;  // per thread
   size_t partial_bytes;  // per segment
 };
@@ -32,14 +45,13 @@ int64_t long_row_limit(const int64_t* rowptr, int64_t rows);
 
 Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job);
 
-// body(context, part, begin, end) over `parts` runs of rows of about as many rows + edges each.
-void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads, void* context,
-               void (*body)(void* context, int part, int64_t begin, int64_t end));
+// body(part, begin, end) over `parts` runs of rows of about as many rows + edges each.
+void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads,
+               Callable<int, int64_t, int64_t> body);
 
-// body(context, begin, end, scratch) over pieces of [0, count).
-Status run_range(int64_t count, int threads, void* context,
-                 void (*body)(void* context, int64_t begin, int64_t end, char* scratch),
-                 size_t scratch_bytes);
+// body(begin, end, scratch) over pieces of [0, count).
+Status run_range(int64_t count, int threads, size_t scratch_bytes,
+                 Callable<int64_t, int64_t, char*> body);
 
 // 64-byte aligned memory; null where there is none left.
 char* allocate(size_t bytes);

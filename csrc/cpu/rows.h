@@ -114,6 +114,12 @@ static inline Vec<A> load_row(const T* p) {
   }
 }
 
+// The same, or its first lanes.
+template <class A, class T>
+__attribute__((always_inline)) inline Vec<A> load_row(const T* p, int lanes) {
+  return lanes == Vec<A>::kWidth ? load_row<A>(p) : Vec<A>::load(p, lanes);
+}
+
 // sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one
 // tile of kN vectors; `carry` adds to what is there.
 template <class A, int kN, bool kPair, bool kUniform, class T>

@@ -35,7 +35,8 @@ GK_DEVICE void add_block(Sums& sums, const Lanes& lane, A* table) {
   });
 }
 
-// The rows of att_parts added up, each warp a run of them.
+// The rows of att_parts added up. A block has kWarp features and all rows; a warp has a run of the
+// rows, a lane one feature.
 constexpr int kSumWarps = 16, kRowsAtOnce = 4;
 
 struct SumCall {

@@ -1,6 +1,6 @@
 // What a backward computes per destination before it turns to the edges.
 #include "backward.h"
-#include "gat.h"
+#include "separable.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -29,6 +29,7 @@ GK_DEVICE void add_grad_alpha(const Prologue& call, const Lane& lane, int64_t ro
   }
 }
 
+// A block has a tile of heads and kWarps warps, a group of lanes a row, a lane K vectors of it.
 template <class T, int V, int K>
 GK_KERNEL(kThreads)
 prologue(GK_CONSTANT Prologue call) {
@@ -88,7 +89,7 @@ prologue(GK_CONSTANT Prologue call) {
 }  // namespace
 
 template <class T>
-cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue call,
+cudaError_t backward_prologue(const Shape& shape, bool rows_aligned, Prologue call,
                               cudaStream_t stream) {
   const auto run = [&](auto v, auto k) {
     call.layout = make_layout(shape, v, k);
@@ -99,7 +100,7 @@ cudaError_t backward_prologue(const GatShape& shape, bool rows_aligned, Prologue
   return with_vectors<T, kShare>(shape, rows_aligned, shape.heads, run);
 }
 
-template cudaError_t backward_prologue<GK_TYPE>(const GatShape&, bool, Prologue, cudaStream_t);
+template cudaError_t backward_prologue<GK_TYPE>(const Shape&, bool, Prologue, cudaStream_t);
 
 }  // namespace cuda
 }  // namespace gatkernels

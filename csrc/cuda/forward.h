@@ -7,7 +7,7 @@
 namespace gatkernels {
 namespace cuda {
 
-// Where results go, for both attentions.
+// Where results go, for both families.
 struct ForwardResults {
   void* out;       // [Nd, H * C]
   void* out_pos;   // [Nd, H * C], or null
@@ -33,13 +33,7 @@ struct RowState {
   A top[K], sum[K], sum_pos[K];
 
   GK_DEVICE RowState() {
-    GK_UNROLL
-    for (int k = 0; k < K; ++k) {
-      top[k] = minus_infinity<A>();
-      sum[k] = sum_pos[k] = A(0);
-      GK_UNROLL
-      for (int v = 0; v < V; ++v) out[k][v] = pos[k][v] = A(0);
-    }
+    each([](A& value, int i) { value = i < K ? minus_infinity<A>() : A(0); });
   }
   GK_DEVICE void scale(int k, A factor, bool pair) {
     GK_UNROLL
@@ -125,12 +119,11 @@ struct RowState {
       visit(top[k], k);
       visit(sum[k], K + k);
       visit(sum_pos[k], 2 * K + k);
-      GK_UNROLL
-      for (int v = 0; v < V; ++v) {
-        visit(out[k][v], 3 * K + k * V + v);
-        visit(pos[k][v], 3 * K + K * V + k * V + v);
-      }
     }
+    each_value<K, V>([&](int k, int v) {
+      visit(out[k][v], 3 * K + k * V + v);
+      visit(pos[k][v], 3 * K + K * V + k * V + v);
+    });
   }
   GK_DEVICE void finish(const ForwardResults& to, int64_t row, const Lane<V, K>& lane, int part,
                         bool empty) {
@@ -155,7 +148,7 @@ struct RowState {
 
 // Merges the partial results of hubs and writes their rows.
 template <class T>
-cudaError_t merge_forward(const GatShape& shape, bool rows_aligned, const Plan& plan,
+cudaError_t merge_forward(const Shape& shape, bool rows_aligned, const Plan& plan,
                           const ForwardResults& to);
 
 }  // namespace cuda

@@ -10,7 +10,7 @@ template <class A>
 struct Board {
   int pitch;
   int32_t *nodes, *ids;
-  A *weights, *kept;
+  A *weights, *positive;  // [heads, pitch] each; weights of positive scores
 
   template <int V, int K>
   GK_DEVICE Board(unsigned char* shared, const Lane<V, K>& lane, int tables) {
@@ -19,7 +19,7 @@ struct Board {
     nodes = reinterpret_cast<int32_t*>(shared + lane.group * size.template bytes<A>(tables));
     ids = nodes + pitch;
     weights = reinterpret_cast<A*>(ids + pitch);
-    kept = weights + size.heads * pitch;
+    positive = weights + size.heads * pitch;
   }
   // Every lane of the warp comes here, with the edge it has read.
   template <int V, int K>
@@ -95,7 +95,7 @@ struct FieldSource {
   }
 };
 
-// all += w row, and positive += kept row where `pair`, over U edges from e on.
+// all += w row, and positive += w row of positive scores where `pair`, over U edges from e on.
 template <int U, class T, int V, int K>
 GK_DEVICE void add_rows(const Raw<T, V> (&rows)[U][K], const Board<Sum<T>>& board,
                         const Lane<V, K>& lane, int e, bool pair, Sum<T> (&all)[K][V],
@@ -104,9 +104,9 @@ GK_DEVICE void add_rows(const Raw<T, V> (&rows)[U][K], const Board<Sum<T>>& boar
   GK_UNROLL
   for (int k = 0; k < K; ++k) {
     const int at = lane.weight_of(k) * board.pitch + e;
-    A weight[U], kept[U];
+    A weight[U], positive_weight[U];
     load_plain(board.weights + at, weight);
-    if (pair) load_plain(board.kept + at, kept);
+    if (pair) load_plain(board.positive + at, positive_weight);
     GK_UNROLL
     for (int u = 0; u < U; ++u) {
       A values[V];
@@ -115,7 +115,7 @@ GK_DEVICE void add_rows(const Raw<T, V> (&rows)[U][K], const Board<Sum<T>>& boar
       for (int v = 0; v < V; ++v) all[k][v] += weight[u] * values[v];
       if (!pair) continue;
       GK_UNROLL
-      for (int v = 0; v < V; ++v) positive[k][v] += kept[u] * values[v];
+      for (int v = 0; v < V; ++v) positive[k][v] += positive_weight[u] * values[v];
     }
   }
 }

@@ -27,7 +27,7 @@ constexpr int kShare = 16, kShare2 = 8;
 // heads and every row begins at 16 bytes, else single values. A lane takes at most kMost values, of
 // a tile of at most most_heads heads.
 template <class T, int kMost, class Run>
-cudaError_t with_vectors(const GatShape& shape, bool rows_aligned, int64_t most_heads, Run run) {
+cudaError_t with_vectors(const Shape& shape, bool rows_aligned, int64_t most_heads, Run run) {
   // features are counted in 31 bits, the bytes of a row in 32
   const int64_t most = sizeof(T) > 2 ? 0xFFFFFFFF / int64_t(sizeof(T)) : 0x7FFFFFFF;
   if (shape.heads * shape.channels > most) return cudaErrorInvalidConfiguration;

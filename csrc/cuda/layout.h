@@ -39,7 +39,7 @@ inline int log2_at_least(int64_t n) {
   return k;
 }
 
-inline Layout make_layout(const GatShape& shape, int values, int vectors,
+inline Layout make_layout(const Shape& shape, int values, int vectors,
                           int64_t most_heads = kMostHeads) {
   Layout l{};
   l.heads = int(shape.heads);

@@ -40,27 +40,37 @@ struct Partials {
     return begin + i + slices * (kSlice - 1);
   }
 };
+// Those of a slice.
+struct Slice {
+  int64_t first;
 
-// State has get_partial, absorb, and each, which visits its values. `place(i)` is the place of the
-// i-th of `count` partial results. Each warp adds up a run of them, the first warp then those sums:
-// true for this warp, which ends up with the whole.
-template <class State, class A, class Call, class Lane, class Place>
-GK_DEVICE bool merge_partials(State& state, const Call& call, const Lane& lane, A* shared,
-                              int count, Place place) {
+  GK_DEVICE int count() const { return kSlice; }
+  GK_DEVICE int64_t place(int i) const { return first + i; }
+};
+
+// State has get_partial, absorb, and each, which visits its values. Each warp adds up a run of the
+// partial results, the first warp then those sums: true for this warp, which ends up with the
+// whole.
+template <class State, class Call, class Lane, class Partials>
+GK_DEVICE bool merge_partials(State& state, const Call& call, const Lane& lane,
+                              unsigned char* shared, const Partials& partials) {
+  using A = typename State::A;
+  const int count = partials.count();
   const int warp = int(threadIdx.x) / kWarp, thread = int(threadIdx.x) % kWarp;
   const int run = (count + kMergeWarps - 1) / kMergeWarps;
   const int last = at_most((warp + 1) * run, count);
   for (int i = warp * run; i < last; ++i) {
     State other;
-    other.get_partial(call, lane, place(i));
+    other.get_partial(call, lane, partials.place(i));
     state.absorb(other);
   }
-  A* mine = shared + warp * State::kValues * kWarp + thread;
+  A* table = reinterpret_cast<A*>(shared);
+  A* mine = table + warp * State::kValues * kWarp + thread;
   state.each([&](A& value, int i) { mine[i * kWarp] = value; });
   __syncthreads();
   for (int from = 1; warp == 0 && from < kMergeWarps; ++from) {
     State other;
-    const A* theirs = shared + from * State::kValues * kWarp + thread;
+    const A* theirs = table + from * State::kValues * kWarp + thread;
     other.each([&](A& value, int i) { value = theirs[i * kWarp]; });
     state.absorb(other);
   }
@@ -68,11 +78,11 @@ GK_DEVICE bool merge_partials(State& state, const Call& call, const Lane& lane, 
   return warp == 0;
 }
 
-// One block per slice and tile.
+// A block has a slice, if one hub fills it, and a tile of heads; a warp has a run of the slice's
+// partial results, a lane K vectors of them.
 template <class State, class Call>
 GK_KERNEL(kMergeWarps* kWarp)
 merge_slices(GK_CONSTANT Call call) {
-  using A = typename State::A;
   GK_SHARED_MEMORY(shared);
   const int64_t first = int64_t(blockIdx.x) * kSlice;
   const int32_t row = __ldg(call.schedule.chunk_row + first);
@@ -81,9 +91,7 @@ merge_slices(GK_CONSTANT Call call) {
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     State state;
-    const auto place = [&](int i) { return first + i; };
-    const bool whole =
-        merge_partials(state, call, lane, reinterpret_cast<A*>(shared), kSlice, place);
+    const bool whole = merge_partials(state, call, lane, shared, Slice{first});
     if (whole && int(threadIdx.x) < lane.group_lanes) {
       state.put_partial(call, lane, part, call.schedule.chunks + int64_t(blockIdx.x));
     }

@@ -1,6 +1,7 @@
 // GAT's scores from features, a group of lanes to a row, and the gradients that come back through
 // them: blocks go through the rows in strides, each with its own sums for att.
 #include "att_parts.h"
+#include "backward.h"
 #include "kernels.h"
 
 namespace gatkernels {
@@ -19,6 +20,7 @@ struct Call {
   void* att_parts;  // [blocks, 1 or 2, H * C]
 };
 
+// A block has a tile of heads and kWarps warps, a group of lanes a row, a lane K vectors of it.
 template <class T, int V, int K>
 GK_KERNEL(kThreads)
 scores(GK_CONSTANT Call call) {
@@ -50,26 +52,12 @@ scores(GK_CONSTANT Call call) {
   }
 }
 
-// Sums over rows of grad_src x and grad_dst x.
+// Sums over rows, of grad_src x and of grad_dst x.
 template <class T, int V, int K>
-struct AttRows {
-  using A = Sum<T>;
-  A src[K][V] = {}, dst[K][V] = {};
+using AttRows = RowSums<T, V, K, 2>;
 
-  static constexpr int kValues = 2 * K * V;
-  template <class Visit>
-  GK_DEVICE void each(Visit visit) {
-    GK_UNROLL
-    for (int k = 0; k < K; ++k) {
-      GK_UNROLL
-      for (int v = 0; v < V; ++v) {
-        visit(src[k][v], k * V + v);
-        visit(dst[k][v], (K + k) * V + v);
-      }
-    }
-  }
-};
-
+// A block has a tile of heads, rows in strides, and sums for att of its own; a group of lanes has a
+// row at a time, a lane K vectors of it.
 template <class T, int V, int K>
 GK_KERNEL(kThreads)
 gradients(GK_CONSTANT Call call) {
@@ -103,8 +91,8 @@ gradients(GK_CONSTANT Call call) {
         GK_UNROLL
         for (int v = 0; v < V; ++v) {
           grad[k][v] += src * att_src[k][v] + dst * att_dst[k][v];
-          sums.src[k][v] += used ? src * x[k][v] : A(0);
-          sums.dst[k][v] += used ? dst * x[k][v] : A(0);
+          sums.of[0][k][v] += used ? src * x[k][v] : A(0);
+          sums.of[1][k][v] += used ? dst * x[k][v] : A(0);
         }
       }
       put_row<T, V, K>(static_cast<T*>(call.grad_x.data) + row * call.grad_x.stride, lane, grad);
@@ -112,8 +100,8 @@ gradients(GK_CONSTANT Call call) {
     add_block(sums, lane, reinterpret_cast<A*>(shared));
     if (int(threadIdx.x) < lane.group_lanes) {
       A* to = static_cast<A*>(call.att_parts) + int64_t(blockIdx.x) * (both ? 2 : 1) * width;
-      put_row<A, V, K>(to, lane, sums.src);
-      if (both) put_row<A, V, K>(to + width, lane, sums.dst);
+      put_row<A, V, K>(to, lane, sums.of[0]);
+      if (both) put_row<A, V, K>(to + width, lane, sums.of[1]);
     }
     __syncthreads();
   }

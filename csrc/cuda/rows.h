@@ -14,6 +14,7 @@ struct Draw {
   uint32_t threshold;
   double scale;
 
+  Draw() = default;
   explicit Draw(const Dropout& dropout)
       : seed(dropout.seed), threshold(keep_threshold(dropout.p)), scale(keep_scale(dropout.p)) {}
 };
@@ -213,6 +214,9 @@ struct Rows {
       : data(static_cast<const T*>(m.data)), stride(m.stride) {}
   GK_DEVICE Rows(const void* p, int64_t width) : data(static_cast<const T*>(p)), stride(width) {}
 
+  GK_DEVICE Sum<T> at(int64_t row, int feature) const {
+    return widen(data[row * stride + feature]);
+  }
   // zeros where there is none
   GK_DEVICE void get(int64_t row, bool there, const Lane<V, K>& lane, Sum<T> (&to)[K][V]) const {
     GK_UNROLL
@@ -280,6 +284,14 @@ struct Mask {
         if (head >= 0 && head < lane.tile_heads) apply(e, head, factor(word[j]));
       }
     }
+  }
+  // The factors of a board's n edges, if any are dropped, as its weights.
+  template <class Board, int V, int K>
+  GK_DEVICE void post(const Draw& draw, const Lane<V, K>& lane, const Board& board, int n) const {
+    if (!draw.seed) return;
+    each(lane, board.ids, n,
+         [&](int e, int head, A factor) { board.weights[head * board.pitch + e] = factor; });
+    __syncwarp();
   }
 };
 

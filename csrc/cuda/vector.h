@@ -77,7 +77,23 @@ struct Raw {
     GK_UNROLL
     for (int v = 0; v < V; ++v) to[v] = widen(values[v]);
   }
+  GK_DEVICE void add_to(Sum<T> (&to)[V]) const {
+    Sum<T> values[V];
+    get(values);
+    GK_UNROLL
+    for (int v = 0; v < V; ++v) to[v] += values[v];
+  }
 };
+
+// visit(k, v) for each of a lane's values: V in each of K vectors
+template <int K, int V, class Visit>
+GK_DEVICE void each_value(Visit visit) {
+  GK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    GK_UNROLL
+    for (int v = 0; v < V; ++v) visit(k, v);
+  }
+}
 
 template <class T, int V>
 GK_DEVICE void load(const T* p, Sum<T> (&to)[V]) {

@@ -1,8 +1,9 @@
-// GAT forward. Lanes are edges when scoring and features when summing rows.
+// Forward of separable scores, GAT's, and their attention weights. Lanes are edges when scoring and
+// features when summing rows.
+#include "edge_loop.h"
 #include "forward.h"
-#include "gat.h"
-#include "gather.h"
 #include "kernels.h"
+#include "separable.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -27,6 +28,9 @@ constexpr int kBlocks = sizeof(T) == 8 ? 1
                         : V * K == 16  ? 3
                                        : 4;
 
+// A group of lanes has an item (edge_loop.h). While edges are scored a lane has one head of every
+// edges_apart-th run of kScored edges, and the softmax of that head over them; while rows are added
+// it has K vectors of the row.
 template <class T, int V, int K>
 GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K>))
 forward(GK_CONSTANT Call call) {
@@ -34,17 +38,15 @@ forward(GK_CONSTANT Call call) {
   constexpr int U = kGathered<K>;
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
-  const int64_t first = int64_t(blockIdx.x) * lane.groups();
-  const Item item = item_of(call.edges, call.schedule, first + lane.group);
-  const int longest = warp_max(item.there ? item.count : -1);
-  if (longest < 0) return;
+  const Task task(call, lane);
+  if (task.longest < 0) return;
+  const Item& item = task.item;
   const Board<A> board(shared, lane, kTables);
   const bool pair = call.to.out_pos != nullptr;
-  const EdgeReader edges(call.edges, item, call.dropout.seed || call.scores.edge);
   const GatScorer<A> scorer(call.scores, call.layout.heads, lane.first_head + lane.head);
   const A score_dst = item.there && lane.scores() ? scorer.dst_of(item.row) : A(0);
   const Mask<A> mask(call.dropout);
-  const int place = lane.head * board.pitch;  // of this lane's scores
+  const int own = lane.head * board.pitch;  // of this lane's scores
   const int apart = kScored * lane.edges_apart, start = kScored * lane.first_edge;
 
   for (int part = 0; part < call.layout.parts; ++part) {
@@ -52,13 +54,9 @@ forward(GK_CONSTANT Call call) {
     const Source<T, V, K> x(Rows<T, V, K>(call.x), lane);
     RowState<T, V, K> state;
     A top = minus_infinity<A>(), sum = A(0), sum_pos = A(0);
-    Edge next = edges.get(lane.lane);
-    for (int base = 0; base < longest; base += lane.group_lanes) {
-      const int n = at_most(item.count - base, lane.group_lanes);
-      const int steps = at_most(longest - base, lane.group_lanes);
-      board.post(lane, next);
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
-
+    const bool ids = call.dropout.seed || call.scores.edge;
+    task.each_board(call, lane, board, ids, [&](int base, int n, int steps) {
+      // Score the edges, and find their maximum.
       A best = top;
       for (int e = start; e < n && lane.scores(); e += apart) {
         int32_t node[kScored], id[kScored];
@@ -73,8 +71,10 @@ forward(GK_CONSTANT Call call) {
           s[i] = scorer.score(s[i] + score_dst, id[i]);
           best = larger(best, scorer.logit(s[i]));
         }
-        store_plain(board.weights + place + e, s);
+        store_plain(board.weights + own + e, s);
       }
+
+      // Rescale what was added under the old maximum.
       best = lane.max_edges(best);
       const A factor = rescale(top, best);
       top = best;
@@ -85,56 +85,55 @@ forward(GK_CONSTANT Call call) {
         for (int k = 0; k < K; ++k) state.scale(k, lane.from_lane(factor, lane.head_of(k)), pair);
       }
 
+      // Exponentiate.
       for (int e = start; e < steps && lane.scores(); e += apart) {
-        A w[kScored], kept[kScored];
-        load_plain(board.weights + place + e, w);
+        A w[kScored], positive[kScored];
+        load_plain(board.weights + own + e, w);
         GK_UNROLL
         for (int i = 0; i < kScored; ++i) {
           const A s = w[i];
           w[i] = e + i < n ? exp_below(scorer.logit(s), top) : A(0);
-          kept[i] = e + i < n && s > A(0) ? w[i] : A(0);
+          positive[i] = e + i < n && s > A(0) ? w[i] : A(0);
           sum += w[i];
-          sum_pos += kept[i];
+          sum_pos += positive[i];
         }
-        store_plain(board.weights + place + e, w);
-        store_plain(board.kept + place + e, kept);
+        store_plain(board.weights + own + e, w);
+        store_plain(board.positive + own + e, positive);
       }
+
+      // Drop.
       if (call.dropout.seed) {
         __syncwarp();
         mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
           board.weights[head * board.pitch + e] *= factor;
-          board.kept[head * board.pitch + e] *= factor;
+          board.positive[head * board.pitch + e] *= factor;
         });
       }
       __syncwarp();
 
-      Raw<T, V> rows[U][K];
-      const int whole = lane.least(n);
-      int e = 0;
-      for (; e + U <= whole; e += U) {
-        x.template load<true>(board.nodes, e, n, rows);
+      // Gather and add the rows.
+      each_gathered<U>(lane.least(n), steps, [&](auto whole, int e) {
+        Raw<T, V> rows[U][K];
+        x.template load<decltype(whole)::value>(board.nodes, e, n, rows);
         add_rows(rows, board, lane, e, pair, state.out, state.pos);
-      }
-      for (; e < steps; e += U) {
-        x.load(board.nodes, e, n, rows);
-        add_rows(rows, board, lane, e, pair, state.out, state.pos);
-      }
-    }
+      });
+    });
     state.set_softmax(lane, top, lane.add_edges(sum), lane.add_edges(sum_pos));
     if (item.there) state.put(call.to, item, lane, part);
   }
 }
 
-// alpha [E, H] in the user's order; lanes are edges throughout.
 struct AlphaCall {
   Edges edges;
   Schedule schedule;
   Layout layout;
   GatScores scores;
   Draw dropout;
-  AlphaOut to;
+  const void* stats;
+  void* alpha;  // [E, H] in the user's order
 };
 
+// A group of lanes has an item, a lane one head of every edges_apart-th of its edges.
 template <class A>
 GK_KERNEL(kThreads)
 weights(GK_CONSTANT AlphaCall call) {
@@ -146,7 +145,7 @@ weights(GK_CONSTANT AlphaCall call) {
   const int64_t heads = call.layout.heads;
   const GatScorer<A> scorer(call.scores, call.layout.heads, head);
   const EdgeReader edges(call.edges, item, true);
-  const A* stats = static_cast<const A*>(call.to.stats) + item.row * 3 * heads + head;
+  const A* stats = static_cast<const A*>(call.stats) + item.row * 3 * heads + head;
   const A top = __ldg(stats), inverse = __ldg(stats + heads);
   const A score_dst = scorer.dst_of(item.row);
   const Mask<A> mask(call.dropout);
@@ -155,7 +154,7 @@ weights(GK_CONSTANT AlphaCall call) {
     const A s = scorer.score(scorer.src_of(edge.node) + score_dst, edge.id);
     A alpha = exp_below(scorer.logit(s), top) * inverse;
     if (call.dropout.seed) alpha *= mask(edge.id, head);
-    static_cast<A*>(call.to.alpha)[int64_t(edge.id) * heads + head] = alpha;
+    static_cast<A*>(call.alpha)[int64_t(edge.id) * heads + head] = alpha;
   }
 }
 
@@ -166,13 +165,14 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x);
   const ForwardResults to{p.out, p.out_pos, p.stats, plan.partials};
   const auto run = [&](auto v, auto k) {
-    const Call call{p.csr,
-                    plan.csr,
-                    make_layout(p.shape, v, k, plan.most_heads),
-                    p.scores,
-                    Draw(p.scores.dropout),
-                    p.x,
-                    to};
+    Call call{};
+    call.edges = p.csr;
+    call.schedule = plan.csr;
+    call.layout = make_layout(p.shape, v, k, plan.most_heads);
+    call.scores = p.scores;
+    call.dropout = Draw(p.scores.dropout);
+    call.x = p.x;
+    call.to = to;
     const cudaError_t error =
         launch_items<Sum<T>>(forward<T, v(), k()>, call, kTables, plan.stream);
     if (error != cudaSuccess) return error;
@@ -182,17 +182,21 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
 }
 
 template <class A>
-cudaError_t gat_alpha(const GatForward& p, const AlphaOut& to, const Plan& plan) {
-  GatShape shape = p.shape;
-  shape.channels = 0;
-  const AlphaCall call{p.csr, plan.csr, make_layout(shape, 1, 1), p.scores, Draw(p.scores.dropout),
-                       to};
+cudaError_t gat_alpha(const GatAlpha& p, const Plan& plan) {
+  AlphaCall call{};
+  call.edges = p.csr;
+  call.schedule = plan.csr;
+  call.layout = make_layout(p.shape, 1, 1);
+  call.scores = p.scores;
+  call.dropout = Draw(p.scores.dropout);
+  call.stats = p.stats;
+  call.alpha = p.alpha;
   return launch_items<A>(weights<A>, call, 0, plan.stream);
 }
 
 template cudaError_t gat_forward<GK_TYPE>(const GatForward&, const Plan&);
 #ifdef GK_TYPE_OF_SUMS
-template cudaError_t gat_alpha<GK_TYPE>(const GatForward&, const AlphaOut&, const Plan&);
+template cudaError_t gat_alpha<GK_TYPE>(const GatAlpha&, const Plan&);
 #endif
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-// GAT's scores, and its forward. Names and formulas as in gatkernels/reference.py.
+// Separable scores: GAT's, and its forward. Names and formulas as in gatkernels/reference.py.
 #pragma once
 #include "forward.h"
 
@@ -27,8 +27,12 @@ struct GatScorer {
 };
 
 template <class T, class A>
-static Status gat_forward(const GatForward& p, const AlphaOut* to) {
-  return run_forward<A, ForwardJob<T, A, GatScorer<A>, GatForward>, GatForward>(p, to);
+static Status gat_forward(const GatForward& p) {
+  return run_forward<T, A, GatScorer<A>>(p, {p.out, p.out_pos, p.stats});
+}
+template <class T, class A>
+static Status gat_alpha(const GatAlpha& p) {
+  return run_alpha<T, A, GatScorer<A>>(p, {nullptr, 0});
 }
 
 }  // namespace GK_ISA

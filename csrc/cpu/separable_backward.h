@@ -1,17 +1,17 @@
-// GAT backward on CPU: a prologue over destinations, then one pass over CSC by sources.
+// Backward of separable scores: a prologue over destinations, then one pass over CSC by sources.
 //
 // Walking the edges out of j, only rows of the output's gradient are gathered; x_j enters once per
 // row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>. Where scores
 // come from x, its row's part in their gradients is added while the row is at hand.
 #pragma once
-#include "gat.h"
 #include "node_scores.h"
+#include "separable.h"
 
 namespace gatkernels {
 namespace GK_ISA {
 
 template <class T, class A>
-struct GatBackwardJob {
+struct SeparableBackwardJob {
   using V = Vec<A>;
   const GatBackward& p;
   Heads<A> of;
@@ -27,7 +27,7 @@ struct GatBackwardJob {
   A slope;
   AttGradient<T, A> att;
 
-  GatBackwardJob(const GatBackward& params, char* memory, A* att_parts)
+  SeparableBackwardJob(const GatBackward& params, char* memory, A* att_parts)
       : p(params),
         of(params.shape, params.scores.dropout),
         map(params.shape.heads, params.shape.channels, memory),
@@ -154,7 +154,8 @@ struct GatBackwardJob {
   }
 
   // Edges [begin, end) out of j, block by block.
-  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos, Scratch<A>& t) const {
+  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos,
+           const Scratch<A>& t) const {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
       const bool carry = edge != begin;
@@ -166,48 +167,29 @@ struct GatBackwardJob {
     }
   }
 
-  static void rows(void* context, int64_t task, int64_t begin, int64_t end, char* memory) {
-    const auto& job = *static_cast<const GatBackwardJob*>(context);
-    const int64_t* rowptr = job.p.csc.rowptr;
-    Scratch<A> t(memory, job.heads, job.width);
+  void rows(int64_t task, int64_t begin, int64_t end, const Scratch<A>& t) const {
+    const int64_t* rowptr = p.csc.rowptr;
     for (int64_t j = begin; j < end; ++j) {
       if (rowptr[j] == rowptr[j + 1]) {
-        job.clear_row(j, t, task);
+        clear_row(j, t, task);
         continue;
       }
-      job.run(j, rowptr[j], rowptr[j + 1], t.sum, t.row, t.row_pos, t);
-      job.finish_row(j, t.sum, t.row, t.row_pos, t, task);
+      run(j, rowptr[j], rowptr[j + 1], t.sum, t.row, t.row_pos, t);
+      finish_row(j, t.sum, t.row, t.row_pos, t, task);
     }
   }
-  static void segment(void* context, int64_t j, int64_t begin, int64_t end, char* partial,
-                      char* memory) {
-    const auto& job = *static_cast<const GatBackwardJob*>(context);
-    Scratch<A> t(memory, job.heads, job.width);
-    A* sum = reinterpret_cast<A*>(partial);
-    job.run(j, begin, end, sum, sum + job.heads, sum + job.heads + job.width, t);
+  void segment(int64_t j, int64_t begin, int64_t end, A* sum, const Scratch<A>& t) const {
+    run(j, begin, end, sum, sum + heads, sum + heads + width, t);
   }
-  static void merge(void* context, int64_t j, int64_t index, const char* partials, int64_t count,
-                    char* memory) {
-    const auto& job = *static_cast<const GatBackwardJob*>(context);
-    Scratch<A> t(memory, job.heads, job.width);
-    const int64_t size = job.partial_size();
-    A* total = reinterpret_cast<A*>(const_cast<char*>(partials));
-    for (int64_t k = 1; k < count; ++k) {
-      for (int64_t f = 0; f < size; ++f) total[f] += total[k * size + f];
-    }
-    job.finish_row(j, total, total + job.heads, total + job.heads + job.width, t,
-                   task_count(job.p.csc.rowptr, job.p.csc.rows) + index);
-  }
-  static void destinations(void* context, int64_t begin, int64_t end, char* memory) {
-    const auto& job = *static_cast<const GatBackwardJob*>(context);
-    Scratch<A> t(memory, job.heads, job.width);
-    for (int64_t i = begin; i < end; ++i) job.prologue(i, t.sum, t.sum_pos);
+  void merge(int64_t j, int64_t index, A* partials, int64_t count, const Scratch<A>& t) const {
+    A* total = add_partials(partials, count, partial_size());
+    finish_row(j, total, total + heads, total + heads + width, t,
+               task_count(p.csc.rowptr, p.csc.rows) + index);
   }
 };
 
 template <class T, class A>
 static Status gat_backward(const GatBackward& p) {
-  using Job = GatBackwardJob<T, A>;
   const int64_t width = p.shape.heads * p.shape.channels;
   AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
   char* memory = allocate(HeadMap<A>::bytes(width));
@@ -215,14 +197,15 @@ static Status gat_backward(const GatBackward& p) {
     release(memory);
     return Status::kOutOfMemory;
   }
-  Job job(p, memory, parts.data);
-  const size_t scratch = Scratch<A>::bytes(p.shape.heads, job.width);
-  Status status = run_range(p.csr.rows, p.shape.threads, &job, Job::destinations, scratch);
-  if (status == Status::kOk) {
-    status = run_rows(p.csc.rowptr, p.csc.rows, p.shape.threads,
-                      {&job, Job::rows, Job::segment, Job::merge, scratch,
-                       size_t(job.partial_size()) * sizeof(A)});
-  }
+  const SeparableBackwardJob<T, A> job(p, memory, parts.data);
+  Status status = run_range(p.csr.rows, p.shape.threads, Scratch<A>::bytes(p.shape.heads, width),
+                            [&](int64_t begin, int64_t end, char* scratch) {
+                              const Scratch<A> t(scratch, p.shape.heads, width);
+                              for (int64_t i = begin; i < end; ++i) {
+                                job.prologue(i, t.sum, t.sum_pos);
+                              }
+                            });
+  if (status == Status::kOk) status = run_edges<A>(p.csc, p.shape, width, job);
   if (p.att_src) parts.sum(static_cast<A*>(p.grad_att));
   release(memory);
   return status;

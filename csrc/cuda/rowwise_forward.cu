@@ -1,9 +1,9 @@
-// GATv2 forward, and its attention weights: a gathered row stays in registers between score and
-// sum.
+// Forward of row-wise scores, and their attention weights: a gathered row stays in registers
+// between score and sum.
+#include "edge_loop.h"
 #include "forward.h"
-#include "gather.h"
-#include "gatv2.h"
 #include "kernels.h"
+#include "rowwise.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -15,11 +15,12 @@ struct Call {
   Edges edges;
   Schedule schedule;
   Layout layout;
-  Gatv2Scores scores;
+  RowwiseScores scores;
   Draw dropout;
   Matrix x;
   ForwardResults to;
-  AlphaOut weights;  // alpha is null in a forward
+  const void* stats;  // with alpha
+  void* alpha;        // null in a forward
 };
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
@@ -28,82 +29,76 @@ constexpr int kBlocks = sizeof(T) == 8 || !kPlain ? 1
                         : V * K == 4              ? 4
                                                   : 3;
 
+// A group of lanes has an item (edge_loop.h), a lane K vectors of its row: of x_i, of the output's
+// sum, and of the U rows x_j that are scored and added at a time. The softmax of a head is held by
+// each lane of the head.
 // kPlain: without edge features, and heads no wider than the lanes; writes no attention weights.
-template <class T, int V, int K, bool kPlain>
+template <class T, class Scorer, int V, int K, bool kPlain>
 GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
 forward(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = kGathered<K>;
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
-  const int64_t first = int64_t(blockIdx.x) * lane.groups();
-  const Item item = item_of(call.edges, call.schedule, first + lane.group);
-  const int longest = warp_max(item.there ? item.count : -1);
-  if (longest < 0) return;
+  const Task task(call, lane);
+  if (task.longest < 0) return;
+  const Item& item = task.item;
   const Board<A> board(shared, lane, kTables);
   const int64_t all_heads = call.layout.heads;
-  A* alphas = kPlain ? nullptr : static_cast<A*>(call.weights.alpha);
+  A* alphas = kPlain ? nullptr : static_cast<A*>(call.alpha);
   const bool with_edge = !kPlain && call.scores.edge;
   const int parts = kPlain || alphas ? 1 : call.layout.parts;
-  const EdgeReader edges(call.edges, item, call.dropout.seed || with_edge || alphas);
-  Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
+  RowScores<T, Scorer, V, K> scores(call.scores, call.x, call.layout);
   const Mask<A> mask(call.dropout);
   ForwardResults to = call.to;
   to.out_pos = nullptr;  // known to the compiler
 
   for (int part = 0; part < parts; ++part) {
+    // The row's own: x_i and, for attention weights, its softmax.
     lane.enter(part);
-    scorer.enter(lane);
-    const Source<T, V, K> x(scorer.x, lane), edge(scorer.edge, lane);
+    scores.enter(lane);
+    const Source<T, V, K> x(scores.x, lane), edge(scores.edge, lane);
     RowState<T, V, K> state;
-    A x_dst[K][V], inverse[K];
-    scorer.dst.get(item.row, item.there, lane, x_dst);
+    A x_i[K][V], inverse[K];
+    scores.dst.get(item.row, item.there, lane, x_i);
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
       if (!alphas || !item.there || lane.head_of(k) >= lane.tile_heads) continue;
-      const A* stats = static_cast<const A*>(call.weights.stats) + item.row * 3 * all_heads +
+      const A* stats = static_cast<const A*>(call.stats) + item.row * 3 * all_heads +
                        lane.first_head + lane.head_of(k);
       state.top[k] = __ldg(stats);
       inverse[k] = __ldg(stats + all_heads);
     }
-    Edge next = edges.get(lane.lane);
-    for (int base = 0; base < longest; base += lane.group_lanes) {
-      const int n = at_most(item.count - base, lane.group_lanes);
-      const int steps = at_most(longest - base, lane.group_lanes);
-      board.post(lane, next);
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
-      if (call.dropout.seed) {
-        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
-          board.weights[head * board.pitch + e] = factor;
-        });
-        __syncwarp();
-      }
 
-      // U edges from e on; whether all of them are known to be there
+    const bool ids = call.dropout.seed || with_edge || alphas;
+    task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
+      mask.post(call.dropout, lane, board, n);
       const auto add = [&](auto whole, int e) {
         constexpr bool kWhole = decltype(whole)::value;
+        // Gather rows.
         Raw<T, V> rows[U][K], edge_rows[U][K];
         x.template load<kWhole>(board.nodes, e, n, rows);
         if (with_edge) edge.template load<kWhole>(board.ids, e, n, edge_rows);
+
+        // Score.
         A logits[U][K];
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
-            A sum[V];
-            rows[u][k].get(sum);
-            GK_UNROLL
-            for (int v = 0; v < V; ++v) sum[v] += x_dst[k][v];
-            if (with_edge) scorer.add_edge(edge_rows[u][k], sum);
-            logits[u][k] = scorer.share(k, sum);
+            A key[V];
+            rows[u][k].get(key);
+            if (with_edge) edge_rows[u][k].add_to(key);
+            logits[u][k] = scores.share(k, key, x_i[k]);
           }
           if (!kPlain && call.layout.parts > 1 && e + u < n) {
             const int64_t j = board.nodes[e + u], id = board.ids[e + u];
-            logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
+            logits[u][0] += scores.other_parts(j, item.row, id, lane, part);
           }
         }
         lane.add_channels_of_each(logits);
 
+        // Write attention weights, ...
         if (alphas) {
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
@@ -118,6 +113,7 @@ forward(GK_CONSTANT Call call) {
           }
           return;
         }
+        // ... or raise the maximum, rescale, exponentiate, drop and add the rows.
         GK_UNROLL
         for (int k = 0; k < K; ++k) {
           A top = state.top[k];
@@ -146,42 +142,57 @@ forward(GK_CONSTANT Call call) {
           }
         }
       };
-      const int whole = kPlain ? lane.least(n) : 0;
-      int e = 0;
-      for (; e + U <= whole; e += U) add(std::true_type(), e);
-      for (; e < steps; e += U) add(std::false_type(), e);
-    }
+      each_gathered<U>(kPlain ? lane.least(n) : 0, steps, add);
+    });
     if (item.there && !alphas) state.put(to, item, lane, part);
   }
+}
+
+// A forward, or with `alpha` the attention weights of one.
+template <class T, class Params>
+cudaError_t run_forward(const Params& p, const ForwardResults& to, const void* stats, void* alpha,
+                        const Plan& plan) {
+  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) &&
+                            aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
+  const auto run = [&](auto scorer, auto v, auto k) {
+    using Scorer = typename decltype(scorer)::template type<Sum<T>>;
+    constexpr int V = v(), K = k();
+    Call call{};
+    call.edges = p.csr;
+    call.schedule = plan.csr;
+    call.layout = make_layout(p.shape, V, K, plan.most_heads);
+    call.scores = p.scores;
+    call.dropout = Draw(p.scores.dropout);
+    call.x = p.x;
+    call.to = to;
+    call.stats = stats;
+    call.alpha = alpha;
+    const bool plain = !alpha && !p.scores.edge && call.layout.parts == 1;
+    return launch_items<Sum<T>>(
+        plain ? forward<T, Scorer, V, K, true> : forward<T, Scorer, V, K, false>, call, kTables,
+        plan.stream);
+  };
+  const cudaError_t error = with_scorer(p.scorer, [&](auto scorer) {
+    return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads,
+                                    [&](auto v, auto k) { return run(scorer, v, k); });
+  });
+  return error != cudaSuccess || alpha ? error : merge_forward<T>(p.shape, rows_aligned, plan, to);
 }
 
 }  // namespace
 
 template <class T>
-cudaError_t gatv2_forward(const Gatv2Forward& p, const AlphaOut* weights, const Plan& plan) {
-  if (weights && weights->alpha == nullptr) return cudaSuccess;  // no edges
-  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) &&
-                            aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
-  const ForwardResults to{p.out, nullptr, p.stats, plan.partials};
-  const auto run = [&](auto v, auto k) {
-    const Call call{p.csr,
-                    plan.csr,
-                    make_layout(p.shape, v, k, plan.most_heads),
-                    p.scores,
-                    Draw(p.scores.dropout),
-                    p.x,
-                    to,
-                    weights ? *weights : AlphaOut{}};
-    const bool plain = !weights && !p.scores.edge && call.layout.parts == 1;
-    return launch_items<Sum<T>>(plain ? forward<T, v(), k(), true> : forward<T, v(), k(), false>,
-                                call, kTables, plan.stream);
-  };
-  const cudaError_t error = with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
-  return error != cudaSuccess || weights ? error
-                                         : merge_forward<T>(p.shape, rows_aligned, plan, to);
+cudaError_t rowwise_forward(const RowwiseForward& p, const Plan& plan) {
+  return run_forward<T>(p, {p.out, nullptr, p.stats, plan.partials}, nullptr, nullptr, plan);
+}
+template <class T>
+cudaError_t rowwise_alpha(const RowwiseAlpha& p, const Plan& plan) {
+  if (p.alpha == nullptr) return cudaSuccess;  // no edges
+  return run_forward<T>(p, {}, p.stats, p.alpha, plan);
 }
 
-template cudaError_t gatv2_forward<GK_TYPE>(const Gatv2Forward&, const AlphaOut*, const Plan&);
+template cudaError_t rowwise_forward<GK_TYPE>(const RowwiseForward&, const Plan&);
+template cudaError_t rowwise_alpha<GK_TYPE>(const RowwiseAlpha&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

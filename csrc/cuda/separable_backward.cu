@@ -1,12 +1,12 @@
-// GAT backward: one pass over CSC, by sources.
+// Backward of separable scores, GAT's: one pass over CSC, by sources.
 //
 // Walking the edges out of j, only rows of the output's gradient are gathered; x_j enters once per
 // row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>.
 #include "backward.h"
-#include "gat.h"
-#include "gather.h"
+#include "edge_loop.h"
 #include "kernels.h"
 #include "merge.h"
+#include "separable.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -30,25 +30,52 @@ struct Call {
   Matrix grad_src;  // [Ns, H]
 };
 
+// Of a row: sums of alpha m dO over all edges and over those of positive score, and what
+// d score_src gets besides rows.
+template <class T, int V, int K>
+struct SourceSums : RowSums<T, V, K, 2> {
+  using Rows = RowSums<T, V, K, 2>;
+  using A = Sum<T>;
+  A sum = A(0);  // of this lane's head, where lanes are edges
+
+  static constexpr int kValues = Rows::kValues + 1;
+  template <class Visit>
+  GK_DEVICE void each(Visit visit) {
+    Rows::each(visit);
+    visit(sum, Rows::kValues);
+  }
+  GK_DEVICE void absorb(const SourceSums& other) {
+    Rows::absorb(other);
+    sum += other.sum;
+  }
+  template <class Call>
+  GK_DEVICE void put_partial(const Call& call, const Lane<V, K>& lane, int, int64_t place) const {
+    A* sums = Rows::put_partial(call, lane, 0, place);
+    if (lane.scores() && lane.first_edge == 0) sums[lane.first_head + lane.head] = sum;
+  }
+  template <class Call>
+  GK_DEVICE void get_partial(const Call& call, const Lane<V, K>& lane, int64_t place) {
+    const A* sums = Rows::get_partial(call, lane, place);
+    if (lane.scores()) sum = __ldg(sums + lane.first_head + lane.head);
+  }
+};
+
 // The row of grad_x, and this part's share of <slope all + (1 - slope) positive, x_j>; x_j of a row
 // without edges (not used) may not be finite.
 template <class T, int V, int K>
 GK_DEVICE void finish_part(const Call& call, int64_t row, bool used, bool writes,
-                           const Lane<V, K>& lane, const RowSums<T, V, K>& sums,
+                           const Lane<V, K>& lane, const SourceSums<T, V, K>& sums,
                            Sum<T> (&dots)[K]) {
   using A = Sum<T>;
   const A slope = A(call.scores.negative_slope);
   A x[K][V];
   Rows<T, V, K>(call.x).get(row, used, lane, x);
-  GK_UNROLL
-  for (int k = 0; k < K; ++k) {
-    GK_UNROLL
-    for (int v = 0; v < V; ++v) {
-      dots[k] += (slope * sums.all[k][v] + (A(1) - slope) * sums.positive[k][v]) * x[k][v];
-    }
-  }
+  each_value<K, V>([&](int k, int v) {
+    dots[k] += (slope * sums.of[0][k][v] + (A(1) - slope) * sums.of[1][k][v]) * x[k][v];
+  });
   if (writes) {
-    put_row<T, V, K>(static_cast<T*>(call.grad_x.data) + row * call.grad_x.stride, lane, sums.all);
+    put_row<T, V, K>(static_cast<T*>(call.grad_x.data) + row * call.grad_x.stride, lane,
+                     sums.of[0]);
   }
 }
 // grad_src; every lane of the warp comes here.
@@ -71,6 +98,8 @@ constexpr int kBlocks = sizeof(T) == 8 || V * K == 16 ? 1
                         : V == 4                      ? 5
                                                       : 4;
 
+// A group of lanes has an item (edge_loop.h). While edges are scored a lane has one head of every
+// edges_apart-th run of kScored edges; while rows are added it has K vectors of the row.
 template <class T, int V, int K>
 GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K>))
 backward(GK_CONSTANT Call call) {
@@ -78,15 +107,13 @@ backward(GK_CONSTANT Call call) {
   constexpr int U = kGathered<K>;
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
-  const int64_t first = int64_t(blockIdx.x) * lane.groups();
-  const Item item = item_of(call.edges, call.schedule, first + lane.group);
-  const int longest = warp_max(item.there ? item.count : -1);
-  if (longest < 0) return;
+  const Task task(call, lane);
+  if (task.longest < 0) return;
+  const Item& item = task.item;
   const Board<A> board(shared, lane, kTables);
   const int head = lane.first_head + lane.head;
   const int64_t all_heads = call.layout.heads;
   const bool ids = call.dropout.seed || call.grad_edge || call.grad_alpha || call.scores.edge;
-  const EdgeReader edges(call.edges, item, ids);
   const GatScorer<A> scorer(call.scores, call.layout.heads, head);
   const A score_src = item.there && lane.scores() ? scorer.src_of(item.row) : A(0);
   const A* fields = static_cast<const A*>(call.fields) + 4 * head;
@@ -94,36 +121,27 @@ backward(GK_CONSTANT Call call) {
   A* grad_edge = static_cast<A*>(call.grad_edge);
   const Mask<A> mask(call.dropout);
   const Rows<T, V, K> x(call.x);
-  const int place = lane.head * board.pitch;  // of this lane's weights
+  const int own = lane.head * board.pitch;  // of this lane's weights
   const int apart = kScored * lane.edges_apart, start = kScored * lane.first_edge;
 
   A dots[K] = {}, sum = A(0);
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     const Source<T, V, K> grads(Rows<T, V, K>(call.grad), lane);
-    RowSums<T, V, K> sums;
+    SourceSums<T, V, K> sums;
     A x_row[K][V];
     x.get(item.row, item.there && grad_edge != nullptr, lane, x_row);
-    Edge next = edges.get(lane.lane);
-    for (int base = 0; base < longest; base += lane.group_lanes) {
-      const int n = at_most(item.count - base, lane.group_lanes);
-      const int steps = at_most(longest - base, lane.group_lanes);
-      board.post(lane, next);
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
-      if (call.dropout.seed) {
-        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
-          board.weights[head * board.pitch + e] = factor;
-        });
-        __syncwarp();
-      }
+    task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
+      mask.post(call.dropout, lane, board, n);
 
+      // Score the edges: their weights, and what does not come from rows.
       for (int e = start; e < steps && lane.scores(); e += apart) {
         int32_t node[kScored], id[kScored];
         Fields<A> gathered[kScored];
-        A w[kScored], kept[kScored];
+        A w[kScored], positive[kScored];
         load_plain(board.nodes + e, node);
         load_plain(board.ids + e, id);
-        if (call.dropout.seed) load_plain(board.weights + place + e, w);
+        if (call.dropout.seed) load_plain(board.weights + own + e, w);
         GK_UNROLL
         for (int i = 0; i < kScored; ++i) {
           gathered[i] = {};
@@ -132,38 +150,34 @@ backward(GK_CONSTANT Call call) {
         GK_UNROLL
         for (int i = 0; i < kScored; ++i) {
           const A factor = call.dropout.seed ? w[i] : A(1);
-          w[i] = kept[i] = A(0);
+          w[i] = positive[i] = A(0);
           if (e + i >= n) continue;
           const A(&f)[4] = gathered[i].values;
           const A s = scorer.score(score_src + f[kScoreDst], id[i]);
           const A slope = scorer.logit_slope(s);
           const A alpha = exp_below(scorer.logit(s), f[kTop]) * f[kInverse];
           w[i] = alpha * factor;
-          if (s > A(0)) kept[i] = w[i];
+          if (s > A(0)) positive[i] = w[i];
           const int64_t at = int64_t(id[i]) * all_heads + head;
-          A own = -slope * alpha * f[kDelta];  // what does not come from rows
-          if (grad_alpha) own += slope * w[i] * __ldg(grad_alpha + at);
-          if (grad_edge && part == 0) grad_edge[at] = own;
-          sums.sum += own;
+          A rest = -slope * alpha * f[kDelta];
+          if (grad_alpha) rest += slope * w[i] * __ldg(grad_alpha + at);
+          if (grad_edge && part == 0) grad_edge[at] = rest;
+          sums.sum += rest;
         }
-        store_plain(board.weights + place + e, w);
-        store_plain(board.kept + place + e, kept);
+        store_plain(board.weights + own + e, w);
+        store_plain(board.positive + own + e, positive);
       }
       __syncwarp();
 
-      Raw<T, V> rows[U][K];
-      const int whole = lane.least(n);
-      int e = 0;
-      for (; e + U <= whole && !grad_edge; e += U) {
-        grads.template load<true>(board.nodes, e, n, rows);
-        add_rows(rows, board, lane, e, true, sums.all, sums.positive);
-      }
-      for (; e < steps; e += U) {
-        grads.load(board.nodes, e, n, rows);
-        add_rows(rows, board, lane, e, true, sums.all, sums.positive);
-        if (!grad_edge) continue;
+      // Gather and add the rows; alpha m leaky' <dO_i, x_j> of each edge, where it is asked for.
+      const int count = lane.least(n);
+      each_gathered<U>(grad_edge ? 0 : count, steps, [&](auto whole, int e) {
+        Raw<T, V> rows[U][K];
+        grads.template load<decltype(whole)::value>(board.nodes, e, n, rows);
+        add_rows(rows, board, lane, e, true, sums.of[0], sums.of[1]);
+        if (decltype(whole)::value || !grad_edge) return;
         GK_UNROLL
-        for (int u = 0; u < U; ++u) {  // alpha m leaky' <dO_i, x_j> of each edge
+        for (int u = 0; u < U; ++u) {
           A gain[K];
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
@@ -176,14 +190,14 @@ backward(GK_CONSTANT Call call) {
           for (int k = 0; k < K; ++k) {
             if (e + u >= n || !lane.leads(k)) continue;
             const int at = lane.head_of(k) * board.pitch + e + u;
-            const A kept = board.kept[at], rest = board.weights[at] - kept;
+            const A positive = board.positive[at], rest = board.weights[at] - positive;
             const int64_t id = board.ids[e + u];
             grad_edge[id * all_heads + lane.first_head + lane.head_of(k)] +=
-                (kept + rest * scorer.slope) * gain[k];
+                (positive + rest * scorer.slope) * gain[k];
           }
         }
-      }
-    }
+      });
+    });
     sums.sum = lane.add_edges(sums.sum);
     sum = sums.sum;  // the same for every part
     if (!item.there) continue;
@@ -196,6 +210,8 @@ backward(GK_CONSTANT Call call) {
   finish_row(call, item.row, item.there && item.chunk < 0, lane, sum, dots);
 }
 
+// The row of a hub. A block has the hub of its chunk, if that is the first one, and a tile of
+// heads; a warp has a run of its partial results, a lane K vectors of them.
 template <class T, int V, int K>
 GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
@@ -204,20 +220,17 @@ merge(GK_CONSTANT Call call) {
   const Partials partials(call.schedule, blockIdx.x);
   if (partials.count() == 0) return;
   Lane<V, K> lane(call.layout);
-  const int64_t row = partials.row;
   A dots[K] = {}, sum = A(0);
   bool writes = false;
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
-    RowSums<T, V, K> sums;
-    const auto place = [&](int i) { return partials.place(i); };
-    const bool whole =
-        merge_partials(sums, call, lane, reinterpret_cast<A*>(shared), partials.count(), place);
+    SourceSums<T, V, K> sums;
+    const bool whole = merge_partials(sums, call, lane, shared, partials);
     writes = whole && int(threadIdx.x) < lane.group_lanes;
     sum = sums.sum;
-    finish_part(call, row, true, writes, lane, sums, dots);
+    finish_part(call, partials.row, true, writes, lane, sums, dots);
   }
-  finish_row(call, row, writes, lane, sum, dots);
+  finish_row(call, partials.row, writes, lane, sum, dots);
 }
 
 }  // namespace
@@ -225,28 +238,38 @@ merge(GK_CONSTANT Call call) {
 template <class T>
 cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
-  const Prologue prologue{{},      p.csr,   p.scores,     p.grad,   p.out,     p.out_pos,
-                          p.stats, p.alpha, p.grad_alpha, p.fields, p.grad_dst};
+  Prologue prologue{};
+  prologue.csr = p.csr;
+  prologue.scores = p.scores;
+  prologue.grad = p.grad;
+  prologue.out = p.out;
+  prologue.out_pos = p.out_pos;
+  prologue.stats = p.stats;
+  prologue.alpha = p.alpha;
+  prologue.grad_alpha = p.grad_alpha;
+  prologue.fields = p.fields;
+  prologue.grad_dst = p.grad_dst;
   cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
   if (error != cudaSuccess) return error;
   const auto run = [&](auto v, auto k) {
-    const Call call{p.csc,
-                    plan.csc,
-                    make_layout(p.shape, v, k, plan.most_heads),
-                    p.scores,
-                    Draw(p.scores.dropout),
-                    p.x,
-                    p.grad,
-                    p.fields,
-                    p.grad_alpha,
-                    p.grad_edge,
-                    plan.partials,
-                    p.grad_x,
-                    p.grad_src};
+    Call call{};
+    call.edges = p.csc;
+    call.schedule = plan.csc;
+    call.layout = make_layout(p.shape, v, k, plan.most_heads);
+    call.scores = p.scores;
+    call.dropout = Draw(p.scores.dropout);
+    call.x = p.x;
+    call.grad = p.grad;
+    call.fields = p.fields;
+    call.grad_alpha = p.grad_alpha;
+    call.grad_edge = p.grad_edge;
+    call.partials = plan.partials;
+    call.grad_x = p.grad_x;
+    call.grad_src = p.grad_src;
     const cudaError_t failed =
         launch_items<Sum<T>>(backward<T, v(), k()>, call, kTables, plan.stream);
     if (failed != cudaSuccess) return failed;
-    return launch_merge<RowSums<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
+    return launch_merge<SourceSums<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
   error = with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
   if (error != cudaSuccess || !p.att_src) return error;

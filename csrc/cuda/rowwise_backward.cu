@@ -1,14 +1,12 @@
-// GATv2 backward: a pass over CSR for grad_dst and grad_att, a pass over CSC for grad_src. Per
-// edge, with dl = alpha (m <dO, x_src> - delta):
-//   grad_dst += dl att leaky'(u),  grad_att += dl leaky(u),
-//   grad_src += dl att leaky'(u) + alpha m dO,              u = x_src + x_dst + edge.
+// Backward of row-wise scores: a pass over CSR for grad_dst and grad_att, a pass over CSC for
+// grad_src. Per edge, with dl = alpha (m <dO, x_j> - delta) and what the scorer says of its score:
+//   grad_dst += dl reach.i,  grad_att += dl reach.att,  grad_src += dl reach.j + alpha m dO.
 #include "att_parts.h"
 #include "backward.h"
-#include "gather.h"
-#include "gatv2.h"
-#include "gatv2_sums.h"
+#include "edge_loop.h"
 #include "kernels.h"
 #include "merge.h"
+#include "rowwise.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -20,7 +18,7 @@ struct Call {
   Edges edges;
   Schedule schedule;
   Layout layout;
-  Gatv2Scores scores;
+  RowwiseScores scores;
   Draw dropout;
   Matrix x;     // [Ns, H * C]
   Matrix grad;  // [Nd, H * C]
@@ -31,6 +29,21 @@ struct Call {
   void* grad_edge;  // [E, H * C], or null; by destination only
   void* att_parts;  // [blocks, H * C]; by destination only
 };
+
+template <class T, int V, int K>
+using OneRow = RowSums<T, V, K, 1>;
+
+// The end of an item: a row of the result, or a chunk of a hub's.
+template <class T, int V, int K>
+GK_DEVICE void put(const Call& call, const Item& item, const Lane<V, K>& lane,
+                   const OneRow<T, V, K>& sums) {
+  if (item.chunk >= 0) {
+    sums.put_partial(call, lane, 0, item.chunk);
+  } else {
+    T* row = static_cast<T*>(call.result) + item.row * call.layout.width();
+    put_row<T, V, K>(row, lane, sums.of[0]);
+  }
+}
 
 // The terms of U edges from e on: w = alpha m and dl, from this lane's shares of their logits and
 // of <dO, x>. Every lane of the warp comes here; zeros where there is no edge.
@@ -66,14 +79,16 @@ GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const Fields
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K, bool kPlain>
-constexpr int kBlocks = sizeof(T) == 8 || !kPlain ? 1
-                        : V == 4 && K == 1        ? 4
-                                                  : 3;
+constexpr int kBlocks = sizeof(T) == 8     ? 1
+                        : V == 4 && K == 1 ? (kPlain ? 4 : 3)
+                        : kPlain           ? 3
+                                           : 1;
 
-// By destination. Blocks go through the items in strides, each with its own sums for grad_att.
-// kPlain: without edge features or a gradient of attention weights, and heads no wider than the
-// lanes.
-template <class T, int V, int K, bool kPlain>
+// By destination. A block goes through the items in strides and has sums for grad_att of its own; a
+// group of lanes has an item at a time (edge_loop.h), a lane K vectors of its row: of x_i, dO_i,
+// the sums for both gradients, and of the U rows x_j that are gathered at a time. kPlain: without
+// edge features or a gradient of attention weights, and heads no wider than the lanes.
+template <class T, class Scorer, int V, int K, bool kPlain>
 GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
 by_destination(GK_CONSTANT Call call) {
   using A = Sum<T>;
@@ -81,7 +96,8 @@ by_destination(GK_CONSTANT Call call) {
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
   const Board<A> board(shared, lane, kTables);
-  Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
+  RowScores<T, Scorer, V, K> scores(call.scores, call.x, call.layout);
+  const Scorer& scorer = scores.scorer;
   const Rows<T, V, K> grads(call.grad);
   const bool with_edge = !kPlain && call.scores.edge;
   const int parts = kPlain ? 1 : call.layout.parts;
@@ -92,155 +108,139 @@ by_destination(GK_CONSTANT Call call) {
 
   for (int part = 0; part < parts; ++part) {
     lane.enter(part);
-    scorer.enter(lane);
-    const Source<T, V, K> from_x(scorer.x, lane), from_edge(scorer.edge, lane);
+    scores.enter(lane);
+    const Source<T, V, K> from_x(scores.x, lane), from_edge(scores.edge, lane);
     const FieldSource<A, V, K> fields(call.fields, lane);
-    AttSums<A, V, K> atts;
+    typename Scorer::GradAtt att_sums[K][V] = {};
     for (int64_t first = int64_t(blockIdx.x) * lane.groups(); first < items;
          first += int64_t(gridDim.x) * lane.groups()) {
-      const Item item = item_of(call.edges, call.schedule, first + lane.group);
-      const int longest = warp_max(item.there ? item.count : -1);
-      if (longest < 0) continue;
-      const EdgeReader edges(call.edges, item, ids);
-      Fields<A> f[U][K];  // the row's own, for every edge
+      const Task task(call, lane, first);
+      if (task.longest < 0) continue;
+      const Item& item = task.item;
+      // The row's own: fields (for every edge), x_i and dO_i.
+      Fields<A> f[U][K];
       if (item.there) fields.load(int32_t(item.row), f[0]);
       GK_UNROLL
       for (int u = 1; u < U; ++u) {
         GK_UNROLL
         for (int k = 0; k < K; ++k) f[u][k] = f[0][k];
       }
-      A x_dst[K][V], grad[K][V];
-      scorer.dst.get(item.row, item.there, lane, x_dst);
+      A x_i[K][V], grad[K][V];
+      scores.dst.get(item.row, item.there, lane, x_i);
       grads.get(item.row, item.there, lane, grad);
-      SlopeSums<A, V, K> slopes;
-      Edge next = edges.get(lane.lane);
-      for (int base = 0; base < longest; base += lane.group_lanes) {
-        const int n = at_most(item.count - base, lane.group_lanes);
-        const int steps = at_most(longest - base, lane.group_lanes);
-        board.post(lane, next);
-        next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
-        if (call.dropout.seed) {
-          mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
-            board.weights[head * board.pitch + e] = factor;
-          });
-          __syncwarp();
-        }
+      typename Scorer::GradI sums[K][V] = {};
+      A total[K] = {};  // of dl
 
-        // U edges from e on; whether all of them are known to be there
+      task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
+        mask.post(call.dropout, lane, board, n);
         const auto add = [&](auto whole, int e) {
           constexpr bool kWhole = decltype(whole)::value;
+          // Gather rows.
           Raw<T, V> rows[U][K], edge_rows[U][K];
           from_x.template load<kWhole>(board.nodes, e, n, rows);
           if (with_edge) from_edge.template load<kWhole>(board.ids, e, n, edge_rows);
-          const auto u_of = [&](int u, int k, A(&x)[V], A(&to)[V]) {
-            rows[u][k].get(x);
-            GK_UNROLL
-            for (int v = 0; v < V; ++v) to[v] = x[v] + x_dst[k][v];
-            if (with_edge) scorer.add_edge(edge_rows[u][k], to);
-          };
+
+          // Score, and <dO_i, x_j>.
           A logits[U][K], gains[U][K], w[U][K], dl[U][K];
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
-              A x[V], sums[V];
-              u_of(u, k, x, sums);
-              gains[u][k] = dot(grad[k], x);
-              logits[u][k] = scorer.share(k, sums);
+              A key[V];
+              rows[u][k].get(key);
+              gains[u][k] = dot(grad[k], key);
+              if (with_edge) edge_rows[u][k].add_to(key);
+              logits[u][k] = scores.share(k, key, x_i[k]);
             }
             if (!kPlain && call.layout.parts > 1 && e + u < n) {
               const int64_t j = board.nodes[e + u], id = board.ids[e + u];
-              logits[u][0] += scorer.other_parts(j, item.row, id, lane, part);
-              gains[u][0] += scorer.other_gain(grads, j, item.row, lane, part);
+              logits[u][0] += scores.other_parts(j, item.row, id, lane, part);
+              gains[u][0] += scores.other_gain(grads, j, item.row, lane, part);
             }
           }
           edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
+
+          // Add what the scores' gradients reach.
           GK_UNROLL
           for (int u = 0; u < U; ++u) {
-            if (!kWhole && e + u >= n) continue;  // x_dst may not be finite
+            if (!kWhole && e + u >= n) continue;  // x_i may not be finite
             GK_UNROLL
             for (int k = 0; k < K; ++k) {
-              A x[V], sums[V];
-              u_of(u, k, x, sums);
-              slopes.add(k, dl[u][k], sums);
-              atts.add(k, dl[u][k], sums);
-              if (grad_edge && lane.has(k)) {
-                const int64_t id = board.ids[e + u];
-                A terms[V];
-                GK_UNROLL
-                for (int v = 0; v < V; ++v) {
-                  terms[v] = dl[u][k] * scorer.steepness(k, v, sums[v]);
-                }
-                store<T, V>(grad_edge + id * call.layout.width() + lane.feature[k], terms);
+              A key[V], terms[V];
+              rows[u][k].get(key);
+              if (with_edge) edge_rows[u][k].add_to(key);
+              total[k] += dl[u][k];
+              GK_UNROLL
+              for (int v = 0; v < V; ++v) {
+                sums[k][v].add(scorer, dl[u][k], scores.att[k][v], key[v], x_i[k][v]);
+                att_sums[k][v].add(scorer, dl[u][k], scores.att[k][v], key[v], x_i[k][v]);
               }
+              if (!grad_edge || !lane.has(k)) continue;
+              GK_UNROLL
+              for (int v = 0; v < V; ++v) {
+                terms[v] = dl[u][k] * scorer.reach(scores.att[k][v], key[v], x_i[k][v]).j;
+              }
+              const int64_t id = board.ids[e + u];
+              store<T, V>(grad_edge + id * call.layout.width() + lane.feature[k], terms);
             }
           }
         };
-        const int whole = kPlain ? lane.least(n) : 0;
-        int e = 0;
-        for (; e + U <= whole; e += U) add(std::true_type(), e);
-        for (; e < steps; e += U) add(std::false_type(), e);
-      }
+        each_gathered<U>(kPlain ? lane.least(n) : 0, steps, add);
+      });
       OneRow<T, V, K> result;
-      slopes.add_to(result.all, scorer);
-      if (item.there) result.put(call, item, lane);
+      each_value<K, V>([&](int k, int v) {
+        result.of[0][k][v] += sums[k][v].gradient(scorer, scores.att[k][v], total[k]);
+      });
+      if (item.there) put<T>(call, item, lane, result);
     }
 
+    // The block's row of att_parts.
     OneRow<T, V, K> att;
-    atts.add_to(att.all, scorer);
-    A* parts = static_cast<A*>(call.att_parts) + int64_t(blockIdx.x) * call.layout.width();
+    each_value<K, V>([&](int k, int v) {
+      att.of[0][k][v] += att_sums[k][v].gradient(scorer, scores.att[k][v], A(0));
+    });
+    A* to = static_cast<A*>(call.att_parts) + int64_t(blockIdx.x) * call.layout.width();
     add_block(att, lane, reinterpret_cast<A*>(shared));
-    if (int(threadIdx.x) < lane.group_lanes) put_row<A, V, K>(parts, lane, att.all);
+    if (int(threadIdx.x) < lane.group_lanes) put_row<A, V, K>(to, lane, att.of[0]);
     __syncthreads();
   }
 }
 
-// By source: the rows of dO and x_dst are gathered.
-template <class T, int V, int K, bool kPlain>
+// By source. A group of lanes has an item (edge_loop.h), a lane K vectors of its row: of x_j, the
+// gradient's sum, and of the U rows dO_i and x_i that are gathered at a time.
+template <class T, class Scorer, int V, int K, bool kPlain>
 GK_KERNEL(kThreads)
 by_source(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = (K > 1 ? 2 : 4) / (sizeof(T) == 8 ? 2 : 1);
   GK_SHARED_MEMORY(shared);
   Lane<V, K> lane(call.layout);
-  const int64_t first = int64_t(blockIdx.x) * lane.groups();
-  const Item item = item_of(call.edges, call.schedule, first + lane.group);
-  const int longest = warp_max(item.there ? item.count : -1);
-  if (longest < 0) return;
+  const Task task(call, lane);
+  if (task.longest < 0) return;
+  const Item& item = task.item;
   const Board<A> board(shared, lane, kTables);
   const bool with_edge = !kPlain && call.scores.edge;
   const int parts = kPlain ? 1 : call.layout.parts;
-  const EdgeReader edges(call.edges, item,
-                         call.dropout.seed || with_edge || (!kPlain && call.grad_alpha));
-  Gatv2Scorer<T, V, K> scorer(call.scores, call.x, call.layout);
+  const bool ids = call.dropout.seed || with_edge || (!kPlain && call.grad_alpha);
+  RowScores<T, Scorer, V, K> scores(call.scores, call.x, call.layout);
   const Rows<T, V, K> grads(call.grad);
   const Mask<A> mask(call.dropout);
 
   for (int part = 0; part < parts; ++part) {
     lane.enter(part);
-    scorer.enter(lane);
-    const Source<T, V, K> from_grad(grads, lane), from_dst(scorer.dst, lane);
-    const Source<T, V, K> from_edge(scorer.edge, lane);
+    scores.enter(lane);
+    const Source<T, V, K> from_grad(grads, lane), from_dst(scores.dst, lane);
+    const Source<T, V, K> from_edge(scores.edge, lane);
     const FieldSource<A, V, K> fields(call.fields, lane);
     OneRow<T, V, K> result;
-    A x[K][V];
-    scorer.x.get(item.row, item.there, lane, x);
-    Edge next = edges.get(lane.lane);
-    for (int base = 0; base < longest; base += lane.group_lanes) {
-      const int n = at_most(item.count - base, lane.group_lanes);
-      const int steps = at_most(longest - base, lane.group_lanes);
-      board.post(lane, next);
-      next = edges.get(base + lane.group_lanes + lane.lane);  // on its way while rows come in
-      if (call.dropout.seed) {
-        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
-          board.weights[head * board.pitch + e] = factor;
-        });
-        __syncwarp();
-      }
+    A x_j[K][V];
+    scores.x.get(item.row, item.there, lane, x_j);
 
-      // U edges from e on; whether all of them are known to be there
+    task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
+      mask.post(call.dropout, lane, board, n);
       const auto add = [&](auto whole, int e) {
         constexpr bool kWhole = decltype(whole)::value;
+        // Gather rows and fields.
         Raw<T, V> grad_rows[U][K], dst_rows[U][K], edge_rows[U][K];
         Fields<A> f[U][K];
         from_grad.template load<kWhole>(board.nodes, e, n, grad_rows);
@@ -250,57 +250,60 @@ by_source(GK_CONSTANT Call call) {
           if (kWhole || e + u < n) fields.load(board.nodes[e + u], f[u]);
         }
         if (with_edge) from_edge.template load<kWhole>(board.ids, e, n, edge_rows);
-        const auto u_of = [&](int u, int k, A(&to)[V]) {
-          dst_rows[u][k].get(to);
+        const auto get = [&](int u, int k, A(&key)[V], A(&x_i)[V]) {
           GK_UNROLL
-          for (int v = 0; v < V; ++v) to[v] += x[k][v];
-          if (with_edge) scorer.add_edge(edge_rows[u][k], to);
+          for (int v = 0; v < V; ++v) key[v] = x_j[k][v];
+          if (with_edge) edge_rows[u][k].add_to(key);
+          dst_rows[u][k].get(x_i);
         };
+
+        // Score, and <dO_i, x_j>.
         A logits[U][K], gains[U][K], w[U][K], dl[U][K];
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
-            A grad[V], sums[V];
+            A grad[V], key[V], x_i[V];
             grad_rows[u][k].get(grad);
-            gains[u][k] = dot(grad, x[k]);
-            u_of(u, k, sums);
-            logits[u][k] = scorer.share(k, sums);
+            gains[u][k] = dot(grad, x_j[k]);
+            get(u, k, key, x_i);
+            logits[u][k] = scores.share(k, key, x_i);
           }
           if (!kPlain && call.layout.parts > 1 && e + u < n) {
             const int64_t i = board.nodes[e + u], id = board.ids[e + u];
-            logits[u][0] += scorer.other_parts(item.row, i, id, lane, part);
-            gains[u][0] += scorer.other_gain(grads, item.row, i, lane, part);
+            logits[u][0] += scores.other_parts(item.row, i, id, lane, part);
+            gains[u][0] += scores.other_gain(grads, item.row, i, lane, part);
           }
         }
         edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
+
+        // Add what the scores' gradients reach, and the rows of dO.
         GK_UNROLL
         for (int u = 0; u < U; ++u) {
           GK_UNROLL
           for (int k = 0; k < K; ++k) {
-            A grad[V], sums[V];
+            A grad[V], key[V], x_i[V];
             grad_rows[u][k].get(grad);
-            u_of(u, k, sums);
+            get(u, k, key, x_i);
             GK_UNROLL
             for (int v = 0; v < V; ++v) {
-              result.all[k][v] += dl[u][k] * scorer.steepness(k, v, sums[v]) + w[u][k] * grad[v];
+              const A reach = scores.scorer.reach(scores.att[k][v], key[v], x_i[v]).j;
+              result.of[0][k][v] += dl[u][k] * reach + w[u][k] * grad[v];
             }
           }
         }
       };
-      const int whole = kPlain ? lane.least(n) : 0;
-      int e = 0;
-      for (; e + U <= whole; e += U) add(std::true_type(), e);
-      for (; e < steps; e += U) add(std::false_type(), e);
-    }
-    if (item.there) result.put(call, item, lane);
+      each_gathered<U>(kPlain ? lane.least(n) : 0, steps, add);
+    });
+    if (item.there) put<T>(call, item, lane, result);
   }
 }
 
+// The row of a hub. A block has the hub of its chunk, if that is the first one, and a tile of
+// heads; a warp has a run of its partial results, a lane K vectors of them.
 template <class T, int V, int K>
 GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
-  using A = Sum<T>;
   GK_SHARED_MEMORY(shared);
   const Partials partials(call.schedule, blockIdx.x);
   if (partials.count() == 0) return;
@@ -311,17 +314,15 @@ merge(GK_CONSTANT Call call) {
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
     OneRow<T, V, K> result;
-    const auto place = [&](int i) { return partials.place(i); };
-    const bool whole =
-        merge_partials(result, call, lane, reinterpret_cast<A*>(shared), partials.count(), place);
-    if (whole && int(threadIdx.x) < lane.group_lanes) result.put(call, item, lane);
+    const bool whole = merge_partials(result, call, lane, shared, partials);
+    if (whole && int(threadIdx.x) < lane.group_lanes) put<T>(call, item, lane, result);
   }
 }
 
 }  // namespace
 
 template <class T>
-cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
+cudaError_t rowwise_backward(const RowwiseBackward& p, const Plan& plan) {
   using A = Sum<T>;
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) && aligned<T>(p.grad) &&
                             aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
@@ -336,20 +337,33 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
   cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
   if (error != cudaSuccess) return error;
 
-  const auto run = [&](auto v, auto k) {
+  const auto run = [&](auto scorer, auto v, auto k) {
+    using Scorer = typename decltype(scorer)::template type<A>;
     constexpr int V = v(), K = k();
-    const Layout layout = make_layout(p.shape, V, K, plan.most_heads);
-    Call call{p.csr,      plan.csr,    layout,        p.scores,     Draw(p.scores.dropout),
-              p.x,        p.grad,      p.fields,      p.grad_alpha, plan.partials,
-              p.grad_dst, p.grad_edge, plan.att_parts};
+    Call call{};
+    call.edges = p.csr;
+    call.schedule = plan.csr;
+    call.layout = make_layout(p.shape, V, K, plan.most_heads);
+    call.scores = p.scores;
+    call.dropout = Draw(p.scores.dropout);
+    call.x = p.x;
+    call.grad = p.grad;
+    call.fields = p.fields;
+    call.grad_alpha = p.grad_alpha;
+    call.partials = plan.partials;
+    call.result = p.grad_dst;
+    call.grad_edge = p.grad_edge;
+    call.att_parts = plan.att_parts;
+    const Layout& layout = call.layout;
     const int groups = kThreads >> layout.log2_group;
     const int64_t wanted = (call.schedule.chunks + call.edges.rows + groups - 1) / groups;
     const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;
     const int64_t boards = int64_t(groups) * BoardSize(layout).template bytes<A>(kTables);
     const int64_t table = block_table<OneRow<T, V, K>>();
     const bool plain = !p.scores.edge && !p.grad_alpha && layout.parts == 1;
-    error = launch(plain ? by_destination<T, V, K, true> : by_destination<T, V, K, false>, blocks,
-                   layout.tiles, kThreads, boards > table ? boards : table, plan.stream, call);
+    error = launch(
+        plain ? by_destination<T, Scorer, V, K, true> : by_destination<T, Scorer, V, K, false>,
+        blocks, layout.tiles, kThreads, boards > table ? boards : table, plan.stream, call);
     if (error != cudaSuccess) return error;
     error = sum_parts<A>(plan, p.grad_att, blocks, layout.width());
     if (error != cudaSuccess) return error;
@@ -359,15 +373,19 @@ cudaError_t gatv2_backward(const Gatv2Backward& p, const Plan& plan) {
     call.edges = p.csc;
     call.schedule = plan.csc;
     call.result = p.grad_src;
-    error = launch_items<A>(plain ? by_source<T, V, K, true> : by_source<T, V, K, false>, call,
-                            kTables, plan.stream);
+    error = launch_items<A>(
+        plain ? by_source<T, Scorer, V, K, true> : by_source<T, Scorer, V, K, false>, call, kTables,
+        plan.stream);
     if (error != cudaSuccess) return error;
     return launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
   };
-  return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, run);
+  return with_scorer(p.scorer, [&](auto scorer) {
+    return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads,
+                                    [&](auto v, auto k) { return run(scorer, v, k); });
+  });
 }
 
-template cudaError_t gatv2_backward<GK_TYPE>(const Gatv2Backward&, const Plan&);
+template cudaError_t rowwise_backward<GK_TYPE>(const RowwiseBackward&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -1,4 +1,4 @@
-// GAT's scores: s_e = score_src[j] + score_dst[i] + edge_score[e] of one head.
+// Separable scores, GAT's: s_e = score_src[j] + score_dst[i] + edge_score[e] of one head.
 #pragma once
 #include "rows.h"
 

@@ -1,0 +1,161 @@
+// How an edge scores by channel, and what its score's gradient reaches: the scorers of the CPU's
+// and the GPU's loops.
+//
+// Row-wise scores are l = sum_c term(att, x_j, x_i)[c]. V is a vector of channels: Vec<A> on a CPU,
+// a lane's A on a GPU. An edge's feature is added to x_j before a scorer sees it, so that what
+// reaches x_j reaches it, too. A new scorer is a struct with `term` and `reach`, a RowScorer, and a
+// line of with_scorer. (Separable scores, l = leaky_relu(s_j + s_i + s_e) of scalars, are GAT's
+// alone, and have kernels of their own.)
+#pragma once
+#include <type_traits>
+#include <utility>
+
+#include "host_device.h"
+
+namespace gatkernels {
+
+// s > 0 ? a : b, by channel
+template <class V>
+GK_INLINE V if_positive(V s, V a, V b) {
+  if constexpr (std::is_floating_point_v<V>) {
+    return s > V(0) ? a : b;
+  } else {
+    return V::if_positive(s, a, b);
+  }
+}
+// a b + c
+template <class V>
+GK_INLINE V multiply_add(V a, V b, V c) {
+  if constexpr (std::is_floating_point_v<V>) {
+    return a * b + c;
+  } else {
+    return V::fma(a, b, c);
+  }
+}
+
+// d term / d (x_j, x_i, att)
+template <class V>
+struct Reach {
+  V j, i, att;
+};
+
+// The sum of dl reach.PART over edges, PART being j, i or att.
+template <class V, V Reach<V>::* kPart>
+struct ReachSum {
+  V sum;
+
+  template <class Scorer>
+  GK_INLINE void add(const Scorer& scorer, V dl, const typename Scorer::Att& att, V x_j, V x_i) {
+    sum = multiply_add(dl, scorer.reach(att, x_j, x_i).*kPart, sum);
+  }
+  // A gradient from the sum; `total` is the sum of dl.
+  template <class Scorer>
+  GK_INLINE V gradient(const Scorer&, const typename Scorer::Att&, V) const {
+    return sum;
+  }
+};
+
+// What a scorer has unless it says otherwise.
+template <class V>
+struct RowwiseScorer {
+  V slope, one;
+
+  using Att = V;  // att as a scorer likes it
+  GK_INLINE Att prepare(V att) const { return att; }
+
+  using GradJ = ReachSum<V, &Reach<V>::j>;
+  using GradI = ReachSum<V, &Reach<V>::i>;
+  using GradAtt = ReachSum<V, &Reach<V>::att>;
+};
+
+// term = att leaky_relu(u), u = x_j + x_i (Brody et al., 2022)
+template <class V>
+struct Gatv2 : RowwiseScorer<V> {
+  struct Att {
+    V above, below;  // what u is multiplied with above zero and below
+  };
+  GK_INLINE Att prepare(V att) const { return {att, this->slope * att}; }
+  GK_INLINE V step(V u) const { return if_positive(u, this->one, this->slope); }
+
+  GK_INLINE V term(const Att& att, V x_j, V x_i) const {
+    const V u = x_j + x_i;
+    return if_positive(u, att.above, att.below) * u;
+  }
+  GK_INLINE Reach<V> reach(const Att& att, V x_j, V x_i) const {
+    const V u = x_j + x_i, steepness = if_positive(u, att.above, att.below);
+    return {steepness, steepness, step(u) * u};
+  }
+
+  // On a CPU: sum dl att leaky'(u) = att sum dl leaky'(u)
+  struct VectorGrad {
+    V sum;
+
+    GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
+      sum = sum + dl * scorer.step(x_j + x_i);
+    }
+    GK_INLINE V gradient(const Gatv2&, const Att& att, V) const { return att.above * sum; }
+  };
+  // sum dl leaky(u), with the products above
+  struct VectorGradAtt {
+    V sum;
+
+    GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
+      const V u = x_j + x_i;
+      sum = multiply_add(dl * scorer.step(u), u, sum);
+    }
+    GK_INLINE V gradient(const Gatv2&, const Att&, V) const { return sum; }
+  };
+  // On a GPU: sum dl att leaky'(u) = att (slope sum dl + (1 - slope) sum of dl where u > 0)
+  struct LaneGrad {
+    V positive;
+
+    GK_INLINE void add(const Gatv2&, V dl, const Att&, V x_j, V x_i) {
+      if (x_j + x_i > V(0)) positive += dl;
+    }
+    GK_INLINE V gradient(const Gatv2&, const Att& att, V total) const {
+      return att.below * total + (att.above - att.below) * positive;
+    }
+  };
+  // sum dl leaky(u) = slope sum of dl u where u <= 0, + sum of dl u where u > 0
+  struct LaneGradAtt {
+    V negative, positive;
+
+    GK_INLINE void add(const Gatv2&, V dl, const Att&, V x_j, V x_i) {
+      const V u = x_j + x_i;
+      if (u > V(0)) {
+        positive += dl * u;
+      } else {
+        negative += dl * u;
+      }
+    }
+    GK_INLINE V gradient(const Gatv2& scorer, const Att&, V) const {
+      return scorer.slope * negative + positive;
+    }
+  };
+  static constexpr bool kLane = std::is_floating_point_v<V>;
+  using GradI = std::conditional_t<kLane, LaneGrad, VectorGrad>;
+  using GradJ = GradI;
+  using GradAtt = std::conditional_t<kLane, LaneGradAtt, VectorGradAtt>;
+};
+
+enum class RowScorer { kGatv2 };
+// By the names of gatkernels/ops/call.py
+constexpr std::pair<const char*, RowScorer> kRowScorers[] = {{"gatv2", RowScorer::kGatv2}};
+
+template <template <class V> class Scorer>
+struct ScorerOf {
+  template <class V>
+  using type = Scorer<V>;
+};
+
+// visit(ScorerOf<Scorer>()) of that scorer: kernels are compiled for those listed here.
+template <class Visit>
+auto with_scorer(RowScorer scorer, Visit visit) {
+  switch (scorer) {
+    case RowScorer::kGatv2:
+      break;
+  }
+  return visit(ScorerOf<Gatv2>());
+}
+
+}  // namespace gatkernels

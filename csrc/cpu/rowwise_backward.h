@@ -1,0 +1,293 @@
+// Backward of row-wise scores: a prologue over destinations, a pass over CSR for grad_dst and
+// grad_att, a pass over CSC for grad_src. Per edge, with dl = alpha (m <dO, x_j> - delta) and what
+// the scorer says of its score:
+//   grad_dst += dl reach.i,  grad_att += dl reach.att,  grad_src += dl reach.j + alpha m dO.
+#pragma once
+#include "node_scores.h"
+#include "rowwise.h"
+
+namespace gatkernels {
+namespace GK_ISA {
+
+template <class T, class A, class Scorer>
+struct RowwiseBackwardJob {
+  using V = Vec<A>;
+  const RowwiseBackward& p;
+  Heads<A> of;
+  HeadMap<A> map;
+  Gather<T> x;            // by the columns of CSR
+  Gather<T> grad, x_dst;  // by the columns of CSC
+  const A* fields;        // of each destination [3, H]: row maximum, 1 / sum, delta
+  int64_t fields_stride;
+  RowScores<T, A, Scorer> scores;
+  int heads;
+  int64_t width;
+  A* att_parts;  // [tasks, then long rows; H * C]
+
+  RowwiseBackwardJob(const RowwiseBackward& params, char* memory, A* att_parts_)
+      : p(params),
+        of(params.shape, params.scores.dropout),
+        map(params.shape.heads, params.shape.channels, memory),
+        x{static_cast<const T*>(params.x.data), params.x.stride,
+          params.csr.col + params.csr.rowptr[params.csr.rows]},
+        grad{static_cast<const T*>(params.grad.data), params.grad.stride,
+             params.csc.col + params.csc.rowptr[params.csc.rows]},
+        x_dst{static_cast<const T*>(params.scores.dst.data), params.scores.dst.stride,
+              grad.col_end},
+        fields(static_cast<const A*>(params.fields)),
+        fields_stride(4 * params.shape.heads),
+        scores(params, map, x),
+        heads(int(params.shape.heads)),
+        width(map.width),
+        att_parts(att_parts_) {}
+
+  const T* x_of(int64_t j) const { return x.data + j * x.stride; }
+  const T* grad_of(int64_t i) const { return grad.data + i * grad.stride; }
+  const T* dst_of(int64_t i) const { return x_dst.data + i * x_dst.stride; }
+
+  void prefetch_fields(const int32_t* at) const {
+    const int32_t* ahead = at + kPrefetch < grad.col_end ? at + kPrefetch : at;
+    const A* next = fields + *ahead * fields_stride;
+    for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
+  }
+
+  void prologue(int64_t i, A* delta) const {
+    dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_of(i), delta);
+    if (p.grad_alpha) {
+      for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
+        const int64_t at = int64_t(p.csr.eid[edge]) * heads;
+        for (int h = 0; h < heads; ++h) {
+          delta[h] +=
+              static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
+        }
+      }
+    }
+    A* field = static_cast<A*>(p.fields) + i * fields_stride;
+    std::memcpy(field, static_cast<const A*>(p.stats) + i * 3 * heads,
+                size_t(2 * heads) * sizeof(A));
+    std::memcpy(field + 2 * heads, delta, size_t(heads) * sizeof(A));
+  }
+
+  // weight = alpha m and score = dl for n edges between the row `own` and the rows `at`, the
+  // sources' where kBySource, the destinations' else.
+  template <bool kBySource>
+  void terms(int64_t own, const int32_t* at, const int32_t* eid, int n, const Scratch<A>& t) const {
+    for (int e = 0; e < n; ++e) {
+      if (kBySource) {
+        prefetch_row(grad, width, at + e);
+        prefetch_row(x_dst, width, at + e);
+        prefetch_fields(at + e);
+      } else {
+        prefetch_row(x, width, at + e);
+      }
+      const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;
+      scores.logits({x_of(j), dst_of(i), scores.edge_row(eid[e])}, t.weight + e * of.stride);
+      dot_heads(map, grad_of(i), x_of(j), t.score + e * of.stride);
+    }
+    const Block block{at, eid, grad.col_end, n};
+    if (kBySource) {
+      of.loops.alpha_of_edges(of, {fields, fields_stride}, block, t);
+    } else {
+      of.loops.alpha_of_row(of, fields + own * fields_stride, block, t);
+    }
+    of.loops.weigh(of, block, t, nullptr, false);
+    of.loops.score_gradient(of, static_cast<const A*>(p.grad_alpha), block, t);
+  }
+
+  // Over n edges and kN vectors of features: sums (+)= the scorer's for the gradient of the own
+  // row, and other (+)= those for att (by destination) or sum alpha m dO (by source). kPlain: no
+  // vector spans two heads, and there are no edge features.
+  template <bool kBySource, bool kPlain, int kN>
+  void accumulate_tile(int64_t own, const int32_t* at, const int32_t* eid, int n, int64_t feature,
+                       bool carry, A* sums, A* other, const Scratch<A>& t) const {
+    using Grad = std::conditional_t<kBySource, typename Scorer::GradJ, typename Scorer::GradI>;
+    const Scorer& scorer = scores.scorer;
+    const T* own_row = (kBySource ? x_of(own) : dst_of(own)) + feature;
+    const int64_t left = width - feature;
+    const int tail = left < kN * V::kWidth ? int(left - (kN - 1) * V::kWidth) : V::kWidth;
+    Grad first[kN];
+    typename Scorer::GradAtt second[kN];
+    V fixed[kN];
+    int head[kN];
+    typename V::Index index[kN];
+    unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+      constexpr int f = k * V::kWidth;
+      const int lanes = k == kN - 1 ? tail : V::kWidth;
+      first[k].sum = carry ? V::load(sums + feature + f, lanes) : V::set(A(0));
+      second[k].sum = carry ? V::load(other + feature + f, lanes) : V::set(A(0));
+      fixed[k] = V::load(own_row + f, lanes);
+      head[k] = map.first[feature / V::kWidth + k];
+      if (!kPlain) index[k] = V::index(map.offset + feature + f);
+    });
+    const auto sum = [&](auto whole) __attribute__((always_inline)) {
+      for (int e = 0; e < n; ++e) {
+        const T* row = (kBySource ? dst_of(at[e]) : x_of(at[e])) + feature;
+        const T* grad_row = grad_of(at[e]) + feature;
+        const T* edge = kPlain ? nullptr : scores.edge_row(eid[e]);
+        const A* dl = t.score + e * of.stride;
+        const A* w = t.weight + e * of.stride;
+        unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+          constexpr int f = k * V::kWidth;
+          const auto load = [&](const auto* p) __attribute__((always_inline)) {
+            return k < kN - 1 || whole() ? load_row<A>(p + f) : V::load(p + f, tail);
+          };
+          const auto of_head = [&](const A* values) __attribute__((always_inline)) {
+            return kPlain ? V::set(values[head[k]]) : V::expand(values + head[k], index[k]);
+          };
+          const V gathered = load(row), x_i = kBySource ? gathered : fixed[k];
+          V key = kBySource ? fixed[k] : gathered;  // x_j, and the edge's feature
+          if (!kPlain && edge) key = key + load(edge + feature);
+          const auto att = scorer.prepare(load(scores.att + feature));
+          const V d = of_head(dl);
+          first[k].add(scorer, d, att, key, x_i);
+          if constexpr (kBySource) {
+            second[k].sum = V::fma(of_head(w), load(grad_row), second[k].sum);
+          } else {
+            second[k].add(scorer, d, att, key, x_i);
+            if (!kPlain && p.grad_edge) {
+              T* to = static_cast<T*>(p.grad_edge) + int64_t(eid[e]) * width + feature + f;
+              (d * scorer.reach(att, key, x_i).j).store(to, k == kN - 1 ? tail : V::kWidth);
+            }
+          }
+        });
+      }
+    };
+    if (kPlain && tail == V::kWidth) {
+      sum(std::true_type());
+    } else {
+      sum(std::false_type());
+    }
+    unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+      const int lanes = k == kN - 1 ? tail : V::kWidth;
+      first[k].sum.store(sums + feature + k * V::kWidth, lanes);
+      second[k].sum.store(other + feature + k * V::kWidth, lanes);
+    });
+  }
+
+  template <bool kBySource, int kN, class... Rest>
+  void accumulate_kinds(int64_t own, Rest... rest) const {
+    if (map.uniform && scores.edge_rows == nullptr) {
+      accumulate_tile<kBySource, true, kN>(own, rest...);
+    } else {
+      accumulate_tile<kBySource, false, kN>(own, rest...);
+    }
+  }
+  template <bool kBySource, class... Rest>
+  void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
+                        Rest... rest) const {
+    each_tile<V>(width, [&](auto vectors, int64_t f) {
+      accumulate_kinds<kBySource, vectors.value>(own, at, eid, n, f, rest...);
+    });
+  }
+
+  // The gradient of the row `own`, from its sums; by destination also what they add to a part of
+  // grad_att.
+  template <bool kBySource>
+  void finish(int64_t own, const A* sums, const A* other, int64_t part) const {
+    T* result = static_cast<T*>(kBySource ? p.grad_src : p.grad_dst) + own * width;
+    A* to_att = att_parts + part * width;
+    const Scorer& scorer = scores.scorer;
+    const auto gradient = [&](auto of_sum, const A* from, int64_t f, int lanes) {
+      of_sum.sum = V::load(from + f, lanes);
+      return of_sum.gradient(scorer, scorer.prepare(V::load(scores.att + f, lanes)), V::set(A(0)));
+    };
+    for (int64_t f = 0; f < width; f += V::kWidth) {
+      const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
+      if constexpr (kBySource) {
+        const V grad = gradient(typename Scorer::GradJ(), sums, f, lanes);
+        (grad + V::load(other + f, lanes)).store(result + f, lanes);
+      } else {
+        gradient(typename Scorer::GradI(), sums, f, lanes).store(result + f, lanes);
+        const V grad = gradient(typename Scorer::GradAtt(), other, f, lanes);
+        (V::load(to_att + f, lanes) + grad).store(to_att + f, lanes);
+      }
+    }
+  }
+
+  template <bool kBySource>
+  void clear(int64_t own) const {
+    T* result = static_cast<T*>(kBySource ? p.grad_src : p.grad_dst) + own * width;
+    std::memset(result, 0, size_t(width) * sizeof(T));
+  }
+
+  // Edges [begin, end) of the row `own`, block by block.
+  template <bool kBySource>
+  void run(int64_t own, int64_t begin, int64_t end, A* sums, A* other, const Scratch<A>& t) const {
+    const Edges& edges = kBySource ? p.csc : p.csr;
+    for (int64_t edge = begin; edge < end; edge += scores.block) {
+      const int n = int(end - edge < scores.block ? end - edge : scores.block);
+      const int32_t* at = edges.col + edge;
+      const int32_t* eid = edges.eid + edge;
+      terms<kBySource>(own, at, eid, n, t);
+      accumulate_terms<kBySource>(own, at, eid, n, edge != begin, sums, other, t);
+    }
+  }
+};
+
+// A pass over the edges of all rows, by source or by destination. A partial result is two rows of
+// sums [2, H * C].
+template <bool kBySource, class A, class Job>
+struct RowwisePass {
+  const Job& job;
+  const Edges& edges;
+  int64_t width, tasks;
+
+  int64_t partial_size() const { return 2 * width; }
+  void rows(int64_t task, int64_t begin, int64_t end, const Scratch<A>& t) const {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t first = edges.rowptr[row], last = edges.rowptr[row + 1];
+      if (first == last) {
+        job.template clear<kBySource>(row);
+        continue;
+      }
+      job.template run<kBySource>(row, first, last, t.row, t.row_pos, t);
+      job.template finish<kBySource>(row, t.row, t.row_pos, task);
+    }
+  }
+  void segment(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
+    job.template run<kBySource>(row, begin, end, partial, partial + width, t);
+  }
+  void merge(int64_t row, int64_t index, A* partials, int64_t count, const Scratch<A>&) const {
+    const A* sums = add_partials(partials, count, partial_size());
+    job.template finish<kBySource>(row, sums, sums + width, tasks + index);
+  }
+};
+
+template <class T, class A, class Scorer>
+static Status rowwise_backward_of(const RowwiseBackward& p, char* memory, A* att_parts) {
+  using Job = RowwiseBackwardJob<T, A, Scorer>;
+  const Job job(p, memory, att_parts);
+  const int64_t tasks = task_count(p.csr.rowptr, p.csr.rows);
+  Status status =
+      run_range(p.csr.rows, p.shape.threads, Scratch<A>::bytes(p.shape.heads, job.width),
+                [&](int64_t begin, int64_t end, char* scratch) {
+                  const Scratch<A> t(scratch, p.shape.heads, job.width);
+                  for (int64_t i = begin; i < end; ++i) job.prologue(i, t.sum);
+                });
+  if (status != Status::kOk) return status;
+  const RowwisePass<false, A, Job> by_destination{job, p.csr, job.width, tasks};
+  status = run_edges<A>(p.csr, p.shape, job.width, by_destination);
+  if (status != Status::kOk) return status;
+  const RowwisePass<true, A, Job> by_source{job, p.csc, job.width, tasks};
+  return run_edges<A>(p.csc, p.shape, job.width, by_source);
+}
+
+template <class T, class A>
+static Status rowwise_backward(const RowwiseBackward& p) {
+  const int64_t width = p.shape.heads * p.shape.channels;
+  AttParts<A> parts(row_parts(p.csr), width);
+  char* memory = allocate(HeadMap<A>::bytes(width));
+  Status status = Status::kOutOfMemory;
+  if (memory != nullptr && parts.data != nullptr) {
+    status = with_scorer(p.scorer, [&](auto scorer) {
+      using Scorer = typename decltype(scorer)::template type<Vec<A>>;
+      return rowwise_backward_of<T, A, Scorer>(p, memory, parts.data);
+    });
+    parts.sum(static_cast<A*>(p.grad_att));
+  }
+  release(memory);
+  return status;
+}
+
+}  // namespace GK_ISA
+}  // namespace gatkernels
