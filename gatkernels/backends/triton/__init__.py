@@ -16,25 +16,24 @@ from torch import Tensor
 
 from gatkernels.backends import schedule
 from gatkernels.backends.native import Atts, Csr, Gatv2Scores, Scores, _rows
-from gatkernels.backends.triton import gat, gatv2, tiling
-from gatkernels.backends.triton import gat_backward as gatb
-from gatkernels.backends.triton import gatv2_backward as gatv2b
 from gatkernels.backends.triton import node_scores as nodes
-from gatkernels.backends.triton.common import Rows, Work
+from gatkernels.backends.triton import rowwise, rowwise_backward, separable, tiling
+from gatkernels.backends.triton import separable_backward as backward
+from gatkernels.backends.triton.common import Partial, Rows, Work
+from gatkernels.backends.triton.scores import SCORERS
 from gatkernels.backends.triton.tiling import Tile, tile
 
 
 @functools.cache
-def constants(kernel: Any, cut: Tile) -> dict[str, Any]:
-    """Those of ``cut`` that ``kernel`` names, and how it is compiled."""
-    named = {name: value for name, value in cut._asdict().items() if name in kernel.arg_names}
-    return {**named, "num_warps": cut.warps, "enable_fp_fusion": True}
+def constants(cut: Tile) -> dict[str, Any]:
+    """``cut`` for a kernel, and how it is compiled."""
+    return {"tile": cut, "num_warps": cut.warps, "enable_fp_fusion": True}
 
 
 def launch(kernel: Any, programs: int, cut: Tile, *args: Any) -> None:
     """Run ``kernel`` on the current device, ``programs`` for each group of heads."""
     if programs > 0:
-        kernel[(programs, cut.groups)](*args, **constants(kernel, cut))
+        kernel[(programs, cut.groups)](*args, **constants(cut))
 
 
 def _guard(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -52,11 +51,17 @@ def _matrix(tensor: Tensor, unit: int) -> Rows:
     return Rows(tensor, tensor.stride(0) // unit)
 
 
-def _prologue(kernel: Any, job: _Job, cut: Tile, saved: gatb.Saved, *args: Any) -> None:
-    """R destinations to a program; one, where it walks their edges."""
-    if saved.grad_alpha is not None:
-        cut = cut._replace(R=1)
-    launch(kernel, -(-job.rows // cut.R), cut, *job.args()[:2], *args)
+def _prologue(kernel: Any, job: _Job, cut: Tile, walk: bool, *args: Any) -> None:
+    """Several destinations to a program; one, where it walks their edges."""
+    rows = 1 if walk else cut.tiny.rows
+    launch(kernel, -(-job.rows // rows), cut, *job.args()[:2], *args)
+
+
+def _partial(like: Tensor, job: _Job, size: tuple[int, int], sums: int, pair: bool) -> Partial:
+    """Room for the chunks' ``sums`` of each head, and one or two of each feature."""
+    parts = like.new_empty(2 if pair else 1, job.chunks, *size)
+    scalars = like.new_empty(job.chunks, sums, size[0]) if sums else None
+    return Partial(scalars, parts[0], parts[1] if pair else None)
 
 
 class _Job:
@@ -73,16 +78,16 @@ class _Job:
         self.work = Work(rowptr, col, eid, chunk_row, chunk_end, plan.order, plan.bigs, chunk)
         self.packed = plan.order is not None
         bigs = min(self.rows, edges // (schedule.TINY + 1)) if self.packed else self.rows
-        self.segments = plan.chunks + bigs
+        self.singles = plan.chunks + bigs
 
     def packs(self, cut: Tile) -> int:
-        return -(-self.rows // cut.R) if self.packed else 0
+        return -(-self.rows // cut.tiny.rows) if self.packed else 0
 
     def programs(self, cut: Tile) -> int:
-        return self.segments + self.packs(cut)
+        return self.singles + self.packs(cut)
 
     def args(self) -> tuple[Any, ...]:
-        return self.work, self.rows, self.segments, self.chunks
+        return self.work, self.rows, self.singles, self.chunks
 
 
 def _options(scores: Scores | Gatv2Scores) -> tuple[Tensor | None, float, float, int]:
@@ -92,10 +97,10 @@ def _options(scores: Scores | Gatv2Scores) -> tuple[Tensor | None, float, float,
     return seed if p > 0.0 else None, slope, scale, math.ceil(p * 2.0**32)
 
 
-def _gat_scores(scores: Scores) -> gat.Scores:
+def _gat_scores(scores: Scores) -> separable.Scores:
     src, dst = _rows(scores[0]), _rows(scores[1])
     edge = None if scores[2] is None else scores[2].contiguous()
-    return gat.Scores(src, dst, edge, src.stride(0), dst.stride(0))
+    return separable.Scores(src, dst, edge, src.stride(0), dst.stride(0))
 
 
 def _vectors(atts: Atts, scores: tuple[Tensor, ...]) -> nodes.Vectors:
@@ -112,7 +117,7 @@ def node_scores(csr: Csr, x: Tensor, atts: Atts) -> Tensor:
     cut = tile(heads, channels, scores.dtype, unit)
     with _guard(x):
         to = _vectors(atts, tuple(scores))
-        launch(nodes.scores, -(-rows // cut.R), cut, rows, _matrix(x, unit), to)
+        launch(nodes.scores, -(-rows // cut.tiny.rows), cut, rows, _matrix(x, unit), to)
     return scores
 
 
@@ -122,7 +127,7 @@ def _node_score_gradients(
     rows, heads, channels = x.shape
     unit = _unit(x, grad_x)
     cut = tile(heads, channels, grad_att.dtype, unit, tiles=2)
-    programs = min(tiling.PERSISTENT, -(-rows // cut.R))
+    programs = min(tiling.PERSISTENT, -(-rows // cut.tiny.rows))
     parts = grad_att.new_empty(programs, *grad_att.shape)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad_x, unit)
     args = (rows, x_rows, grad_rows, _vectors(atts, scores), parts)
@@ -133,27 +138,26 @@ def _node_score_gradients(
 def gat_forward(
     csr: Csr, x: Tensor, scores: Scores, training: bool, statistics: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    job, x, sums = _Job(csr), _rows(x), scores[0]
+    """``out``, ``out_pos`` and ``stats``; the last two are empty unless asked for.
+
+    ``training``: a backward will follow, which needs both.
+    """
+    job, x, like = _Job(csr), _rows(x), scores[0]
     heads, channels = x.shape[1:]
     out = x.new_empty(job.rows, heads, channels)
-    out_pos = sums.new_empty(job.rows, heads, channels) if training else None
-    stats = sums.new_empty(job.rows, 3, heads) if statistics else None
+    out_pos = like.new_empty(job.rows, heads, channels) if training else None
+    stats = like.new_empty(job.rows, 3, heads) if statistics else None
     unit = _unit(x)
-    cut = tile(heads, channels, sums.dtype, unit)
-    chunks = job.chunks
-    partial = gat.Partial(
-        sums.new_empty(chunks, 3, heads),
-        sums.new_empty(chunks, heads, channels),
-        sums.new_empty(chunks, heads, channels) if training else None,
-    )
-    to = gat.Forward(out, stats, out_pos)
+    cut = tile(heads, channels, like.dtype, unit)
+    partial = _partial(like, job, (heads, channels), 3, training)
+    to = separable.Forward(out, stats, out_pos)
     with _guard(x):
         args = (_matrix(x, unit), _gat_scores(scores), to, partial, *_options(scores))
-        launch(gat.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(gat.merge, job.chunks, cut, job.work, to, partial)
+        launch(separable.forward, job.programs(cut), cut, *job.args(), *args)
+        launch(separable.merge, job.chunks, cut, job.work, to, partial)
     if out_pos is None:
-        out_pos = sums.new_empty(0)
-    return out, out_pos, sums.new_empty(0) if stats is None else stats
+        out_pos = like.new_empty(0)
+    return out, out_pos, like.new_empty(0) if stats is None else stats
 
 
 def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
@@ -162,7 +166,7 @@ def gat_alpha(csr: Csr, scores: Scores, stats: Tensor) -> Tensor:
     cut = tile(heads, 1, stats.dtype)
     with _guard(stats):
         args = (_gat_scores(scores), stats, alpha, *_options(scores))
-        launch(gat.alpha, job.programs(cut), cut, *job.args(), *args)
+        launch(separable.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
@@ -176,6 +180,10 @@ def gat_backward(
     grads: tuple[Tensor, Tensor | None],
     results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
 ) -> None:
+    """Writes ``results``: the gradients of x, the scores' three parts and the attention vectors.
+
+    ``saved``: out, out_pos, stats and, with a gradient of alpha, alpha; ``grads``: of out, alpha.
+    """
     rows, columns, (x, grad) = _Job(csr), _Job(csc), map(_rows, (x, grads[0]))
     heads, channels = x.shape[1:]
     stats = saved[2]
@@ -183,54 +191,50 @@ def gat_backward(
     grad_x, grad_src, grad_dst, grad_edge, grad_att = results
     unit = _unit(x, grad, grad_x)
     cut = tile(heads, channels, stats.dtype, unit, tiles=1 if scores[2] is None else 2)
-    terms = stats.new_empty(rows.rows, 4, heads)
-    chunks = columns.chunks
-    partial = gatb.Partial(
-        stats.new_empty(chunks, heads),
-        stats.new_empty(chunks, heads, channels),
-        stats.new_empty(chunks, heads, channels),
-    )
+    fields = stats.new_empty(rows.rows, 4, heads)
+    partial = _partial(stats, columns, (heads, channels), 1, scores[2] is None)
     given = _gat_scores(scores)
-    kept = gatb.Saved(*saved[:3], None if grad_alpha is None else saved[3], grad_alpha)
+    alpha = None if grad_alpha is None else saved[3]
     edge = None if scores[2] is None else grad_edge
-    to = gatb.Grads(grad_x, grad_src, edge, _matrix(grad_x, unit).stride, grad_src.stride(0))
+    to = backward.Grads(grad_x, grad_src, edge, _matrix(grad_x, unit).stride, grad_src.stride(0))
     seed, slope, *dropout = _options(scores)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
     with _guard(x):
-        args: tuple[Any, ...] = (grad_rows, given, kept, terms, grad_dst, grad_dst.stride(0), slope)
-        _prologue(gatb.prologue, rows, cut, kept, *args)
-        args = (x_rows, grad_rows, given, terms, grad_alpha, to, partial, seed, slope, *dropout)
-        launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
+        left = backward.Saved(*saved[:3], alpha, grad_alpha)
+        args: tuple[Any, ...] = (grad_rows, given, left, fields)
+        args = (*args, grad_dst, grad_dst.stride(0), slope)
+        _prologue(backward.prologue, rows, cut, grad_alpha is not None, *args)
+        args = (x_rows, grad_rows, given, fields, grad_alpha, to, partial, seed, slope, *dropout)
+        launch(backward.backward, columns.programs(cut), cut, *columns.args(), *args)
         cut = tile(heads, channels, stats.dtype, unit, tiles=2)
-        launch(gatb.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
+        launch(backward.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
         if atts[0] is not None:
             _node_score_gradients(x, atts, (grad_src, grad_dst), grad_x, grad_att)
 
 
-def _gatv2_scores(scores: Gatv2Scores, unit: int) -> gatv2.Scores:
+def _gatv2_scores(scores: Gatv2Scores, unit: int) -> rowwise.Scores:
     x_dst, att, edge = scores[:3]
     edge = None if edge is None else edge.contiguous()
-    return gatv2.Scores(x_dst, att.contiguous(), edge, x_dst.stride(0) // unit)
+    return rowwise.Scores(SCORERS["gatv2"], x_dst, att.contiguous(), edge, x_dst.stride(0) // unit)
 
 
 def gatv2_forward(
     csr: Csr, x: Tensor, scores: Gatv2Scores, statistics: bool
 ) -> tuple[Tensor, Tensor]:
-    job, x, x_dst, sums = _Job(csr), _rows(x), _rows(scores[0]), scores[1]
+    """``out``, and ``stats``, which are empty unless asked for."""
+    job, x, x_dst, like = _Job(csr), _rows(x), _rows(scores[0]), scores[1]
     heads, channels = x.shape[1:]
     out = x.new_empty(job.rows, heads, channels)
-    stats = sums.new_empty(job.rows, 3, heads) if statistics else None
-    unit, chunks = _unit(x, x_dst), job.chunks
-    cut = tile(heads, channels, sums.dtype, unit, tiles=1 if scores[2] is None else 2)
-    partial = gat.Partial(
-        sums.new_empty(chunks, 3, heads), sums.new_empty(chunks, heads, channels), None
-    )
-    to, given = gat.Forward(out, stats, None), _gatv2_scores((x_dst, *scores[1:]), unit)
+    stats = like.new_empty(job.rows, 3, heads) if statistics else None
+    unit = _unit(x, x_dst)
+    cut = tile(heads, channels, like.dtype, unit, tiles=1 if scores[2] is None else 2)
+    partial = _partial(like, job, (heads, channels), 3, False)
+    to, given = separable.Forward(out, stats, None), _gatv2_scores((x_dst, *scores[1:]), unit)
     with _guard(x):
         args = (_matrix(x, unit), given, to, partial, *_options(scores))
-        launch(gatv2.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(gat.merge, job.chunks, cut, job.work, to, partial)
-    return out, sums.new_empty(0) if stats is None else stats
+        launch(rowwise.forward, job.programs(cut), cut, *job.args(), *args)
+        launch(separable.merge, job.chunks, cut, job.work, to, partial)
+    return out, like.new_empty(0) if stats is None else stats
 
 
 def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tensor:
@@ -242,7 +246,7 @@ def gatv2_alpha(csr: Csr, x: Tensor, scores: Gatv2Scores, stats: Tensor) -> Tens
     given = _gatv2_scores((x_dst, *scores[1:]), unit)
     with _guard(x):
         args = (_matrix(x, unit), given, stats, alpha, *_options(scores))
-        launch(gatv2.alpha, job.programs(cut), cut, *job.args(), *args)
+        launch(rowwise.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
@@ -255,6 +259,10 @@ def gatv2_backward(
     grads: tuple[Tensor, Tensor | None],
     results: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
+    """Writes ``results``: the gradients of x_src, x_dst, att and edge.
+
+    ``saved``: out, stats and, with a gradient of alpha, alpha; ``grads``: of out, alpha.
+    """
     rows, columns = _Job(csr), _Job(csc)
     x, x_dst, grad = map(_rows, (x, scores[0], grads[0]))
     heads, channels = x.shape[1:]
@@ -263,30 +271,28 @@ def gatv2_backward(
     grad_src, grad_dst, grad_att, grad_edge = results
     unit = _unit(x, x_dst, grad)
     cut = tile(heads, channels, stats.dtype, unit, tiles=2 if scores[2] is None else 4)
-    terms = stats.new_empty(rows.rows, 3, heads)
-    kept = gatb.Saved(out, None, stats, None if grad_alpha is None else alpha, grad_alpha)
+    fields = stats.new_empty(rows.rows, 3, heads)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
-    given = gatv2b.Given(grad, terms, grad_alpha, grad_rows.stride)
+    given = rowwise_backward.Given(grad, fields, grad_alpha, grad_rows.stride)
     from_scores = _gatv2_scores((x_dst, *scores[1:]), unit)
     edge = None if scores[2] is None else grad_edge
     dropout = _options(scores)
     packs = rows.packs(cut)
-    programs = min(tiling.PERSISTENT, rows.segments + packs)
+    programs = min(tiling.PERSISTENT, rows.singles + packs)
     att_parts = stats.new_empty(programs, heads, channels)
-
-    def partial(chunks: int, rest: bool) -> gatv2b.Partial:
-        parts = stats.new_empty(2 if rest else 1, chunks, heads, channels)
-        return gatv2b.Partial(parts[0], parts[1] if rest else None)
-
+    by_row = _partial(stats, rows, (heads, channels), 0, False)
+    by_column = _partial(stats, columns, (heads, channels), 0, True)
     with _guard(x):
-        _prologue(gatv2b.prologue, rows, cut, kept, grad_rows, kept, terms)
-        part = partial(rows.chunks, False)
+        left = backward.Saved(out, None, stats, None if grad_alpha is None else alpha, grad_alpha)
+        walk = grad_alpha is not None
+        _prologue(rowwise_backward.prologue, rows, cut, walk, grad_rows, left, fields)
         args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, edge)
-        args = (*rows.args(), packs, *args, att_parts, part, *dropout)
-        launch(gatv2b.by_destination, programs, cut, *args)
-        launch(gatv2b.merge, rows.chunks, cut, rows.work, grad_dst, from_scores, part)
+        args = (*rows.args(), packs, *args, att_parts, by_row, *dropout)
+        launch(rowwise_backward.by_destination, programs, cut, *args)
+        args = (rows.work, grad_dst, from_scores, by_row)
+        launch(rowwise_backward.merge, rows.chunks, cut, *args)
         torch.sum(att_parts, 0, out=grad_att)
-        part = partial(columns.chunks, True)
-        args = (x_rows, given, from_scores, grad_src, part, *dropout)
-        launch(gatv2b.by_source, columns.programs(cut), cut, *columns.args(), *args)
-        launch(gatv2b.merge, columns.chunks, cut, columns.work, grad_src, from_scores, part)
+        args = (*columns.args(), x_rows, given, from_scores, grad_src, by_column, *dropout)
+        launch(rowwise_backward.by_source, columns.programs(cut), cut, *args)
+        args = (columns.work, grad_src, from_scores, by_column)
+        launch(rowwise_backward.merge, columns.chunks, cut, *args)
