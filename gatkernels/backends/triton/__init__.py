@@ -59,9 +59,9 @@ def _prologue(kernel: Any, job: _Job, cut: Tile, walk: bool, *args: Any) -> None
 
 def _partial(like: Tensor, job: _Job, size: tuple[int, int], sums: int, pair: bool) -> Partial:
     """Room for the chunks' ``sums`` of each head, and one or two of each feature."""
-    parts = like.new_empty(2 if pair else 1, job.chunks, *size)
-    scalars = like.new_empty(job.chunks, sums, size[0]) if sums else None
-    return Partial(scalars, parts[0], parts[1] if pair else None)
+    # allocated one by one, they are aligned; else kernels are compiled anew
+    rows, rows2 = (like.new_empty(job.chunks, *size) if wanted else None for wanted in (True, pair))
+    return Partial(like.new_empty(job.chunks, sums, size[0]) if sums else None, rows, rows2)
 
 
 class _Job:

@@ -211,8 +211,17 @@ def dropped(weight, drop, work, place, there, head, tile: tl.constexpr):
 
 
 @triton.jit
-def each_part(body, work, rows, singles, chunks, pid, args, tile: tl.constexpr):
-    """Calls ``body(work, part, *args, tile, block)`` for the part of program ``pid``."""
+def settings(seed, slope, scale, threshold, dtype: tl.constexpr, tile: tl.constexpr):
+    """The heads of this program, and what :func:`leaky` and :func:`dropped` take."""
+    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
+    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    return head, tl.full([1, 1, 1], slope, dtype), drop
+
+
+@triton.jit
+def each_part(body, work, rows, singles, chunks, args, tile: tl.constexpr):
+    """Calls ``body(work, part, *args, tile, block)`` for the part of this program."""
+    pid = tl.program_id(0)
     if pid < singles:
         row, begin, end, there = single_row(work, rows, chunks, pid)
         if there:
@@ -241,9 +250,9 @@ def store_partial(to, chunk, top, total, total2, acc, acc2, head, tile: tl.const
 
 
 @triton.jit
-def merge_chunks(work, partial, pid, softmax: tl.constexpr, head, tile: tl.constexpr):
-    """A hub, -1 if ``pid`` is not its first chunk, and the sums of its chunks, in their order."""
-    row, begin, end = hub_of(work, pid)
+def merge_chunks(work, partial, softmax: tl.constexpr, head, tile: tl.constexpr):
+    """The hub whose first chunk is this program's, if it is one, and its chunks' sums in order."""
+    row, begin, end = hub_of(work, tl.program_id(0))
     D: tl.constexpr = tile.big.edges
     H: tl.constexpr = tile.H
     dtype: tl.constexpr = partial.rows.dtype.element_ty
@@ -275,4 +284,5 @@ def merge_chunks(work, partial, pid, softmax: tl.constexpr, head, tile: tl.const
         if partial.rows2 is not None:
             acc2 = fold(acc2, factor * load_rows(partial.rows2, at, there, head, tile))
     total, total2 = tl.sum(total, axis=1), tl.sum(total2, axis=1)
-    return row, best, total, total2, tl.sum(acc, axis=1), tl.sum(acc2, axis=1)
+    acc, acc2 = tl.sum(acc, axis=1), tl.sum(acc2, axis=1)
+    return row, end > begin, best, total, total2, acc, acc2

@@ -21,6 +21,7 @@ from gatkernels.backends.triton.common import (
     ids,
     load_heads,
     load_rows,
+    settings,
     store_heads,
 )
 from gatkernels.backends.triton.separable import store_forward
@@ -90,12 +91,10 @@ def forward(work, rows, singles, chunks, x, scores, to, partial, seed,
             slope: tl.float64, scale: tl.float64, threshold: tl.int64,
             tile: tl.constexpr):  # fmt: skip
     """A program owns a part of CSR, and writes its rows of ``out``."""
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = scores.att.dtype.element_ty
-    slope = tl.full([1, 1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        forward_rows, work, rows, singles, chunks, tl.program_id(0),
+        forward_rows, work, rows, singles, chunks,
         (x, scores, to, partial, slope, drop, head), tile,
     )  # fmt: skip
 
@@ -126,11 +125,9 @@ def alpha(work, rows, singles, chunks, x, scores, stats, to, seed,
           slope: tl.float64, scale: tl.float64, threshold: tl.int64,
           tile: tl.constexpr):  # fmt: skip
     """A program owns a part of CSR, and writes ``[E, H]`` of its edges from the statistics."""
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = stats.dtype.element_ty
-    slope = tl.full([1, 1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        alpha_rows, work, rows, singles, chunks, tl.program_id(0),
+        alpha_rows, work, rows, singles, chunks,
         (x, scores, stats, to, slope, drop, head), tile,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from gatkernels.backends.triton.common import (
     load_heads,
     load_rows,
     merge_chunks,
+    settings,
     single_row,
     store_heads,
     store_partial,
@@ -65,8 +66,8 @@ def prologue(work, rows, grad, saved, fields, tile: tl.constexpr):
     if saved.grad_alpha is not None:
         delta += attention_share(work, saved, None, row, there, delta, head, tile)[0]
     top = load_heads(saved.stats, 3 * H, row, there, head, tile)
-    inverse = load_heads(saved.stats + H, 3 * H, row, there, head, tile)
     store_heads(fields, 3 * H, row, top, there, head, tile)
+    inverse = load_heads(saved.stats + H, 3 * H, row, there, head, tile)
     store_heads(fields + H, 3 * H, row, inverse, there, head, tile)
     store_heads(fields + 2 * H, 3 * H, row, delta, there, head, tile)
 
@@ -151,10 +152,8 @@ def by_destination(work, rows, singles, chunks, packs, x, given, scores, grad_ds
     """A program owns every num_programs-th part of CSR, so that few parts of grad_att
     ``[programs, H, C]`` are left to add; it writes its own, and its rows of grad_dst."""
     pid = tl.program_id(0)
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = att_parts.dtype.element_ty
-    slope = tl.full([1, 1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     att_part = tl.zeros([tile.BH, tile.BC], dtype)
     for item in range(pid, singles, tl.num_programs(0)):
         row, begin, end, there = single_row(work, rows, chunks, item)
@@ -207,12 +206,10 @@ def by_source(work, rows, singles, chunks, x, given, scores, grad_src, partial, 
               slope: tl.float64, scale: tl.float64, threshold: tl.int64,
               tile: tl.constexpr):  # fmt: skip
     """A program owns a part of CSC, and writes its rows of grad_src."""
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = given.fields.dtype.element_ty
-    slope = tl.full([1, 1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        source_rows, work, rows, singles, chunks, tl.program_id(0),
+        source_rows, work, rows, singles, chunks,
         (x, given, scores, grad_src, partial, slope, drop, head), tile,
     )  # fmt: skip
 
@@ -221,6 +218,6 @@ def by_source(work, rows, singles, chunks, x, given, scores, grad_src, partial, 
 def merge(work, to, scores, partial, tile: tl.constexpr):
     """The program of a hub's first chunk owns its row of a gradient."""
     head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
-    row, _, _, _, reached, rest = merge_chunks(work, partial, tl.program_id(0), False, head, tile)
+    row, _, _, _, _, reached, rest = merge_chunks(work, partial, False, head, tile)
     grad = reached * tl.sum(load_att(scores, head, tile), axis=1) + rest
     store_rows(to, row * (tile.H * tile.C), grad, row >= 0, head, tile)

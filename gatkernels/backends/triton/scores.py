@@ -1,8 +1,8 @@
 """Row-wise scores: what an edge from j to i scores by channel, of two rows of features.
 
 A scorer is of the family ``l_e = sum_c att[c] value(x_j + edge_e, x_i)[c]``: two functions, and the
-loops of rowwise.py and rowwise_backward.py do the rest. They take blocks of channels that broadcast,
-and must be finite where both rows are zero, as channels beyond the last one are.
+loops of rowwise.py and rowwise_backward.py do the rest. They take blocks of channels, which
+broadcast, and are finite where both rows are zero, as channels beyond the last one are.
 
 Kernels get them as constants, in a tuple among their arguments. As a ``tl.constexpr`` the tuple
 would work, too, but Triton would then look up compiled kernels on disk by the functions' names, and

@@ -25,6 +25,7 @@ from gatkernels.backends.triton.common import (
     load_heads,
     load_rows,
     merge_chunks,
+    settings,
     store_heads,
     store_partial,
     store_rows,
@@ -135,12 +136,10 @@ def forward(work, rows, singles, chunks, x, scores, to, partial, seed,
             slope: tl.float64, scale: tl.float64, threshold: tl.int64,
             tile: tl.constexpr):  # fmt: skip
     """A program owns a part of CSR, and writes its rows of ``out``."""
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = scores.dst.dtype.element_ty
-    slope = tl.full([1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        forward_rows, work, rows, singles, chunks, tl.program_id(0),
+        forward_rows, work, rows, singles, chunks,
         (x, scores, to, partial, slope, drop, head), tile,
     )  # fmt: skip
 
@@ -149,10 +148,8 @@ def forward(work, rows, singles, chunks, x, scores, to, partial, seed,
 def merge(work, to, partial, tile: tl.constexpr):
     """The program of a hub's first chunk owns its row; for all forwards."""
     head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
-    row, top, total, total_pos, acc, acc_pos = merge_chunks(
-        work, partial, tl.program_id(0), True, head, tile
-    )
-    finish(to, row, row >= 0, top, total, total_pos, acc, acc_pos, head, tile)
+    row, some, top, total, total_pos, acc, acc_pos = merge_chunks(work, partial, True, head, tile)
+    finish(to, row, some, top, total, total_pos, acc, acc_pos, head, tile)
 
 
 @triton.jit
@@ -176,11 +173,9 @@ def alpha(work, rows, singles, chunks, scores, stats, to, seed,
           slope: tl.float64, scale: tl.float64, threshold: tl.int64,
           tile: tl.constexpr):  # fmt: skip
     """A program owns a part of CSR, and writes ``[E, H]`` of its edges from the statistics."""
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = stats.dtype.element_ty
-    slope = tl.full([1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        alpha_rows, work, rows, singles, chunks, tl.program_id(0),
+        alpha_rows, work, rows, singles, chunks,
         (scores, stats, to, slope, drop, head), tile,
     )  # fmt: skip

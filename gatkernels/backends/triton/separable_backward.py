@@ -23,6 +23,7 @@ from gatkernels.backends.triton.common import (
     load_heads,
     load_rows,
     merge_chunks,
+    settings,
     store_heads,
     store_partial,
     store_rows,
@@ -94,13 +95,13 @@ def prologue(work, rows, grad, scores, saved, fields, grad_dst, dst_stride, slop
         share, share_pos = attention_share(work, saved, scores, row, there, score_dst, head, tile)
         delta += share
         delta_pos += share_pos
-    top = load_heads(saved.stats, 3 * H, row, there, head, tile)
-    inverse = load_heads(saved.stats + H, 3 * H, row, there, head, tile)
-    positive = load_heads(saved.stats + 2 * H, 3 * H, row, there, head, tile)
     store_heads(fields, 4 * H, row, score_dst, there, head, tile)
+    top = load_heads(saved.stats, 3 * H, row, there, head, tile)
     store_heads(fields + H, 4 * H, row, top, there, head, tile)
+    inverse = load_heads(saved.stats + H, 3 * H, row, there, head, tile)
     store_heads(fields + 2 * H, 4 * H, row, inverse, there, head, tile)
     store_heads(fields + 3 * H, 4 * H, row, delta, there, head, tile)
+    positive = load_heads(saved.stats + 2 * H, 3 * H, row, there, head, tile)
     slope = tl.full([1, 1], slope, dtype)
     d_dst = (1.0 - slope) * (delta_pos - delta * positive)
     d_dst = tl.where(inverse == 0.0, 0.0, d_dst)  # a row without edges: dO may not be finite
@@ -177,12 +178,10 @@ def backward(work, rows, singles, chunks, x, grad, scores, fields, grad_alpha, t
              slope: tl.float64, scale: tl.float64, threshold: tl.int64,
              tile: tl.constexpr):  # fmt: skip
     """A program owns a part of CSC, and writes its rows of the sources' gradients."""
-    head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     dtype: tl.constexpr = fields.dtype.element_ty
-    slope = tl.full([1, 1, 1], slope, dtype)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
+    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        backward_rows, work, rows, singles, chunks, tl.program_id(0),
+        backward_rows, work, rows, singles, chunks,
         (x, grad, scores, fields, grad_alpha, to, partial, slope, drop, head), tile,
     )  # fmt: skip
 
@@ -191,8 +190,6 @@ def backward(work, rows, singles, chunks, x, grad, scores, fields, grad_alpha, t
 def merge(work, x, to, partial, slope: tl.float64, tile: tl.constexpr):
     """The program of a hub's first chunk owns its row."""
     head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
-    row, _, total, _, acc, acc_pos = merge_chunks(
-        work, partial, tl.program_id(0), False, head, tile
-    )
+    row, used, _, total, _, acc, acc_pos = merge_chunks(work, partial, False, head, tile)
     slope = tl.full([1, 1, 1], slope, acc.dtype)
-    finish(to, row, row >= 0, total, acc, acc_pos, x, slope, head, tile)
+    finish(to, row, used, total, acc, acc_pos, x, slope, head, tile)
