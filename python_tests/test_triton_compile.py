@@ -25,12 +25,12 @@ TARGETS = {
     "hip:gfx942": ("wide", "odd"),
 }
 KERNELS = {
-    "gat.forward", "gat.merge", "gat.alpha",
-    "gat_backward.prologue", "gat_backward.backward", "gat_backward.merge",
+    "separable.forward", "separable.merge", "separable.alpha",
+    "separable_backward.prologue", "separable_backward.backward", "separable_backward.merge",
     "node_scores.scores", "node_scores.gradients",
-    "gatv2.forward", "gatv2.alpha",
-    "gatv2_backward.prologue", "gatv2_backward.by_destination", "gatv2_backward.by_source",
-    "gatv2_backward.merge",
+    "rowwise.forward", "rowwise.alpha",
+    "rowwise_backward.prologue", "rowwise_backward.by_destination", "rowwise_backward.by_source",
+    "rowwise_backward.merge",
 }  # fmt: skip
 
 

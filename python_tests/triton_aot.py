@@ -50,12 +50,12 @@ CASES = {
 #: On a small graph, whose rows come as they are numbered; all kernels do on a large one.
 UNORDERED = {"everything", "bfloat16", "odd"}
 GATHER = {
-    "gat.forward",
-    "gat_backward.backward",
-    "gatv2.forward",
-    "gatv2.alpha",
-    "gatv2_backward.by_destination",
-    "gatv2_backward.by_source",
+    "separable.forward",
+    "separable_backward.backward",
+    "rowwise.forward",
+    "rowwise.alpha",
+    "rowwise_backward.by_destination",
+    "rowwise_backward.by_source",
 }
 SEED = torch.tensor([5])
 
@@ -120,11 +120,11 @@ def compile_all(case: str, drivers: Target) -> None:
         if case != "wide" and name not in GATHER:
             return
         grid = (programs, cut.groups)
-        built = kernel.warmup(*args, **kernels.constants(kernel, cut), grid=grid)
+        built = kernel.warmup(*args, **kernels.constants(cut), grid=grid)
         found = nvidia(built.asm["cubin"]) if "cubin" in built.asm else amd(built.asm["amdgcn"])
         found["case"], found["kernel"], found["gathers"] = case, name, name in GATHER
         threads = cut.warps * drivers.target.warp_size
-        found["row_bytes_per_thread"] = cut.D * cut.BH * cut.BC * dtype.itemsize / threads
+        found["row_bytes_per_thread"] = cut.big.edges * cut.BH * cut.BC * dtype.itemsize / threads
         if not everything:  # Philox multiplies in 32 bits, too
             found["narrow_products"] = narrow_products(built.asm["ttir"])
         print(json.dumps(found), flush=True)

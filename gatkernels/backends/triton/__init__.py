@@ -16,11 +16,12 @@ from torch import Tensor
 
 from gatkernels.backends import schedule
 from gatkernels.backends.native import fit, fit_grads, fit_rows, grad_of_edges
-from gatkernels.backends.triton import gat, gatv2, tiling
-from gatkernels.backends.triton import gat_backward as gatb
-from gatkernels.backends.triton import gatv2_backward as gatv2b
 from gatkernels.backends.triton import node_scores as nodes
-from gatkernels.backends.triton.common import Rows, Work
+from gatkernels.backends.triton import rowwise, separable, tiling
+from gatkernels.backends.triton import rowwise_backward as rowwise_back
+from gatkernels.backends.triton import separable_backward as separable_back
+from gatkernels.backends.triton.common import Partial, Rows, Work
+from gatkernels.backends.triton.scores import SCORERS
 from gatkernels.backends.triton.tiling import Tile, tile
 from gatkernels.ops import philox
 from gatkernels.ops.call import (
@@ -37,16 +38,15 @@ from gatkernels.ops.call import (
 
 
 @functools.cache
-def constants(kernel: Any, cut: Tile) -> dict[str, Any]:
-    """Those of ``cut`` that ``kernel`` names, and how it is compiled."""
-    named = {name: value for name, value in cut._asdict().items() if name in kernel.arg_names}
-    return {**named, "num_warps": cut.warps, "enable_fp_fusion": True}
+def constants(cut: Tile) -> dict[str, Any]:
+    """``cut`` for a kernel, and how it is compiled."""
+    return {"tile": cut, "num_warps": cut.warps, "enable_fp_fusion": True}
 
 
 def launch(kernel: Any, programs: int, cut: Tile, *args: Any) -> None:
     """Run ``kernel`` on the current device, ``programs`` for each group of heads."""
     if programs > 0:
-        kernel[(programs, cut.groups)](*args, **constants(kernel, cut))
+        kernel[(programs, cut.groups)](*args, **constants(cut))
 
 
 def _guard(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -64,11 +64,17 @@ def _matrix(tensor: Tensor, unit: int) -> Rows:
     return Rows(tensor, tensor.stride(0) // unit)
 
 
-def _prologue(kernel: Any, job: _Job, cut: Tile, saved: gatb.Saved, *args: Any) -> None:
-    """R destinations to a program; one, where it walks their edges."""
-    if saved.grad_alpha is not None:
-        cut = cut._replace(R=1)
-    launch(kernel, -(-job.rows // cut.R), cut, *job.args()[:2], *args)
+def _prologue(kernel: Any, job: _Job, cut: Tile, walk: bool, *args: Any) -> None:
+    """Several destinations to a program; one, where it walks their edges."""
+    rows = 1 if walk else cut.tiny.rows
+    launch(kernel, -(-job.rows // rows), cut, *job.args()[:2], *args)
+
+
+def _partial(like: Tensor, job: _Job, size: tuple[int, int], sums: int, pair: bool) -> Partial:
+    """Room for the chunks' ``sums`` of each head, and one or two of each feature."""
+    # allocated one by one, they are aligned; else kernels are compiled anew
+    rows, rows2 = (like.new_empty(job.chunks, *size) if wanted else None for wanted in (True, pair))
+    return Partial(like.new_empty(job.chunks, sums, size[0]) if sums else None, rows, rows2)
 
 
 class _Job:
@@ -85,16 +91,16 @@ class _Job:
         self.work = Work(rowptr, col, eid, chunk_row, chunk_end, plan.order, plan.bigs, chunk)
         self.packed = plan.order is not None
         bigs = min(self.rows, edges // (schedule.TINY + 1)) if self.packed else self.rows
-        self.segments = plan.chunks + bigs
+        self.singles = plan.chunks + bigs
 
     def packs(self, cut: Tile) -> int:
-        return -(-self.rows // cut.R) if self.packed else 0
+        return -(-self.rows // cut.tiny.rows) if self.packed else 0
 
     def programs(self, cut: Tile) -> int:
-        return self.segments + self.packs(cut)
+        return self.singles + self.packs(cut)
 
     def args(self) -> tuple[Any, ...]:
-        return self.work, self.rows, self.segments, self.chunks
+        return self.work, self.rows, self.singles, self.chunks
 
 
 def _options(scoring: Scoring) -> tuple[Tensor | None, float, float, int]:
@@ -103,11 +109,11 @@ def _options(scoring: Scoring) -> tuple[Tensor | None, float, float, int]:
     return seed if p > 0.0 else None, slope, philox.scale(p), philox.threshold(p)
 
 
-def _gat_scores(inputs: GatInputs) -> gat.Scores:
+def _gat_scores(inputs: GatInputs) -> separable.Scores:
     src, dst = inputs.score_src, inputs.score_dst
     assert src is not None
     assert dst is not None
-    return gat.Scores(src, dst, inputs.edge_score, src.stride(0), dst.stride(0))
+    return separable.Scores(src, dst, inputs.edge_score, src.stride(0), dst.stride(0))
 
 
 def node_scores(call: GatCall) -> tuple[Tensor, Tensor | None]:
@@ -120,7 +126,7 @@ def node_scores(call: GatCall) -> tuple[Tensor, Tensor | None]:
     cut = tile(heads, channels, score_src.dtype, unit)
     with _guard(x):
         to = nodes.Vectors(att_src, att_dst, score_src, score_dst)
-        launch(nodes.scores, -(-rows // cut.R), cut, rows, _matrix(x, unit), to)
+        launch(nodes.scores, -(-rows // cut.tiny.rows), cut, rows, _matrix(x, unit), to)
     return score_src, score_dst
 
 
@@ -129,7 +135,7 @@ def _node_score_gradients(inputs: GatInputs, grads: tuple[Tensor, ...]) -> None:
     rows, heads, channels = x.shape
     unit = _unit(x, grad_x)
     cut = tile(heads, channels, grad_att.dtype, unit, tiles=2)
-    programs = min(tiling.PERSISTENT, -(-rows // cut.R))
+    programs = min(tiling.PERSISTENT, -(-rows // cut.tiny.rows))
     parts = grad_att.new_empty(programs, *grad_att.shape)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad_x, unit)
     both = None if inputs.att_dst is None else grad_dst
@@ -148,17 +154,12 @@ def gat_forward(call: GatCall, training: bool, statistics: bool) -> tuple[Tensor
     stats = like.new_empty(job.rows, 3, heads) if statistics else None
     unit = _unit(x)
     cut = tile(heads, channels, like.dtype, unit)
-    chunks = job.chunks
-    partial = gat.Partial(
-        like.new_empty(chunks, 3, heads),
-        like.new_empty(chunks, heads, channels),
-        like.new_empty(chunks, heads, channels) if training else None,
-    )
-    to = gat.Forward(out, stats, out_pos)
+    partial = _partial(like, job, (heads, channels), 3, training)
+    to = separable.Forward(out, stats, out_pos)
     with _guard(x):
         args = (_matrix(x, unit), given, to, partial, *_options(call.scoring))
-        launch(gat.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(gat.merge, job.chunks, cut, job.work, to, partial)
+        launch(separable.forward, job.programs(cut), cut, *job.args(), *args)
+        launch(separable.merge, job.chunks, cut, job.work, to, partial)
     nothing = (like.new_empty(0) if t is None else t for t in (out_pos, stats))
     return (out, *nothing)
 
@@ -169,7 +170,7 @@ def gat_alpha(call: GatCall, stats: Tensor) -> Tensor:
     cut = tile(heads, 1, stats.dtype)
     with _guard(stats):
         args = (_gat_scores(fit(call.inputs)), stats, alpha, *_options(call.scoring))
-        launch(gat.alpha, job.programs(cut), cut, *job.args(), *args)
+        launch(separable.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
@@ -189,35 +190,32 @@ def gat_backward(call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads) ->
     grad_x, grad_src, grad_dst, grad_edge, _ = results
     unit = _unit(x, grad, grad_x)
     cut = tile(heads, channels, stats.dtype, unit, tiles=1 if edge is None else 2)
-    terms = stats.new_empty(rows.rows, 4, heads)
-    chunks = columns.chunks
-    partial = gatb.Partial(
-        stats.new_empty(chunks, heads),
-        stats.new_empty(chunks, heads, channels),
-        stats.new_empty(chunks, heads, channels),
-    )
-    kept = gatb.Saved(
-        saved.out, saved.out_pos, stats, None if grad_alpha is None else saved.alpha, grad_alpha
-    )
+    fields = stats.new_empty(rows.rows, 4, heads)
+    partial = _partial(stats, columns, (heads, channels), 1, edge is None)
+    alpha = None if grad_alpha is None else saved.alpha
+    left = separable_back.Saved(saved.out, saved.out_pos, stats, alpha, grad_alpha)
     to_edge = None if edge is None else grad_edge
-    to = gatb.Grads(grad_x, grad_src, to_edge, _matrix(grad_x, unit).stride, grad_src.stride(0))
+    to = separable_back.Grads(
+        grad_x, grad_src, to_edge, _matrix(grad_x, unit).stride, grad_src.stride(0)
+    )
     seed, slope, *dropout = _options(call.scoring)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
     with _guard(x):
-        args: tuple[Any, ...] = (grad_rows, given, kept, terms, grad_dst, grad_dst.stride(0), slope)
-        _prologue(gatb.prologue, rows, cut, kept, *args)
-        args = (x_rows, grad_rows, given, terms, grad_alpha, to, partial, seed, slope, *dropout)
-        launch(gatb.backward, columns.programs(cut), cut, *columns.args(), *args)
+        args: tuple[Any, ...] = (grad_rows, given, left, fields)
+        args = (*args, grad_dst, grad_dst.stride(0), slope)
+        _prologue(separable_back.prologue, rows, cut, grad_alpha is not None, *args)
+        args = (x_rows, grad_rows, given, fields, grad_alpha, to, partial, seed, slope, *dropout)
+        launch(separable_back.backward, columns.programs(cut), cut, *columns.args(), *args)
         cut = tile(heads, channels, stats.dtype, unit, tiles=2)
-        launch(gatb.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
+        launch(separable_back.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
         if inputs.att_src is not None:
             _node_score_gradients(inputs, results)
     return results
 
 
-def _row_scores(inputs: RowwiseInputs, unit: int) -> gatv2.Scores:
+def _row_scores(scorer: str, inputs: RowwiseInputs, unit: int) -> rowwise.Scores:
     _, x_dst, att, edge = inputs
-    return gatv2.Scores(x_dst, att, edge, x_dst.stride(0) // unit)
+    return rowwise.Scores(SCORERS[scorer], x_dst, att, edge, x_dst.stride(0) // unit)
 
 
 def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor]:
@@ -226,16 +224,14 @@ def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor
     heads, channels = x.shape[1:]
     out = x.new_empty(job.rows, heads, channels)
     stats = att.new_empty(job.rows, 3, heads) if statistics else None
-    unit, chunks = _unit(x, x_dst), job.chunks
+    unit = _unit(x, x_dst)
     cut = tile(heads, channels, att.dtype, unit, tiles=1 if edge is None else 2)
-    partial = gat.Partial(
-        att.new_empty(chunks, 3, heads), att.new_empty(chunks, heads, channels), None
-    )
-    to = gat.Forward(out, stats, None)
+    partial = _partial(att, job, (heads, channels), 3, False)
+    to, given = separable.Forward(out, stats, None), _row_scores(call.scorer, inputs, unit)
     with _guard(x):
-        args = (_matrix(x, unit), _row_scores(inputs, unit), to, partial, *_options(call.scoring))
-        launch(gatv2.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(gat.merge, job.chunks, cut, job.work, to, partial)
+        args = (_matrix(x, unit), given, to, partial, *_options(call.scoring))
+        launch(rowwise.forward, job.programs(cut), cut, *job.args(), *args)
+        launch(separable.merge, job.chunks, cut, job.work, to, partial)
     return out, att.new_empty(0) if stats is None else stats
 
 
@@ -247,9 +243,9 @@ def rowwise_alpha(call: RowwiseCall, stats: Tensor) -> Tensor:
     unit = _unit(x, x_dst)
     cut = tile(heads, channels, stats.dtype, unit, tiles=1 if edge is None else 2)
     with _guard(x):
-        given = _row_scores(inputs, unit)
+        given = _row_scores(call.scorer, inputs, unit)
         args = (_matrix(x, unit), given, stats, alpha, *_options(call.scoring))
-        launch(gatv2.alpha, job.programs(cut), cut, *job.args(), *args)
+        launch(rowwise.alpha, job.programs(cut), cut, *job.args(), *args)
     return alpha
 
 
@@ -270,31 +266,31 @@ def rowwise_backward(
     grad_src, grad_dst, grad_att, grad_edge = results
     unit = _unit(x, x_dst, grad)
     cut = tile(heads, channels, stats.dtype, unit, tiles=2 if edge is None else 4)
-    terms = stats.new_empty(rows.rows, 3, heads)
-    kept = gatb.Saved(out, None, stats, None if grad_alpha is None else alpha, grad_alpha)
+    fields = stats.new_empty(rows.rows, 3, heads)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
-    given = gatv2b.Given(grad, terms, grad_alpha, grad_rows.stride)
-    from_scores = _row_scores(inputs, unit)
+    given = rowwise_back.Given(grad, fields, grad_alpha, grad_rows.stride)
+    from_scores = _row_scores(call.scorer, inputs, unit)
     to_edge = None if edge is None else grad_edge
     dropout = _options(call.scoring)
     packs = rows.packs(cut)
-    programs = min(tiling.PERSISTENT, rows.segments + packs)
+    programs = min(tiling.PERSISTENT, rows.singles + packs)
     att_parts = stats.new_empty(programs, heads, channels)
-
-    def partial(chunks: int, rest: bool) -> gatv2b.Partial:
-        parts = stats.new_empty(2 if rest else 1, chunks, heads, channels)
-        return gatv2b.Partial(parts[0], parts[1] if rest else None)
-
+    by_row = _partial(stats, rows, (heads, channels), 0, False)
+    by_column = _partial(stats, columns, (heads, channels), 0, True)
     with _guard(x):
-        _prologue(gatv2b.prologue, rows, cut, kept, grad_rows, kept, terms)
-        part = partial(rows.chunks, False)
+        left = separable_back.Saved(
+            out, None, stats, None if grad_alpha is None else alpha, grad_alpha
+        )
+        walk = grad_alpha is not None
+        _prologue(rowwise_back.prologue, rows, cut, walk, grad_rows, left, fields)
         args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, to_edge)
-        args = (*rows.args(), packs, *args, att_parts, part, *dropout)
-        launch(gatv2b.by_destination, programs, cut, *args)
-        launch(gatv2b.merge, rows.chunks, cut, rows.work, grad_dst, from_scores, part)
+        args = (*rows.args(), packs, *args, att_parts, by_row, *dropout)
+        launch(rowwise_back.by_destination, programs, cut, *args)
+        args = (rows.work, grad_dst, from_scores, by_row)
+        launch(rowwise_back.merge, rows.chunks, cut, *args)
         torch.sum(att_parts, 0, out=grad_att)
-        part = partial(columns.chunks, True)
-        args = (x_rows, given, from_scores, grad_src, part, *dropout)
-        launch(gatv2b.by_source, columns.programs(cut), cut, *columns.args(), *args)
-        launch(gatv2b.merge, columns.chunks, cut, columns.work, grad_src, from_scores, part)
+        args = (*columns.args(), x_rows, given, from_scores, grad_src, by_column, *dropout)
+        launch(rowwise_back.by_source, columns.programs(cut), cut, *args)
+        args = (columns.work, grad_src, from_scores, by_column)
+        launch(rowwise_back.merge, columns.chunks, cut, *args)
     return results

@@ -34,20 +34,25 @@ if triton.knobs.runtime.interpret:  # works on whole arrays: wide tiles and few 
     PERSISTENT = 4
 
 
+class Block(NamedTuple):
+    """The edges that a program has in hand at a time."""
+
+    rows: int  # R, rows of the graph
+    edges: int  # D, edges of each row side by side
+    scalars: int  # the same where there are no features
+    sums: int  # A, sums over edges kept side by side: as many as edges, 1 where a thread holds all
+
+
 class Tile(NamedTuple):
-    """Compile-time constants of a launch, named as the kernels name them."""
+    """Compile-time constants of a launch, for all of its kernel's functions."""
 
     H: int  # heads
     C: int  # channels
     BH: int  # heads of a program
     BC: int  # channels, rounded up to a power of two
     UNIT: int  # row strides are multiples of this
-    D: int  # edges side by side, of a segment
-    S: int  # the same where there are no features
-    R: int  # tiny rows of a program
-    T: int  # edges side by side, of a tiny row
-    A: int  # sums over edges kept side by side: D, or 1 where a thread holds all D
-    AT: int  # the same for tiny rows
+    big: Block  # of one row: a big one, or a chunk of a hub
+    tiny: Block  # of a pack of tiny rows; its ``rows`` also where rows are taken without edges
     groups: int  # programs that share the heads of a row
     warps: int
 
@@ -68,18 +73,15 @@ def tile(heads: int, channels: int, dtype: torch.dtype, unit: int = 1, tiles: in
     edges = min(max(budget // width, 1), EDGES)
     tiny_edges = min(edges, TINY_EDGES)
     scalars = min(max(SCALARS * warps // block_h, 1), SCALAR_EDGES)
+    tiny_rows = min(max(budget // (width * tiny_edges), 1), ROWS)
     return Tile(
-        heads,
-        channels,
-        block_h,
-        block_c,
-        unit,
-        edges,
-        scalars,
-        min(max(budget // (width * tiny_edges), 1), ROWS),
-        tiny_edges,
-        1 if alone else edges,
-        1 if alone else tiny_edges,
-        -(-heads // block_h),
-        warps,
+        H=heads,
+        C=channels,
+        BH=block_h,
+        BC=block_c,
+        UNIT=unit,
+        big=Block(1, edges, scalars, 1 if alone else edges),
+        tiny=Block(tiny_rows, tiny_edges, tiny_edges, 1 if alone else tiny_edges),
+        groups=-(-heads // block_h),
+        warps=warps,
     )
