@@ -70,6 +70,7 @@ struct RowwiseScorer {
 // term = att leaky_relu(u), u = x_j + x_i (Brody et al., 2022)
 template <class V>
 struct Gatv2 : RowwiseScorer<V> {
+  static constexpr bool kLane = std::is_floating_point_v<V>;
   struct Att {
     V above, below;  // what u is multiplied with above zero and below
   };
@@ -78,7 +79,8 @@ struct Gatv2 : RowwiseScorer<V> {
 
   GK_INLINE V term(const Att& att, V x_j, V x_i) const {
     const V u = x_j + x_i;
-    return if_positive(u, att.above, att.below) * u;
+    if constexpr (kLane) return if_positive(u, att.above, att.below) * u;  // att stays at hand
+    return att.above * if_positive(u, u, this->slope * u);
   }
   GK_INLINE Reach<V> reach(const Att& att, V x_j, V x_i) const {
     const V u = x_j + x_i, steepness = if_positive(u, att.above, att.below);
@@ -90,19 +92,9 @@ struct Gatv2 : RowwiseScorer<V> {
     V sum;
 
     GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
-      sum = sum + dl * scorer.step(x_j + x_i);
+      sum = multiply_add(dl, scorer.step(x_j + x_i), sum);
     }
     GK_INLINE V gradient(const Gatv2&, const Att& att, V) const { return att.above * sum; }
-  };
-  // sum dl leaky(u), with the products above
-  struct VectorGradAtt {
-    V sum;
-
-    GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
-      const V u = x_j + x_i;
-      sum = multiply_add(dl * scorer.step(u), u, sum);
-    }
-    GK_INLINE V gradient(const Gatv2&, const Att&, V) const { return sum; }
   };
   // On a GPU: sum dl att leaky'(u) = att (slope sum dl + (1 - slope) sum of dl where u > 0)
   struct LaneGrad {
@@ -131,10 +123,9 @@ struct Gatv2 : RowwiseScorer<V> {
       return scorer.slope * negative + positive;
     }
   };
-  static constexpr bool kLane = std::is_floating_point_v<V>;
   using GradI = std::conditional_t<kLane, LaneGrad, VectorGrad>;
   using GradJ = GradI;
-  using GradAtt = std::conditional_t<kLane, LaneGradAtt, VectorGradAtt>;
+  using GradAtt = std::conditional_t<kLane, LaneGradAtt, typename RowwiseScorer<V>::GradAtt>;
 };
 
 enum class RowScorer : int { kGatv2 = 0 };
