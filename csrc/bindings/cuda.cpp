@@ -89,26 +89,30 @@ struct Launcher {
   }
   void gat_backward(const GatBackward& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype,
-                     [&](auto type) { return cuda::gat_backward<decltype(type)>(p, context.plan); });
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::gat_backward<decltype(type)>(p, context.plan);
+      });
     });
   }
   void rowwise_forward(const RowwiseForward& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype,
-                     [&](auto type) { return cuda::rowwise_forward<decltype(type)>(p, context.plan); });
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::rowwise_forward<decltype(type)>(p, context.plan);
+      });
     });
   }
   void rowwise_alpha(const RowwiseAlpha& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype,
-                     [&](auto type) { return cuda::rowwise_alpha<decltype(type)>(p, context.plan); });
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::rowwise_alpha<decltype(type)>(p, context.plan);
+      });
     });
   }
   void rowwise_backward(const RowwiseBackward& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype,
-                     [&](auto type) { return cuda::rowwise_backward<decltype(type)>(p, context.plan); });
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::rowwise_backward<decltype(type)>(p, context.plan);
+      });
     });
   }
 };

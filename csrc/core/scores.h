@@ -38,7 +38,9 @@ struct Reach {
   V j, i, att;
 };
 
-// The sum of dl reach.PART over edges, PART being j, i or att.
+// How a gradient adds up over edges: here the sum of dl reach.PART, PART being j, i or att. On a
+// CPU such a struct has one vector, `sum`, which kernels load and store; on a GPU as much as it
+// likes.
 template <class V, V Reach<V>::* kPart>
 struct ReachSum {
   V sum;
@@ -47,9 +49,9 @@ struct ReachSum {
   GK_INLINE void add(const Scorer& scorer, V dl, const typename Scorer::Att& att, V x_j, V x_i) {
     sum = multiply_add(dl, scorer.reach(att, x_j, x_i).*kPart, sum);
   }
-  // A gradient from the sum; `total` is the sum of dl.
+  // The gradient, at the end. On a GPU `total` is the sum of dl, where that is no gradient of att.
   template <class Scorer>
-  GK_INLINE V gradient(const Scorer&, const typename Scorer::Att&, V) const {
+  GK_INLINE V gradient(const Scorer&, const typename Scorer::Att&, V /*total*/) const {
     return sum;
   }
 };
