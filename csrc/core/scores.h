@@ -39,7 +39,9 @@ struct Reach {
   V j, i, att;
 };
 
-// The sum of dl reach.PART over edges, PART being j, i or att.
+// How a gradient adds up over edges: here the sum of dl reach.PART, PART being j, i or att. On a
+// CPU such a struct has one vector, `sum`, which kernels load and store; on a GPU as much as it
+// likes.
 template <class V, V Reach<V>::* kPart>
 struct ReachSum {
   V sum;
@@ -48,9 +50,9 @@ struct ReachSum {
   GK_INLINE void add(const Scorer& scorer, V dl, const typename Scorer::Att& att, V x_j, V x_i) {
     sum = multiply_add(dl, scorer.reach(att, x_j, x_i).*kPart, sum);
   }
-  // A gradient from the sum; `total` is the sum of dl.
+  // The gradient, at the end. On a GPU `total` is the sum of dl, where that is no gradient of att.
   template <class Scorer>
-  GK_INLINE V gradient(const Scorer&, const typename Scorer::Att&, V) const {
+  GK_INLINE V gradient(const Scorer&, const typename Scorer::Att&, V /*total*/) const {
     return sum;
   }
 };
@@ -71,6 +73,7 @@ struct RowwiseScorer {
 // term = att leaky_relu(u), u = x_j + x_i (Brody et al., 2022)
 template <class V>
 struct Gatv2 : RowwiseScorer<V> {
+  static constexpr bool kLane = std::is_floating_point_v<V>;
   struct Att {
     V above, below;  // what u is multiplied with above zero and below
   };
@@ -79,7 +82,8 @@ struct Gatv2 : RowwiseScorer<V> {
 
   GK_INLINE V term(const Att& att, V x_j, V x_i) const {
     const V u = x_j + x_i;
-    return if_positive(u, att.above, att.below) * u;
+    if constexpr (kLane) return if_positive(u, att.above, att.below) * u;  // att stays at hand
+    return att.above * if_positive(u, u, this->slope * u);
   }
   GK_INLINE Reach<V> reach(const Att& att, V x_j, V x_i) const {
     const V u = x_j + x_i, steepness = if_positive(u, att.above, att.below);
@@ -91,19 +95,9 @@ struct Gatv2 : RowwiseScorer<V> {
     V sum;
 
     GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
-      sum = sum + dl * scorer.step(x_j + x_i);
+      sum = multiply_add(dl, scorer.step(x_j + x_i), sum);
     }
     GK_INLINE V gradient(const Gatv2&, const Att& att, V) const { return att.above * sum; }
-  };
-  // sum dl leaky(u), with the products above
-  struct VectorGradAtt {
-    V sum;
-
-    GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
-      const V u = x_j + x_i;
-      sum = multiply_add(dl * scorer.step(u), u, sum);
-    }
-    GK_INLINE V gradient(const Gatv2&, const Att&, V) const { return sum; }
   };
   // On a GPU: sum dl att leaky'(u) = att (slope sum dl + (1 - slope) sum of dl where u > 0)
   struct LaneGrad {
@@ -132,10 +126,9 @@ struct Gatv2 : RowwiseScorer<V> {
       return scorer.slope * negative + positive;
     }
   };
-  static constexpr bool kLane = std::is_floating_point_v<V>;
   using GradI = std::conditional_t<kLane, LaneGrad, VectorGrad>;
   using GradJ = GradI;
-  using GradAtt = std::conditional_t<kLane, LaneGradAtt, VectorGradAtt>;
+  using GradAtt = std::conditional_t<kLane, LaneGradAtt, typename RowwiseScorer<V>::GradAtt>;
 };
 
 enum class RowScorer { kGatv2 };

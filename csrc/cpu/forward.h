@@ -11,7 +11,6 @@ namespace GK_ISA {
 // The edges of a forward, and how they score.
 template <class T, class A, class Scorer>
 struct Scored {
-  const Shape& shape;
   const Edges& csr;
   Heads<A> of;
   HeadMap<A> map;
@@ -21,12 +20,11 @@ struct Scored {
   int64_t width;
 
   template <class Params>
-  Scored(const Params& p, const Matrix& x_, char* memory)
-      : shape(p.shape),
-        csr(p.csr),
+  Scored(const Params& p, const Matrix& x_)
+      : csr(p.csr),
         of(p.shape, p.scores.dropout),
-        map(p.shape.heads, p.shape.channels, memory),
-        x{static_cast<const T*>(x_.data), x_.stride, csr.col + csr.rowptr[csr.rows]},
+        map(p.shape),
+        x(x_, p.csr),
         scorer(p, map, x),
         heads(int(p.shape.heads)),
         width(map.width) {}
@@ -52,8 +50,7 @@ struct ForwardJob : Scored<T, A, Scorer> {
   ForwardResults to;
 
   template <class Params>
-  ForwardJob(const Params& p, char* memory, const ForwardResults& to_)
-      : Base(p, p.x, memory), to(to_) {}
+  ForwardJob(const Params& p, const ForwardResults& to_) : Base(p, p.x), to(to_) {}
 
   // Partial result of a segment: maximum, sum, positive sum [3, slots], then out and out_pos.
   int64_t partial_size() const { return 3 * of.stride + 2 * width; }
@@ -254,23 +251,17 @@ struct AlphaJob {
 
 template <class T, class A, class Scorer, class Params>
 static Status run_forward(const Params& p, const ForwardResults& to) {
-  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
-  if (memory == nullptr) return Status::kOutOfMemory;
-  const ForwardJob<T, A, Scorer> job(p, memory, to);
-  const Status status = run_edges<A>(p.csr, p.shape, job.width, job);
-  release(memory);
-  return status;
+  const ForwardJob<T, A, Scorer> job(p, to);
+  if (job.map.first == nullptr) return Status::kOutOfMemory;
+  return run_edges<A>(p.csr, p.shape, job.width, job);
 }
 template <class T, class A, class Scorer, class Params>
 static Status run_alpha(const Params& p, const Matrix& x) {
-  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
-  if (memory == nullptr) return Status::kOutOfMemory;
-  const Scored<T, A, Scorer> scored(p, x, memory);
+  const Scored<T, A, Scorer> scored(p, x);
+  if (scored.map.first == nullptr) return Status::kOutOfMemory;
   const AlphaJob<A, Scored<T, A, Scorer>> job{scored, static_cast<const A*>(p.stats),
                                               static_cast<A*>(p.alpha)};
-  const Status status = run_edges<A>(p.csr, p.shape, scored.width, job);
-  release(memory);
-  return status;
+  return run_edges<A>(p.csr, p.shape, scored.width, job);
 }
 
 }  // namespace GK_ISA

@@ -213,21 +213,16 @@ struct Loops {
                                           exponentials, weigh};
 };
 
+template <class A, int kHeads>
+const HeadLoops<A>& loops_of(int heads) {
+  if constexpr (kHeads > 1) {
+    if (heads < kHeads) return loops_of<A, kHeads / 2>(heads);
+  }
+  return Loops<A, kHeads>::kTable;
+}
 template <class A>
 const HeadLoops<A>& head_loops(int64_t heads) {
-  constexpr int kWidth = Vec<A>::kWidth;
-  switch (slot<A>(heads)) {
-    case 1:
-      return Loops<A, 1>::kTable;
-    case 2:
-      return Loops<A, 2>::kTable;
-    case 4:
-      return Loops<A, (kWidth < 4 ? 1 : 4)>::kTable;
-    case 8:
-      return Loops<A, (kWidth < 8 ? 1 : 8)>::kTable;
-    default:
-      return Loops<A, (kWidth < 16 ? 1 : 16)>::kTable;
-  }
+  return loops_of<A, Vec<A>::kWidth>(slot<A>(heads));
 }
 
 }  // namespace GK_ISA

@@ -141,6 +141,16 @@ static Status run_edges(const Edges& edges, const Shape& shape, int64_t width, c
                    size_t(job.partial_size()) * sizeof(A)});
 }
 
+// body(node, scratch) for each of `count` nodes.
+template <class A, class Body>
+static Status run_nodes(int64_t count, const Shape& shape, int64_t width, const Body& body) {
+  return run_range(count, shape.threads, Scratch<A>::bytes(shape.heads, width),
+                   [&](int64_t begin, int64_t end, char* memory) {
+                     const Scratch<A> t(memory, shape.heads, width);
+                     for (int64_t i = begin; i < end; ++i) body(i, t);
+                   });
+}
+
 // Partial results of `size` sums each, added to the first of them.
 template <class A>
 static A* add_partials(A* partials, int64_t count, int64_t size) {

@@ -1,33 +1,24 @@
 // Scores from features, and the gradients that come back through them.
 #pragma once
-#include <cstring>
-
-#include "rows.h"
+#include "heads.h"
 
 namespace gatkernels {
 namespace GK_ISA {
 
 template <class T, class A>
 static Status node_scores(const NodeScores& p) {
-  char* memory = allocate(HeadMap<A>::bytes(p.shape.heads * p.shape.channels));
-  if (memory == nullptr) return Status::kOutOfMemory;
-  const HeadMap<A> map(p.shape.heads, p.shape.channels, memory);
+  const HeadMap<A> map(p.shape);
+  if (map.first == nullptr) return Status::kOutOfMemory;
   const auto score = [&](int64_t i, const void* att, void* scores, A* dot) {
     if (scores == nullptr) return;
     const T* x = static_cast<const T*>(p.x.data) + i * p.x.stride;
     dot_heads(map, static_cast<const A*>(att), x, dot);
     std::memcpy(static_cast<A*>(scores) + i * map.heads, dot, size_t(map.heads) * sizeof(A));
   };
-  const size_t scratch = (size_t(p.shape.heads) + Vec<A>::kWidth) * sizeof(A);
-  const Status status =
-      run_range(p.rows, p.shape.threads, scratch, [&](int64_t begin, int64_t end, char* dot) {
-        for (int64_t i = begin; i < end; ++i) {
-          score(i, p.att_src, p.score_src, reinterpret_cast<A*>(dot));
-          score(i, p.att_dst, p.score_dst, reinterpret_cast<A*>(dot));
-        }
-      });
-  release(memory);
-  return status;
+  return run_nodes<A>(p.rows, p.shape, map.width, [&](int64_t i, const Scratch<A>& t) {
+    score(i, p.att_src, p.score_src, t.sum);
+    score(i, p.att_dst, p.score_dst, t.sum);
+  });
 }
 
 // How many parts the sums over all rows come in: one of each task, one of each long row.

@@ -58,25 +58,30 @@ __attribute__((always_inline)) inline void each_tile(int64_t width, Body body) {
   }
 }
 
+// body(flag) of a constant.
+template <class Body>
+__attribute__((always_inline)) inline void with_flag(bool flag, Body body) {
+  flag ? body(std::true_type()) : body(std::false_type());
+}
+
 // Which head each lane of a row of H * C features belongs to.
 template <class A>
 struct HeadMap {
   int heads, channels;
   int64_t width;    // H * C
   bool uniform;     // no vector spans two heads
-  int32_t* first;   // [vectors] first head of a vector
+  int32_t* first;   // [vectors] first head of a vector; null where there is no memory left
   int32_t* offset;  // [vectors, kWidth] head of each lane, less the first
 
   static int64_t vectors(int64_t width) { return (width + Vec<A>::kWidth - 1) / Vec<A>::kWidth; }
-  static size_t bytes(int64_t width) {
-    return size_t(vectors(width)) * (1 + Vec<A>::kWidth) * sizeof(int32_t);
-  }
-  HeadMap(int64_t heads_, int64_t channels_, char* memory)
-      : heads(int(heads_)), channels(int(channels_)), width(heads_ * channels_) {
+  explicit HeadMap(const Shape& shape)
+      : heads(int(shape.heads)), channels(int(shape.channels)), width(shape.heads * channels) {
     constexpr int kWidth = Vec<A>::kWidth;
-    first = reinterpret_cast<int32_t*>(memory);
-    offset = first + vectors(width);
     uniform = heads == 1 || channels % kWidth == 0;
+    const size_t size = size_t(vectors(width)) * (1 + kWidth);
+    first = reinterpret_cast<int32_t*>(allocate(size * sizeof(int32_t)));
+    if (first == nullptr) return;
+    offset = first + vectors(width);
     for (int64_t v = 0; v < vectors(width); ++v) {
       first[v] = int32_t(v * kWidth / channels);
       for (int k = 0; k < kWidth; ++k) {
@@ -85,6 +90,8 @@ struct HeadMap {
       }
     }
   }
+  HeadMap(const HeadMap&) = delete;
+  ~HeadMap() { release(reinterpret_cast<char*>(first)); }
 };
 
 // Rows to gather: row j starts at data + j * stride.
@@ -93,6 +100,11 @@ struct Gather {
   const T* data;
   int64_t stride;
   const int32_t* col_end;  // one past the last column, so that prefetching stays inside
+
+  Gather(const Matrix& m, const Edges& edges)
+      : data(static_cast<const T*>(m.data)),
+        stride(m.stride),
+        col_end(edges.col + edges.rowptr[edges.rows]) {}
 };
 
 // Asks for the row of an edge some way ahead of `col`.
@@ -178,32 +190,18 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
   }
 }
 
-template <class A, int kN, class T, class... Rest>
-static inline void accumulate_kinds(bool pair, const HeadMap<A>& map, const Gather<T>& from,
-                                    Rest... rest) {
-  if (pair) {
-    if (map.uniform) {
-      accumulate_tile<A, kN, true, true>(map, from, rest...);
-    } else {
-      accumulate_tile<A, kN, true, false>(map, from, rest...);
-    }
-  } else {
-    if (map.uniform) {
-      accumulate_tile<A, kN, false, true>(map, from, rest...);
-    } else {
-      accumulate_tile<A, kN, false, false>(map, from, rest...);
-    }
-  }
-}
-
 // All features of a row
 template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
                        const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos) {
-  const bool pair = sum_pos != nullptr;
   each_tile<Vec<A>>(map.width, [&](auto vectors, int64_t f) {
-    accumulate_kinds<A, vectors.value>(pair, map, from, col, n, w, w_pos, w_stride, f, carry, sum,
-                                       sum_pos);
+    with_flag(sum_pos != nullptr, [&](auto pair) __attribute__((always_inline)) {
+      with_flag(map.uniform, [&](auto uniform) __attribute__((always_inline)) {
+        accumulate_tile<A, decltype(vectors)::value, decltype(pair)::value,
+                        decltype(uniform)::value>(map, from, col, n, w, w_pos, w_stride, f, carry,
+                                                  sum, sum_pos);
+      });
+    });
   });
 }
 

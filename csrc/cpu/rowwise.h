@@ -61,9 +61,10 @@ struct RowScores {
   // weight = logits, score = 0, top = max(top, weight)
   void score(const Heads<A>& of, int64_t row, const Block& edges, const Scratch<A>& t, A* top,
              bool carry) const {
+    const T* x_i = x_dst + row * dst_stride;
     for (int e = 0; e < edges.n; ++e) {
       prefetch_row(x, map.width, edges.col + e);
-      logits({x.data + edges.col[e] * x.stride, x_dst + row * dst_stride, edge_row(edges.eid[e])},
+      logits({x.data + edges.col[e] * x.stride, x_i, edge_row(edges.eid[e])},
              t.weight + e * of.stride);
     }
     of.loops.raise_top(of, edges.n, t, top, carry);

@@ -24,16 +24,13 @@ struct RowwiseBackwardJob {
   int64_t width;
   A* att_parts;  // [tasks, then long rows; H * C]
 
-  RowwiseBackwardJob(const RowwiseBackward& params, char* memory, A* att_parts_)
+  RowwiseBackwardJob(const RowwiseBackward& params, A* att_parts_)
       : p(params),
         of(params.shape, params.scores.dropout),
-        map(params.shape.heads, params.shape.channels, memory),
-        x{static_cast<const T*>(params.x.data), params.x.stride,
-          params.csr.col + params.csr.rowptr[params.csr.rows]},
-        grad{static_cast<const T*>(params.grad.data), params.grad.stride,
-             params.csc.col + params.csc.rowptr[params.csc.rows]},
-        x_dst{static_cast<const T*>(params.scores.dst.data), params.scores.dst.stride,
-              grad.col_end},
+        map(params.shape),
+        x(params.x, params.csr),
+        grad(params.grad, params.csc),
+        x_dst(params.scores.dst, params.csc),
         fields(static_cast<const A*>(params.fields)),
         fields_stride(4 * params.shape.heads),
         scores(params, map, x),
@@ -152,11 +149,7 @@ struct RowwiseBackwardJob {
         });
       }
     };
-    if (kPlain && tail == V::kWidth) {
-      sum(std::true_type());
-    } else {
-      sum(std::false_type());
-    }
+    with_flag(kPlain && tail == V::kWidth, sum);
     unrolled<kN>([&](auto k) __attribute__((always_inline)) {
       const int lanes = k == kN - 1 ? tail : V::kWidth;
       first[k].sum.store(sums + feature + k * V::kWidth, lanes);
@@ -164,19 +157,15 @@ struct RowwiseBackwardJob {
     });
   }
 
-  template <bool kBySource, int kN, class... Rest>
-  void accumulate_kinds(int64_t own, Rest... rest) const {
-    if (map.uniform && scores.edge_rows == nullptr) {
-      accumulate_tile<kBySource, true, kN>(own, rest...);
-    } else {
-      accumulate_tile<kBySource, false, kN>(own, rest...);
-    }
-  }
   template <bool kBySource, class... Rest>
   void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                         Rest... rest) const {
     each_tile<V>(width, [&](auto vectors, int64_t f) {
-      accumulate_kinds<kBySource, vectors.value>(own, at, eid, n, f, rest...);
+      const bool plain = map.uniform && scores.edge_rows == nullptr;
+      with_flag(plain, [&](auto plain) __attribute__((always_inline)) {
+        accumulate_tile<kBySource, decltype(plain)::value, decltype(vectors)::value>(own, at, eid,
+                                                                                     n, f, rest...);
+      });
     });
   }
 
@@ -254,39 +243,31 @@ struct RowwisePass {
 };
 
 template <class T, class A, class Scorer>
-static Status rowwise_backward_of(const RowwiseBackward& p, char* memory, A* att_parts) {
+static Status rowwise_backward_of(const RowwiseBackward& p) {
   using Job = RowwiseBackwardJob<T, A, Scorer>;
-  const Job job(p, memory, att_parts);
-  const int64_t tasks = task_count(p.csr.rowptr, p.csr.rows);
-  Status status =
-      run_range(p.csr.rows, p.shape.threads, Scratch<A>::bytes(p.shape.heads, job.width),
-                [&](int64_t begin, int64_t end, char* scratch) {
-                  const Scratch<A> t(scratch, p.shape.heads, job.width);
-                  for (int64_t i = begin; i < end; ++i) job.prologue(i, t.sum);
-                });
-  if (status != Status::kOk) return status;
-  const RowwisePass<false, A, Job> by_destination{job, p.csr, job.width, tasks};
-  status = run_edges<A>(p.csr, p.shape, job.width, by_destination);
-  if (status != Status::kOk) return status;
-  const RowwisePass<true, A, Job> by_source{job, p.csc, job.width, tasks};
-  return run_edges<A>(p.csc, p.shape, job.width, by_source);
+  const AttParts<A> parts(row_parts(p.csr), p.shape.heads * p.shape.channels);
+  const Job job(p, parts.data);
+  if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
+  const int64_t width = job.width, tasks = task_count(p.csr.rowptr, p.csr.rows);
+  Status status = run_nodes<A>(p.csr.rows, p.shape, width,
+                               [&](int64_t i, const Scratch<A>& t) { job.prologue(i, t.sum); });
+  if (status == Status::kOk) {
+    const RowwisePass<false, A, Job> by_destination{job, p.csr, width, tasks};
+    status = run_edges<A>(p.csr, p.shape, width, by_destination);
+  }
+  if (status == Status::kOk) {
+    const RowwisePass<true, A, Job> by_source{job, p.csc, width, tasks};
+    status = run_edges<A>(p.csc, p.shape, width, by_source);
+  }
+  parts.sum(static_cast<A*>(p.grad_att));
+  return status;
 }
 
 template <class T, class A>
 static Status rowwise_backward(const RowwiseBackward& p) {
-  const int64_t width = p.shape.heads * p.shape.channels;
-  AttParts<A> parts(row_parts(p.csr), width);
-  char* memory = allocate(HeadMap<A>::bytes(width));
-  Status status = Status::kOutOfMemory;
-  if (memory != nullptr && parts.data != nullptr) {
-    status = with_scorer(p.scorer, [&](auto scorer) {
-      using Scorer = typename decltype(scorer)::template type<Vec<A>>;
-      return rowwise_backward_of<T, A, Scorer>(p, memory, parts.data);
-    });
-    parts.sum(static_cast<A*>(p.grad_att));
-  }
-  release(memory);
-  return status;
+  return with_scorer(p.scorer, [&](auto scorer) {
+    return rowwise_backward_of<T, A, typename decltype(scorer)::template type<Vec<A>>>(p);
+  });
 }
 
 }  // namespace GK_ISA

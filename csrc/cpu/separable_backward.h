@@ -27,12 +27,11 @@ struct SeparableBackwardJob {
   A slope;
   AttGradient<T, A> att;
 
-  SeparableBackwardJob(const GatBackward& params, char* memory, A* att_parts)
+  SeparableBackwardJob(const GatBackward& params, A* att_parts)
       : p(params),
         of(params.shape, params.scores.dropout),
-        map(params.shape.heads, params.shape.channels, memory),
-        grad{static_cast<const T*>(params.grad.data), params.grad.stride,
-             params.csc.col + params.csc.rowptr[params.csc.rows]},
+        map(params.shape),
+        grad(params.grad, params.csc),
         fields(static_cast<const A*>(params.fields)),
         fields_stride(4 * params.shape.heads),
         src(static_cast<const A*>(params.scores.src.data)),
@@ -192,22 +191,13 @@ template <class T, class A>
 static Status gat_backward(const GatBackward& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
   AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
-  char* memory = allocate(HeadMap<A>::bytes(width));
-  if (memory == nullptr || parts.data == nullptr) {
-    release(memory);
-    return Status::kOutOfMemory;
-  }
-  const SeparableBackwardJob<T, A> job(p, memory, parts.data);
-  Status status = run_range(p.csr.rows, p.shape.threads, Scratch<A>::bytes(p.shape.heads, width),
-                            [&](int64_t begin, int64_t end, char* scratch) {
-                              const Scratch<A> t(scratch, p.shape.heads, width);
-                              for (int64_t i = begin; i < end; ++i) {
-                                job.prologue(i, t.sum, t.sum_pos);
-                              }
-                            });
+  const SeparableBackwardJob<T, A> job(p, parts.data);
+  if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
+  Status status = run_nodes<A>(p.csr.rows, p.shape, width, [&](int64_t i, const Scratch<A>& t) {
+    job.prologue(i, t.sum, t.sum_pos);
+  });
   if (status == Status::kOk) status = run_edges<A>(p.csc, p.shape, width, job);
   if (p.att_src) parts.sum(static_cast<A*>(p.grad_att));
-  release(memory);
   return status;
 }
 

@@ -1,4 +1,4 @@
-// Vectors of AVX2 with FMA.
+// Vectors of AVX2 with FMA. simd_portable.h says what each function does.
 #pragma once
 #include <immintrin.h>
 
@@ -30,7 +30,6 @@ struct Vec<float> {
   }
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
-  // 16-bit storage
   static __m128i load16(const void* p, int n) {
     if (n == kWidth) return _mm_loadu_si128(static_cast<const __m128i*>(p));
     alignas(16) uint16_t lane[kWidth] = {0};
@@ -79,12 +78,9 @@ struct Vec<float> {
     }
     if (n & 1) _mm_store_ss(p, part);
   }
-  // The first n lanes of a, the others of b
   static Vec merge(int n, Vec a, Vec b) {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(first(n < kWidth ? n : kWidth)))};
   }
-  // kHeads values each of kWidth / kHeads edges, side by side; `edges` of them are there (the
-  // others repeat one), and `heads` of the values.
   template <int kHeads>
   static Vec load_edges(const float* base, int64_t stride, const int32_t* col, int edges,
                         int heads) {
@@ -106,7 +102,6 @@ struct Vec<float> {
       return {_mm256_setr_ps(*at(0), *at(1), *at(2), *at(3), *at(4), *at(5), *at(6), *at(7))};
     }
   }
-  // The values p[0 : heads] for every edge of a load_edges vector.
   template <int kHeads>
   static Vec repeat(const float* p, int heads) {
     if constexpr (kHeads == 8) {
@@ -122,7 +117,6 @@ struct Vec<float> {
       return set(*p);
     }
   }
-  // Combines the edges of a load_edges vector; every edge's lanes get the result.
   template <int kHeads, class Op>
   static Vec fold(Vec a, Op op) {
     if constexpr (kHeads <= 4) a = op(a, Vec{_mm256_permute2f128_ps(a.v, a.v, 1)});
@@ -145,7 +139,6 @@ struct Vec<float> {
     return {_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
                           _mm256_permute2f128_ps(low, high, 0x31))};
   }
-  // The first of every `lanes` neighbours, side by side; `count` of them.
   void store_firsts(float* p, int lanes, int count) const {
     alignas(32) float all[kWidth];
     store(all);
@@ -154,7 +147,6 @@ struct Vec<float> {
   static Index index(const int32_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  // r[k] = p[index[k]], index[k] < kWidth
   static Vec expand(const float* p, Index index) {
     return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(p), index)};
   }
@@ -163,14 +155,11 @@ struct Vec<float> {
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-  // The larger; b where either is NaN.
   static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
-  // s > 0 ? a : b
   static Vec if_positive(Vec s, Vec a, Vec b) {
     const __m256 positive = _mm256_cmp_ps(s.v, _mm256_setzero_ps(), _CMP_GT_OQ);
     return {_mm256_blendv_ps(b.v, a.v, positive)};
   }
-  // w where the word passes the threshold, else 0
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(int32_t(threshold)));
@@ -183,7 +172,6 @@ struct Vec<float> {
     const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
   }
-  // value where x >= limit or x is NaN, else 0
   static Vec at_least(Vec x, float limit, Vec value) {
     return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_NLT_UQ), value.v)};
   }

@@ -1,4 +1,4 @@
-// Vectors of AVX-512 (F, BW, VL, DQ).
+// Vectors of AVX-512 (F, BW, VL, DQ). simd_portable.h says what each function does.
 #pragma once
 #include <immintrin.h>
 
@@ -25,7 +25,6 @@ struct Vec<float> {
   static __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-  // 16-bit storage
   static Vec load(const BFloat16* p, int n) {
     const __m256i bits = _mm256_maskz_loadu_epi16(first(n), p);
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -57,12 +56,9 @@ struct Vec<float> {
     if (n == 1) return _mm_store_ss(p, _mm512_castps512_ps128(v));
     _mm512_mask_storeu_ps(p, first(n), v);
   }
-  // The first n lanes of a, the others of b
   static Vec merge(int n, Vec a, Vec b) {
     return {_mm512_mask_blend_ps(n < kWidth ? first(n) : __mmask16(-1), b.v, a.v)};
   }
-  // kHeads values each of kWidth / kHeads edges, side by side; `edges` of them are there (the
-  // others repeat one), and `heads` of the values.
   template <int kHeads>
   static Vec load_edges(const float* base, int64_t stride, const int32_t* col, int edges,
                         int heads) {
@@ -98,7 +94,6 @@ struct Vec<float> {
                         : _mm512_insertf32x8(low, _mm512_castps512_ps256(low), 1)};
     }
   }
-  // The values p[0 : heads] for every edge of a load_edges vector.
   template <int kHeads>
   static Vec repeat(const float* p, int heads) {
     if constexpr (kHeads == 16) {
@@ -115,7 +110,6 @@ struct Vec<float> {
       return set(*p);
     }
   }
-  // Combines the edges of a load_edges vector; every edge's lanes get the result.
   template <int kHeads, class Op>
   static Vec fold(Vec a, Op op) {
     if constexpr (kHeads <= 8) a = op(a, Vec{_mm512_shuffle_f32x4(a.v, a.v, 0x4E)});
@@ -132,13 +126,11 @@ struct Vec<float> {
     if (lanes > 8) a = a + Vec{_mm512_shuffle_f32x4(a.v, a.v, 0x4E)};
     return a;
   }
-  // The first of every `lanes` neighbours, side by side; `count` of them.
   void store_firsts(float* p, int lanes, int count) const {
     const int mask = lanes == 1 ? 0xFFFF : lanes == 2 ? 0x5555 : lanes == 4 ? 0x1111 : 0x0101;
     _mm512_mask_storeu_ps(p, first(count), _mm512_maskz_compress_ps(__mmask16(mask), v));
   }
   static Index index(const int32_t* p) { return _mm512_loadu_si512(p); }
-  // r[k] = p[index[k]], index[k] < kWidth
   static Vec expand(const float* p, Index index) {
     return {_mm512_permutexvar_ps(index, _mm512_loadu_ps(p))};
   }
@@ -147,14 +139,11 @@ struct Vec<float> {
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
   static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-  // The larger; b where either is NaN.
   static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
-  // s > 0 ? a : b
   static Vec if_positive(Vec s, Vec a, Vec b) {
     const __mmask16 positive = _mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_GT_OQ);
     return {_mm512_mask_blend_ps(positive, b.v, a.v)};
   }
-  // w where the word passes the threshold, else 0
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __mmask16 kept =
         _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(threshold)));
@@ -164,7 +153,6 @@ struct Vec<float> {
   static Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, 0x8)}; }
   // 2^n for whole n
   static Vec power_of_two(Vec n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
-  // value where x >= limit or x is NaN, else 0
   static Vec at_least(Vec x, float limit, Vec value) {
     const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
     return {_mm512_maskz_mov_ps(keep, value.v)};

@@ -11,17 +11,27 @@ namespace cuda {
 enum Field { kScoreDst, kTop, kInverse, kDelta };
 
 struct Prologue {
-  Layout layout;
+  Layout layout{};
   Edges csr;
-  GatScores scores;  // separable only
-  Matrix grad;       // [Nd, H * C]
+  GatScores scores{};  // separable only
+  Matrix grad;         // [Nd, H * C]
   const void* out;
-  const void* out_pos;  // separable only
+  const void* out_pos = nullptr;  // separable only
   const void* stats;
   const void* alpha;       // with grad_alpha
   const void* grad_alpha;  // or null
   void* fields;
-  Matrix grad_dst;  // null data where scores are row-wise
+  Matrix grad_dst{};  // separable only
+
+  template <class Params>
+  explicit Prologue(const Params& p)
+      : csr(p.csr),
+        grad(p.grad),
+        out(p.out),
+        stats(p.stats),
+        alpha(p.alpha),
+        grad_alpha(p.grad_alpha),
+        fields(p.fields) {}
 };
 
 // Fills the fields, and separable scores' grad_dst = (1 - slope) (<dO, out_pos> - delta share).

@@ -59,6 +59,18 @@ cudaError_t launch(Kernel kernel, int64_t blocks, int64_t tiles, int threads, in
   return cudaGetLastError();
 }
 
+// What every kernel over edges reads, the scorer's too.
+template <class Call, class Params>
+Call call_of(const Params& p, const Edges& edges, const Schedule& schedule, const Layout& layout) {
+  Call call{};
+  call.edges = edges;
+  call.schedule = schedule;
+  call.layout = layout;
+  call.scores = p.scores;
+  call.dropout = Draw(p.scores.dropout);
+  return call;
+}
+
 // A kernel over the items of a graph's rows, with a board of so many tables for each group.
 template <class A, class Call>
 cudaError_t launch_items(void (*kernel)(Call), const Call& call, int tables, cudaStream_t stream) {

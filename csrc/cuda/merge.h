@@ -98,6 +98,22 @@ merge_slices(GK_CONSTANT Call call) {
   }
 }
 
+// A kernel's body that merges hubs. A block has the hub of its chunk, if that is the first one, and
+// a tile of heads; a warp has a run of its partial results, a lane K vectors of them. All come to
+// finish(state, lane, row, part, writes), which the lanes that have the whole are to write.
+template <class State, class Call, class Finish>
+GK_DEVICE void merge_hub(const Call& call, unsigned char* shared, Finish finish) {
+  const Partials partials(call.schedule, blockIdx.x);
+  if (partials.count() == 0) return;
+  typename State::Lanes lane(call.layout);
+  for (int part = 0; part < call.layout.parts; ++part) {
+    lane.enter(part);
+    State state;
+    const bool whole = merge_partials(state, call, lane, shared, partials);
+    finish(state, lane, partials.row, part, whole && int(threadIdx.x) < lane.group_lanes);
+  }
+}
+
 // One block per chunk and tile, after those of slices: that of a hub's first chunk merges them all.
 template <class State, class Call>
 cudaError_t launch_merge(void (*kernel)(Call), const Call& call, cudaStream_t stream) {

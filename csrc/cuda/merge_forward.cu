@@ -12,22 +12,14 @@ struct Call {
   ForwardResults to;
 };
 
-// A block has the hub of its chunk, if that is the first one, and a tile of heads; a warp has a run
-// of its partial results, a lane K vectors of them.
 template <class T, int V, int K>
 GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
   GK_SHARED_MEMORY(shared);
-  const Partials partials(call.schedule, blockIdx.x);
-  if (partials.count() == 0) return;
-  Lane<V, K> lane(call.layout);
-  for (int part = 0; part < call.layout.parts; ++part) {
-    lane.enter(part);
-    RowState<T, V, K> state;
-    const bool whole = merge_partials(state, call, lane, shared, partials);
-    if (!whole || int(threadIdx.x) >= lane.group_lanes) continue;
-    state.finish(call.to, partials.row, lane, part, false);
-  }
+  using State = RowState<T, V, K>;
+  merge_hub<State>(call, shared, [&](State& state, auto& lane, int64_t row, int part, bool writes) {
+    if (writes) state.finish(call.to, row, lane, part, false);
+  });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/host_device.h"
 #include "../core/params.h"
+#include "../core/philox.h"
 
 #ifdef GK_SIMT
 #include "simt.h"
@@ -19,6 +20,17 @@ struct Plan {
   void* att_parts;      // [kAttParts, vectors, H * C], where a backward has attention vectors
   cudaStream_t stream;  // torch's current one
   int64_t most_heads;   // of a tile, in kernels that gather rows
+};
+
+// What the host knows of dropout.
+struct Draw {
+  const int64_t* seed;  // null: no dropout
+  uint32_t threshold;
+  double scale;
+
+  Draw() = default;
+  explicit Draw(const Dropout& dropout)
+      : seed(dropout.seed), threshold(keep_threshold(dropout.p)), scale(keep_scale(dropout.p)) {}
 };
 
 // Chunks that are merged before the whole of a hub is, where a hub can have twice as many.

@@ -3,21 +3,11 @@
 #pragma once
 #include "../core/philox.h"
 #include "layout.h"
+#include "plan.h"
 #include "vector.h"
 
 namespace gatkernels {
 namespace cuda {
-
-// What the host knows of dropout.
-struct Draw {
-  const int64_t* seed;  // null: no dropout
-  uint32_t threshold;
-  double scale;
-
-  Draw() = default;
-  explicit Draw(const Dropout& dropout)
-      : seed(dropout.seed), threshold(keep_threshold(dropout.p)), scale(keep_scale(dropout.p)) {}
-};
 
 // A row's edges, or a chunk of a hub's.
 struct Item {
@@ -75,14 +65,19 @@ struct EdgeReader {
   }
 };
 
-GK_DEVICE int warp_max(int value) {
-  for (int apart = kWarp / 2; apart > 0; apart /= 2) {
-    const int other = __shfl_xor_sync(kFull, value, apart);
-    value = other > value ? other : value;
+GK_DEVICE int at_most(int n, int limit) { return n < limit ? n : limit; }
+
+// Of lanes that are `from`, 2 from, ... apart, less than `to`: op of their values, in each.
+template <class X, class Op>
+GK_DEVICE X butterfly(X value, int from, int to, Op op) {
+  for (int apart = from; apart < to; apart *= 2) {
+    value = op(value, __shfl_xor_sync(kFull, value, apart));
   }
   return value;
 }
-GK_DEVICE int at_most(int n, int limit) { return n < limit ? n : limit; }
+GK_DEVICE int warp_max(int value) {
+  return butterfly(value, 1, kWarp, [](int a, int b) { return b > a ? b : a; });
+}
 
 // A lane of a group. It holds K vectors of a row of features ("slots"); where lanes are edges, it
 // takes one head of every edges_apart-th edge.
@@ -140,24 +135,16 @@ struct Lane {
   // Over the lanes that share this lane's head where lanes are edges.
   template <class A>
   GK_DEVICE A add_edges(A value) const {
-    for (int apart = layout.padded_heads(); apart < group_lanes; apart *= 2) {
-      value += __shfl_xor_sync(kFull, value, apart);
-    }
-    return value;
+    return butterfly(value, layout.padded_heads(), group_lanes, [](A a, A b) { return a + b; });
   }
   template <class A>
   GK_DEVICE A max_edges(A value) const {
-    for (int apart = layout.padded_heads(); apart < group_lanes; apart *= 2) {
-      value = larger(value, __shfl_xor_sync(kFull, value, apart));
-    }
-    return value;
+    return butterfly(value, layout.padded_heads(), group_lanes,
+                     [](A a, A b) { return larger(a, b); });
   }
   // The least of the warp's groups' values.
   GK_DEVICE int least(int value) const {
-    for (int apart = group_lanes; apart < kWarp; apart *= 2) {
-      value = at_most(value, __shfl_xor_sync(kFull, value, apart));
-    }
-    return value;
+    return butterfly(value, group_lanes, kWarp, [](int a, int b) { return at_most(a, b); });
   }
   // sums[i][k] <- the sum over all vectors of the head of vector k, for each i
   template <class A, int N>
@@ -195,12 +182,7 @@ struct Lane {
   }
   template <class A>
   GK_DEVICE void add_channels(A (&sums)[K]) const {
-    A one[1][K];
-    GK_UNROLL
-    for (int k = 0; k < K; ++k) one[0][k] = sums[k];
-    add_channels_of_each(one);
-    GK_UNROLL
-    for (int k = 0; k < K; ++k) sums[k] = one[0][k];
+    add_channels_of_each(reinterpret_cast<A(&)[1][K]>(sums));
   }
 };
 

@@ -33,6 +33,10 @@ struct Call {
 template <class T, int V, int K>
 using OneRow = RowSums<T, V, K, 1>;
 
+template <class T>
+GK_DEVICE T* result_of(const Call& call, int64_t row) {
+  return static_cast<T*>(call.result) + row * call.layout.width();
+}
 // The end of an item: a row of the result, or a chunk of a hub's.
 template <class T, int V, int K>
 GK_DEVICE void put(const Call& call, const Item& item, const Lane<V, K>& lane,
@@ -40,8 +44,7 @@ GK_DEVICE void put(const Call& call, const Item& item, const Lane<V, K>& lane,
   if (item.chunk >= 0) {
     sums.put_partial(call, lane, 0, item.chunk);
   } else {
-    T* row = static_cast<T*>(call.result) + item.row * call.layout.width();
-    put_row<T, V, K>(row, lane, sums.of[0]);
+    put_row<T, V, K>(result_of<T>(call, item.row), lane, sums.of[0]);
   }
 }
 
@@ -120,11 +123,7 @@ by_destination(GK_CONSTANT Call call) {
       // The row's own: fields (for every edge), x_i and dO_i.
       Fields<A> f[U][K];
       if (item.there) fields.load(int32_t(item.row), f[0]);
-      GK_UNROLL
-      for (int u = 1; u < U; ++u) {
-        GK_UNROLL
-        for (int k = 0; k < K; ++k) f[u][k] = f[0][k];
-      }
+      each_value<U, K>([&](int u, int k) { f[u][k] = f[0][k]; });
       A x_i[K][V], grad[K][V];
       scores.dst.get(item.row, item.there, lane, x_i);
       grads.get(item.row, item.there, lane, grad);
@@ -142,48 +141,40 @@ by_destination(GK_CONSTANT Call call) {
 
           // Score, and <dO_i, x_j>.
           A logits[U][K], gains[U][K], w[U][K], dl[U][K];
-          GK_UNROLL
-          for (int u = 0; u < U; ++u) {
-            GK_UNROLL
-            for (int k = 0; k < K; ++k) {
-              A key[V];
-              rows[u][k].get(key);
-              gains[u][k] = dot(grad[k], key);
-              if (with_edge) edge_rows[u][k].add_to(key);
-              logits[u][k] = scores.share(k, key, x_i[k]);
-            }
-            if (!kPlain && call.layout.parts > 1 && e + u < n) {
+          each_value<U, K>([&](int u, int k) {
+            A key[V];
+            rows[u][k].get(key);
+            gains[u][k] = dot(grad[k], key);
+            if (with_edge) edge_rows[u][k].add_to(key);
+            logits[u][k] = scores.share(k, key, x_i[k]);
+            if (!kPlain && k == 0 && call.layout.parts > 1 && e + u < n) {
               const int64_t j = board.nodes[e + u], id = board.ids[e + u];
-              logits[u][0] += scores.other_parts(j, item.row, id, lane, part);
-              gains[u][0] += scores.other_gain(grads, j, item.row, lane, part);
+              logits[u][k] += scores.other_parts(j, item.row, id, lane, part);
+              gains[u][k] += scores.other_gain(grads, j, item.row, lane, part);
             }
-          }
+          });
           edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
 
           // Add what the scores' gradients reach.
-          GK_UNROLL
-          for (int u = 0; u < U; ++u) {
-            if (!kWhole && e + u >= n) continue;  // x_i may not be finite
+          each_value<U, K>([&](int u, int k) {
+            if (!kWhole && e + u >= n) return;  // x_i may not be finite
+            A key[V], terms[V];
+            rows[u][k].get(key);
+            if (with_edge) edge_rows[u][k].add_to(key);
+            total[k] += dl[u][k];
             GK_UNROLL
-            for (int k = 0; k < K; ++k) {
-              A key[V], terms[V];
-              rows[u][k].get(key);
-              if (with_edge) edge_rows[u][k].add_to(key);
-              total[k] += dl[u][k];
-              GK_UNROLL
-              for (int v = 0; v < V; ++v) {
-                sums[k][v].add(scorer, dl[u][k], scores.att[k][v], key[v], x_i[k][v]);
-                att_sums[k][v].add(scorer, dl[u][k], scores.att[k][v], key[v], x_i[k][v]);
-              }
-              if (!grad_edge || !lane.has(k)) continue;
-              GK_UNROLL
-              for (int v = 0; v < V; ++v) {
-                terms[v] = dl[u][k] * scorer.reach(scores.att[k][v], key[v], x_i[k][v]).j;
-              }
-              const int64_t id = board.ids[e + u];
-              store<T, V>(grad_edge + id * call.layout.width() + lane.feature[k], terms);
+            for (int v = 0; v < V; ++v) {
+              sums[k][v].add(scorer, dl[u][k], scores.att[k][v], key[v], x_i[k][v]);
+              att_sums[k][v].add(scorer, dl[u][k], scores.att[k][v], key[v], x_i[k][v]);
             }
-          }
+            if (!grad_edge || !lane.has(k)) return;
+            GK_UNROLL
+            for (int v = 0; v < V; ++v) {
+              terms[v] = dl[u][k] * scorer.reach(scores.att[k][v], key[v], x_i[k][v]).j;
+            }
+            const int64_t id = board.ids[e + u];
+            store<T, V>(grad_edge + id * call.layout.width() + lane.feature[k], terms);
+          });
         };
         each_gathered<U>(kPlain ? lane.least(n) : 0, steps, add);
       });
@@ -259,39 +250,31 @@ by_source(GK_CONSTANT Call call) {
 
         // Score, and <dO_i, x_j>.
         A logits[U][K], gains[U][K], w[U][K], dl[U][K];
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          GK_UNROLL
-          for (int k = 0; k < K; ++k) {
-            A grad[V], key[V], x_i[V];
-            grad_rows[u][k].get(grad);
-            gains[u][k] = dot(grad, x_j[k]);
-            get(u, k, key, x_i);
-            logits[u][k] = scores.share(k, key, x_i);
-          }
-          if (!kPlain && call.layout.parts > 1 && e + u < n) {
+        each_value<U, K>([&](int u, int k) {
+          A grad[V], key[V], x_i[V];
+          grad_rows[u][k].get(grad);
+          gains[u][k] = dot(grad, x_j[k]);
+          get(u, k, key, x_i);
+          logits[u][k] = scores.share(k, key, x_i);
+          if (!kPlain && k == 0 && call.layout.parts > 1 && e + u < n) {
             const int64_t i = board.nodes[e + u], id = board.ids[e + u];
-            logits[u][0] += scores.other_parts(item.row, i, id, lane, part);
-            gains[u][0] += scores.other_gain(grads, item.row, i, lane, part);
+            logits[u][k] += scores.other_parts(item.row, i, id, lane, part);
+            gains[u][k] += scores.other_gain(grads, item.row, i, lane, part);
           }
-        }
+        });
         edge_terms<kPlain, kWhole>(call, lane, f, board, e, n, logits, gains, w, dl);
 
         // Add what the scores' gradients reach, and the rows of dO.
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
+        each_value<U, K>([&](int u, int k) {
+          A grad[V], key[V], x_i[V];
+          grad_rows[u][k].get(grad);
+          get(u, k, key, x_i);
           GK_UNROLL
-          for (int k = 0; k < K; ++k) {
-            A grad[V], key[V], x_i[V];
-            grad_rows[u][k].get(grad);
-            get(u, k, key, x_i);
-            GK_UNROLL
-            for (int v = 0; v < V; ++v) {
-              const A reach = scores.scorer.reach(scores.att[k][v], key[v], x_i[v]).j;
-              result.of[0][k][v] += dl[u][k] * reach + w[u][k] * grad[v];
-            }
+          for (int v = 0; v < V; ++v) {
+            const A reach = scores.scorer.reach(scores.att[k][v], key[v], x_i[v]).j;
+            result.of[0][k][v] += dl[u][k] * reach + w[u][k] * grad[v];
           }
-        }
+        });
       };
       each_gathered<U>(kPlain ? lane.least(n) : 0, steps, add);
     });
@@ -299,24 +282,14 @@ by_source(GK_CONSTANT Call call) {
   }
 }
 
-// The row of a hub. A block has the hub of its chunk, if that is the first one, and a tile of
-// heads; a warp has a run of its partial results, a lane K vectors of them.
 template <class T, int V, int K>
 GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
   GK_SHARED_MEMORY(shared);
-  const Partials partials(call.schedule, blockIdx.x);
-  if (partials.count() == 0) return;
-  Lane<V, K> lane(call.layout);
-  Item item{};
-  item.row = partials.row;
-  item.chunk = -1;
-  for (int part = 0; part < call.layout.parts; ++part) {
-    lane.enter(part);
-    OneRow<T, V, K> result;
-    const bool whole = merge_partials(result, call, lane, shared, partials);
-    if (whole && int(threadIdx.x) < lane.group_lanes) put<T>(call, item, lane, result);
-  }
+  using Sums = OneRow<T, V, K>;
+  merge_hub<Sums>(call, shared, [&](Sums& sums, auto& lane, int64_t row, int, bool writes) {
+    if (writes) put_row<T, V, K>(result_of<T>(call, row), lane, sums.of[0]);
+  });
 }
 
 }  // namespace
@@ -326,26 +299,14 @@ cudaError_t rowwise_backward(const RowwiseBackward& p, const Plan& plan) {
   using A = Sum<T>;
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) && aligned<T>(p.grad) &&
                             aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
-  Prologue prologue{};
-  prologue.csr = p.csr;
-  prologue.grad = p.grad;
-  prologue.out = p.out;
-  prologue.stats = p.stats;
-  prologue.alpha = p.alpha;
-  prologue.grad_alpha = p.grad_alpha;
-  prologue.fields = p.fields;
-  cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
+  cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, Prologue(p), plan.stream);
   if (error != cudaSuccess) return error;
 
   const auto run = [&](auto scorer, auto v, auto k) {
     using Scorer = typename decltype(scorer)::template type<A>;
     constexpr int V = v(), K = k();
-    Call call{};
-    call.edges = p.csr;
-    call.schedule = plan.csr;
-    call.layout = make_layout(p.shape, V, K, plan.most_heads);
-    call.scores = p.scores;
-    call.dropout = Draw(p.scores.dropout);
+    const Layout layout = make_layout(p.shape, V, K, plan.most_heads);
+    Call call = call_of<Call>(p, p.csr, plan.csr, layout);
     call.x = p.x;
     call.grad = p.grad;
     call.fields = p.fields;
@@ -354,7 +315,6 @@ cudaError_t rowwise_backward(const RowwiseBackward& p, const Plan& plan) {
     call.result = p.grad_dst;
     call.grad_edge = p.grad_edge;
     call.att_parts = plan.att_parts;
-    const Layout& layout = call.layout;
     const int groups = kThreads >> layout.log2_group;
     const int64_t wanted = (call.schedule.chunks + call.edges.rows + groups - 1) / groups;
     const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;

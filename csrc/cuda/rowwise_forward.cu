@@ -82,35 +82,27 @@ forward(GK_CONSTANT Call call) {
 
         // Score.
         A logits[U][K];
-        GK_UNROLL
-        for (int u = 0; u < U; ++u) {
-          GK_UNROLL
-          for (int k = 0; k < K; ++k) {
-            A key[V];
-            rows[u][k].get(key);
-            if (with_edge) edge_rows[u][k].add_to(key);
-            logits[u][k] = scores.share(k, key, x_i[k]);
-          }
-          if (!kPlain && call.layout.parts > 1 && e + u < n) {
+        each_value<U, K>([&](int u, int k) {
+          A key[V];
+          rows[u][k].get(key);
+          if (with_edge) edge_rows[u][k].add_to(key);
+          logits[u][k] = scores.share(k, key, x_i[k]);
+          if (!kPlain && k == 0 && call.layout.parts > 1 && e + u < n) {
             const int64_t j = board.nodes[e + u], id = board.ids[e + u];
-            logits[u][0] += scores.other_parts(j, item.row, id, lane, part);
+            logits[u][k] += scores.other_parts(j, item.row, id, lane, part);
           }
-        }
+        });
         lane.add_channels_of_each(logits);
 
         // Write attention weights, ...
         if (alphas) {
-          GK_UNROLL
-          for (int u = 0; u < U; ++u) {
+          each_value<U, K>([&](int u, int k) {
+            if (e + u >= n || !lane.leads(k)) return;
+            A alpha = exp_below(logits[u][k], state.top[k]) * inverse[k];
+            if (call.dropout.seed) alpha *= board.weights[lane.head_of(k) * board.pitch + e + u];
             const int64_t id = board.ids[e + u];
-            GK_UNROLL
-            for (int k = 0; k < K; ++k) {
-              if (e + u >= n || !lane.leads(k)) continue;
-              A alpha = exp_below(logits[u][k], state.top[k]) * inverse[k];
-              if (call.dropout.seed) alpha *= board.weights[lane.head_of(k) * board.pitch + e + u];
-              alphas[id * all_heads + lane.first_head + lane.head_of(k)] = alpha;
-            }
-          }
+            alphas[id * all_heads + lane.first_head + lane.head_of(k)] = alpha;
+          });
           return;
         }
         // ... or raise the maximum, rescale, exponentiate, drop and add the rows.
@@ -157,17 +149,13 @@ cudaError_t run_forward(const Params& p, const ForwardResults& to, const void* s
   const auto run = [&](auto scorer, auto v, auto k) {
     using Scorer = typename decltype(scorer)::template type<Sum<T>>;
     constexpr int V = v(), K = k();
-    Call call{};
-    call.edges = p.csr;
-    call.schedule = plan.csr;
-    call.layout = make_layout(p.shape, V, K, plan.most_heads);
-    call.scores = p.scores;
-    call.dropout = Draw(p.scores.dropout);
+    const Layout layout = make_layout(p.shape, V, K, plan.most_heads);
+    Call call = call_of<Call>(p, p.csr, plan.csr, layout);
     call.x = p.x;
     call.to = to;
     call.stats = stats;
     call.alpha = alpha;
-    const bool plain = !alpha && !p.scores.edge && call.layout.parts == 1;
+    const bool plain = !alpha && !p.scores.edge && layout.parts == 1;
     return launch_items<Sum<T>>(
         plain ? forward<T, Scorer, V, K, true> : forward<T, Scorer, V, K, false>, call, kTables,
         plan.stream);

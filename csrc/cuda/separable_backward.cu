@@ -210,27 +210,16 @@ backward(GK_CONSTANT Call call) {
   finish_row(call, item.row, item.there && item.chunk < 0, lane, sum, dots);
 }
 
-// The row of a hub. A block has the hub of its chunk, if that is the first one, and a tile of
-// heads; a warp has a run of its partial results, a lane K vectors of them.
 template <class T, int V, int K>
 GK_KERNEL(kMergeWarps* kWarp)
 merge(GK_CONSTANT Call call) {
-  using A = Sum<T>;
   GK_SHARED_MEMORY(shared);
-  const Partials partials(call.schedule, blockIdx.x);
-  if (partials.count() == 0) return;
-  Lane<V, K> lane(call.layout);
-  A dots[K] = {}, sum = A(0);
-  bool writes = false;
-  for (int part = 0; part < call.layout.parts; ++part) {
-    lane.enter(part);
-    SourceSums<T, V, K> sums;
-    const bool whole = merge_partials(sums, call, lane, shared, partials);
-    writes = whole && int(threadIdx.x) < lane.group_lanes;
-    sum = sums.sum;
-    finish_part(call, partials.row, true, writes, lane, sums, dots);
-  }
-  finish_row(call, partials.row, writes, lane, sum, dots);
+  using Sums = SourceSums<T, V, K>;
+  Sum<T> dots[K] = {};
+  merge_hub<Sums>(call, shared, [&](Sums& sums, auto& lane, int64_t row, int part, bool writes) {
+    finish_part(call, row, true, writes, lane, sums, dots);
+    if (part == call.layout.parts - 1) finish_row(call, row, writes, lane, sums.sum, dots);
+  });
 }
 
 }  // namespace
@@ -238,26 +227,15 @@ merge(GK_CONSTANT Call call) {
 template <class T>
 cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
-  Prologue prologue{};
-  prologue.csr = p.csr;
+  Prologue prologue(p);
   prologue.scores = p.scores;
-  prologue.grad = p.grad;
-  prologue.out = p.out;
   prologue.out_pos = p.out_pos;
-  prologue.stats = p.stats;
-  prologue.alpha = p.alpha;
-  prologue.grad_alpha = p.grad_alpha;
-  prologue.fields = p.fields;
   prologue.grad_dst = p.grad_dst;
   cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
   if (error != cudaSuccess) return error;
   const auto run = [&](auto v, auto k) {
-    Call call{};
-    call.edges = p.csc;
-    call.schedule = plan.csc;
-    call.layout = make_layout(p.shape, v, k, plan.most_heads);
-    call.scores = p.scores;
-    call.dropout = Draw(p.scores.dropout);
+    const Layout layout = make_layout(p.shape, v, k, plan.most_heads);
+    Call call = call_of<Call>(p, p.csc, plan.csc, layout);
     call.x = p.x;
     call.grad = p.grad;
     call.fields = p.fields;

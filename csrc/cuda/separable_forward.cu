@@ -19,6 +19,8 @@ struct Call {
   Draw dropout;
   Matrix x;
   ForwardResults to;
+  const void* stats;  // with alpha
+  void* alpha;        // [E, H] in the user's order
 };
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
@@ -123,20 +125,10 @@ forward(GK_CONSTANT Call call) {
   }
 }
 
-struct AlphaCall {
-  Edges edges;
-  Schedule schedule;
-  Layout layout;
-  GatScores scores;
-  Draw dropout;
-  const void* stats;
-  void* alpha;  // [E, H] in the user's order
-};
-
 // A group of lanes has an item, a lane one head of every edges_apart-th of its edges.
 template <class A>
 GK_KERNEL(kThreads)
-weights(GK_CONSTANT AlphaCall call) {
+weights(GK_CONSTANT Call call) {
   const Lane<1, 1> lane(call.layout);
   const int64_t first = int64_t(blockIdx.x) * lane.groups();
   const Item item = item_of(call.edges, call.schedule, first + lane.group);
@@ -165,12 +157,8 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
   const bool rows_aligned = aligned<T>(p.x);
   const ForwardResults to{p.out, p.out_pos, p.stats, plan.partials};
   const auto run = [&](auto v, auto k) {
-    Call call{};
-    call.edges = p.csr;
-    call.schedule = plan.csr;
-    call.layout = make_layout(p.shape, v, k, plan.most_heads);
-    call.scores = p.scores;
-    call.dropout = Draw(p.scores.dropout);
+    const Layout layout = make_layout(p.shape, v, k, plan.most_heads);
+    Call call = call_of<Call>(p, p.csr, plan.csr, layout);
     call.x = p.x;
     call.to = to;
     const cudaError_t error =
@@ -183,12 +171,7 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
 
 template <class A>
 cudaError_t gat_alpha(const GatAlpha& p, const Plan& plan) {
-  AlphaCall call{};
-  call.edges = p.csr;
-  call.schedule = plan.csr;
-  call.layout = make_layout(p.shape, 1, 1);
-  call.scores = p.scores;
-  call.dropout = Draw(p.scores.dropout);
+  Call call = call_of<Call>(p, p.csr, plan.csr, make_layout(p.shape, 1, 1));
   call.stats = p.stats;
   call.alpha = p.alpha;
   return launch_items<A>(weights<A>, call, 0, plan.stream);

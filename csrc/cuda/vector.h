@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "../core/half.h"
 #include "platform.h"
@@ -13,34 +14,17 @@ namespace cuda {
 
 // Sums are in float, and in double for double.
 template <class T>
-struct SumOf {
-  using type = float;
-};
-template <>
-struct SumOf<double> {
-  using type = double;
-};
-template <class T>
-using Sum = typename SumOf<T>::type;
+using Sum = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <int kBytes>
-struct Word;
-template <>
-struct Word<16> {
-  using type = uint4;
-};
-template <>
-struct Word<8> {
-  using type = uint2;
-};
-template <>
-struct Word<4> {
-  using type = unsigned;
-};
-template <>
-struct Word<2> {
-  using type = unsigned short;
-};
+using Word = std::conditional_t<
+    kBytes == 16, uint4,
+    std::conditional_t<kBytes == 8, uint2,
+                       std::conditional_t<kBytes == 4, unsigned, unsigned short>>>;
+
+// Values of T in one access, of V that lie side by side.
+template <class T, int V>
+constexpr int kAtOnce = sizeof(T) * V > 16 ? 16 / int(sizeof(T)) : V;
 
 GK_DEVICE float widen(float x) { return x; }
 GK_DEVICE double widen(double x) { return x; }
@@ -66,7 +50,7 @@ GK_DEVICE void narrow(double x, double& to) { to = x; }
 // Values as they lie in memory; zeros until loaded.
 template <class T, int V>
 struct Raw {
-  using Words = typename Word<sizeof(T) * V>::type;
+  using Words = Word<sizeof(T) * V>;
   Words words;
 
   GK_DEVICE Raw() : words() {}
@@ -85,7 +69,7 @@ struct Raw {
   }
 };
 
-// visit(k, v) for each of a lane's values: V in each of K vectors
+// visit(k, v) for each of K times V values, such as a lane's V in each of K vectors
 template <int K, int V, class Visit>
 GK_DEVICE void each_value(Visit visit) {
   GK_UNROLL
@@ -97,29 +81,23 @@ GK_DEVICE void each_value(Visit visit) {
 
 template <class T, int V>
 GK_DEVICE void load(const T* p, Sum<T> (&to)[V]) {
-  if constexpr (sizeof(T) * V > 16) {  // sums of a vector of 16-bit values
-    constexpr int kPart = 16 / sizeof(T);
+  constexpr int kPart = kAtOnce<T, V>;  // less than V for sums of a vector of 16-bit values
+  GK_UNROLL
+  for (int v = 0; v < V; v += kPart) {
+    Raw<T, kPart> raw;
+    Sum<T> part[kPart];
+    raw.load(p + v);
+    raw.get(part);
     GK_UNROLL
-    for (int v = 0; v < V; v += kPart) {
-      Raw<T, kPart> raw;
-      Sum<T> part[kPart];
-      raw.load(p + v);
-      raw.get(part);
-      GK_UNROLL
-      for (int k = 0; k < kPart; ++k) to[v + k] = part[k];
-    }
-  } else {
-    Raw<T, V> raw;
-    raw.load(p);
-    raw.get(to);
+    for (int k = 0; k < kPart; ++k) to[v + k] = part[k];
   }
 }
 
 // The same from memory that this launch writes.
 template <class A, int V>
 GK_DEVICE void load_plain(const A* p, A (&to)[V]) {
-  constexpr int kPart = sizeof(A) * V > 16 ? 16 / int(sizeof(A)) : V;
-  using Words = typename Word<sizeof(A) * kPart>::type;
+  constexpr int kPart = kAtOnce<A, V>;
+  using Words = Word<sizeof(A) * kPart>;
   GK_UNROLL
   for (int v = 0; v < V; v += kPart) {
     const Words words = *reinterpret_cast<const Words*>(p + v);
@@ -129,8 +107,8 @@ GK_DEVICE void load_plain(const A* p, A (&to)[V]) {
 
 template <class A, int V>
 GK_DEVICE void store_plain(A* p, const A (&from)[V]) {
-  constexpr int kPart = sizeof(A) * V > 16 ? 16 / int(sizeof(A)) : V;
-  using Words = typename Word<sizeof(A) * kPart>::type;
+  constexpr int kPart = kAtOnce<A, V>;
+  using Words = Word<sizeof(A) * kPart>;
   GK_UNROLL
   for (int v = 0; v < V; v += kPart) {
     Words words;
@@ -142,8 +120,8 @@ GK_DEVICE void store_plain(A* p, const A (&from)[V]) {
 // Streaming: nothing in the same launch reads it again.
 template <class T, int V>
 GK_DEVICE void store(T* p, const Sum<T> (&from)[V]) {
-  constexpr int kPart = sizeof(T) * V > 16 ? 16 / int(sizeof(T)) : V;
-  using Words = typename Word<sizeof(T) * kPart>::type;
+  constexpr int kPart = kAtOnce<T, V>;
+  using Words = Word<sizeof(T) * kPart>;
   GK_UNROLL
   for (int v = 0; v < V; v += kPart) {
     T values[kPart];
