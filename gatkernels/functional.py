@@ -249,42 +249,42 @@ def gatv2_attention(
     Raises:
         TypeError, ValueError, BackendUnavailable: As in :func:`gat_attention`.
     """
-    op = "gatv2_attention"
-    checks.dense(op, "x_src", x_src)
-    checks.tensor(op, "x_dst", x_dst)
-    checks.tensor(op, "att", att)
-    x_src, x_dst, att, edge = _promote(x_src, x_dst, att, edge)
     options = Options(negative_slope, dropout, return_attention, backend)
-    if x_src.dim() == 4:
-        batch = x_src.shape[0]
-        checks.batch(op, batch, x_dst=x_dst, edge=edge)
-        rest = None if edge is None else _fold(edge)
-        folded = [_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest]
-        return _result(*_gatv2(op, graph, folded, options), batch)
-    inputs = [x_src, x_dst, att, edge]
-    return _result(*_gatv2(op, graph, inputs, options))
+    return _rowwise("gatv2", graph, (x_src, x_dst, att, edge), options)
 
 
-def _gatv2(
-    op: str,
-    graph: Graph,
-    inputs: list[Any],
-    options: Options,
+def _rowwise(scorer: str, graph: Graph, given: tuple[Any, ...], options: Options) -> Any:
+    """An attention whose scores read the rows ``x_src``, ``x_dst``, ``att`` and ``edge``."""
+    op = f"{scorer}_attention"
+    for name, value in zip(("x_src", "x_dst", "att"), given, strict=False):
+        (checks.dense if name == "x_src" else checks.tensor)(op, name, value)
+    x_src, x_dst, att, edge = _promote(*given)
+    if x_src.dim() != 4:
+        inputs = RowwiseInputs(x_src, x_dst, att, edge)
+        return _result(*_rowwise_of_one(op, scorer, graph, inputs, options))
+    batch = x_src.shape[0]
+    checks.batch(op, batch, x_dst=x_dst, edge=edge)
+    rest = None if edge is None else _fold(edge)
+    inputs = RowwiseInputs(_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest)
+    return _result(*_rowwise_of_one(op, scorer, graph, inputs, options), batch)
+
+
+def _rowwise_of_one(
+    op: str, scorer: str, graph: Graph, inputs: RowwiseInputs, options: Options
 ) -> tuple[Tensor, Tensor | None]:
+    checks.rowwise_inputs(op, graph, *inputs)
     x_src, x_dst, att, edge = inputs
-    checks.gatv2_inputs(op, graph, x_src, x_dst, att, edge)
     options, seed = _choose(op, options, x_src)
-    if options.backend != "reference":
-        att = att.to(checks.SUM_DTYPES[x_src.dtype])
-    whole = options.backend == "reference" or transforms.active()
-    few = None if whole else compact(graph)
+    if options.backend == "reference":
+        return _apply(scorer, graph, inputs, options, seed)
+    att = att.to(checks.SUM_DTYPES[x_src.dtype])
+    few = None if transforms.active() else compact(graph)
     wanted = options.dropout, options.return_attention
     if few is None or not only_loops(graph, *wanted, x_dst, att, edge):
-        return _apply("gatv2", graph, RowwiseInputs(x_src, x_dst, att, edge), options, seed)
+        return _apply(scorer, graph, RowwiseInputs(x_src, x_dst, att, edge), options, seed)
     rows = few.of_sources(x_src), few.of_destinations(x_dst)
-    out, alpha = _apply(
-        "gatv2", few.graph, RowwiseInputs(*rows, att, few.of_edges(edge)), options, seed
-    )
+    inputs = RowwiseInputs(*rows, att, few.of_edges(edge))
+    out, alpha = _apply(scorer, few.graph, inputs, options, seed)
     return few.spread(out, x_src, graph.num_dst), alpha
 
 

@@ -148,7 +148,7 @@ def gat_inputs(
         _like_x(op, "edge_score", edge_score, x, num_edges=graph.num_edges, heads=heads)
 
 
-def gatv2_inputs(
+def rowwise_inputs(
     op: str, graph: Graph, x_src: Tensor, x_dst: Tensor, att: Tensor, edge: Tensor | None
 ) -> None:
     graph_argument(op, graph)

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 from gatkernels.graph import Graph
 from gatkernels.ops import autograd
 from gatkernels.ops.autograd import Options
+from gatkernels.ops.call import RowwiseInputs
 
 
 class Call(NamedTuple):
@@ -113,8 +114,8 @@ class _Attention(torch.autograd.Function):
             stacked = [torch.stack(r) for r in zip(*each, strict=True) if r[0] is not None]
             return tuple(stacked), (0,) * len(stacked)
         folded = [None if t is None else _fold(t) for t in front]
-        if call.name == "gatv2":  # att, [B, H, C], is of no node
-            att = front[2]
+        if autograd.OPERATORS[call.name].inputs is RowwiseInputs:
+            att = front[2]  # [B, H, C], of no node
             assert att is not None
             folded[2] = att.flatten(0, 1)
         found = [r for r in attend(call, tuple(folded), seed) if r is not None]
