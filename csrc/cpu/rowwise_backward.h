@@ -149,7 +149,11 @@ struct RowwiseBackwardJob {
         });
       }
     };
-    with_flag(kPlain && tail == V::kWidth, sum);
+    if (kPlain && tail == V::kWidth) {  // with_flag would pass a copy of `sum`, in memory
+      sum(std::true_type());
+    } else {
+      sum(std::false_type());
+    }
     unrolled<kN>([&](auto k) __attribute__((always_inline)) {
       const int lanes = k == kN - 1 ? tail : V::kWidth;
       first[k].sum.store(sums + feature + k * V::kWidth, lanes);

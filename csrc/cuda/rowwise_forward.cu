@@ -25,9 +25,10 @@ struct Call {
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K, bool kPlain>
-constexpr int kBlocks = sizeof(T) == 8 || !kPlain ? 1
-                        : V * K == 4              ? 4
-                                                  : 3;
+constexpr int kBlocks = sizeof(T) == 8         ? 1
+                        : kPlain && V * K == 4 ? 4
+                        : kPlain || V == 8     ? 3
+                                               : 1;
 
 // A group of lanes has an item (edge_loop.h), a lane K vectors of its row: of x_i, of the output's
 // sum, and of the U rows x_j that are scored and added at a time. The softmax of a head is held by
