@@ -31,7 +31,7 @@ UNITS: dict[torch.dtype, float] = dict.fromkeys(DTYPE_CODES, 8.0)
 #: the softmax's denominator and again in the sum of rows. In float32 the plain formula drifts as
 #: far, so RATIO covers most of it; in float64 the truth drifts as well and nothing else covers it.
 UNITS_PER_EDGE = {d: 1 / 2 if d == torch.float64 else 1 / 32 for d in UNITS}
-#: Degrees around the sizes at which the CPU's kernels change course: vectors, blocks, segments.
+#: Degrees around the sizes at which the CPU's kernels change course: vectors, blocks, chunks.
 DEGREES = (0, 1, 2, 15, 16, 17, 127, 128, 129, 257, 2047, 2048, 2049, 6200)
 
 
@@ -45,9 +45,9 @@ def adversarial_graphs(
     Args:
         device: Where they are.
         degrees: Those that the graph "degrees" has.
-        hubs: Edges of hubs of several blocks, and of several segments.
+        hubs: Edges of hubs of several blocks, and of several chunks.
     """
-    block, segments = hubs
+    block, chunks = hubs
 
     def graph(edges: Tensor, counts: int | tuple[int, int], loops: bool = False) -> Graph:
         return Graph.from_edge_index(edges.to(device), counts, loops)
@@ -95,8 +95,8 @@ def adversarial_graphs(
         "one_source": lambda: random(1, 9, 40),
         "random": lambda: random(40, 40, 300),
         "hub_block": lambda: hub(37, block),
-        "hub_segments": lambda: hub(37, segments),
-        "hub_out": lambda: hub(37, segments).reverse(),
+        "hub_chunks": lambda: hub(37, chunks),
+        "hub_out": lambda: hub(37, chunks).reverse(),
         "degrees": of_degrees,
         "degrees_out": lambda: of_degrees().reverse(),
     }

@@ -70,7 +70,7 @@ def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
 #: Of the graphs of the tests, those whose formulas take no second in float64.
 _GRAPHS = (
     "no_nodes", "no_edges", "isolated", "parallel", "self_loops_replaced", "bipartite",
-    "one_source", "hub_segments", "hub_out",
+    "one_source", "hub_chunks", "hub_out",
 )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _spread(backend: str, device: torch.device) -> float:
 
 
 def _mask(backend: str, device: torch.device) -> float:
-    graph = graphs(device)["hub_segments"]
+    graph = graphs(device)["hub_chunks"]
     for heads in (1, 3, 8):
         inputs = _inputs("gat", graph, heads, 2, torch.float32)
         mine = _apply("gat", backend, graph, inputs, _DROPOUT)[1] == 0
@@ -206,7 +206,7 @@ def _mask(backend: str, device: torch.device) -> float:
 
 
 def _rate(backend: str, device: torch.device) -> float:
-    graph = graphs(device)["hub_segments"]
+    graph = graphs(device)["hub_chunks"]
     inputs = _inputs("gat", graph, 8, 2, torch.float32)
     dropped = (_apply("gat", backend, graph, inputs, _DROPOUT)[1] == 0).double()
     deviation = (_DROPOUT * (1 - _DROPOUT) / dropped.numel()) ** 0.5

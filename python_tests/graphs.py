@@ -19,13 +19,13 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = DEVICE.type != "cpu" or os.environ.get("GATKERNELS_TEST_BACKEND", "cpu") != "cpu"
 if ON_GPU:
     DEGREES = (0, 1, 2, 15, 16, 17, 64, 65, 129, 256, 257, 700)
-BLOCK, SEGMENTS = (300, 600) if ON_GPU else (700, 7000)  # edges of hubs
+BLOCK, CHUNKS_OF_HUB = (300, 600) if ON_GPU else (700, 7000)  # edges of hubs
 MANY = 2_000 if ON_GPU else 20_000  # edges beside which nodes are few
 #: Numbers of threads that no result may depend on; on a GPU, two runs of the same.
 THREADS = (1, 2) if ON_GPU else (1, 2, 3, 4, 2)
 
 
-GRAPHS = adversarial_graphs(DEVICE, DEGREES, (BLOCK, SEGMENTS))
+GRAPHS = adversarial_graphs(DEVICE, DEGREES, (BLOCK, CHUNKS_OF_HUB))
 
 
 class Inputs(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from graphs import DEVICE, INTERPRETED, ON_GPU, SEGMENTS, THREADS, random_inputs
+from graphs import CHUNKS_OF_HUB, DEVICE, INTERPRETED, ON_GPU, THREADS, random_inputs
 from tolerance import BACKEND, DTYPES, Options, Results, by_kernel
 from torch import Tensor
 
@@ -27,11 +27,11 @@ def restored_threads() -> Iterator[None]:
 def _graph() -> Graph:
     """Enough rows for many tasks, with a hub among the destinations and one among the sources."""
     generator = torch.Generator().manual_seed(1)
-    edges = 3 * SEGMENTS
+    edges = 3 * CHUNKS_OF_HUB
     src = torch.randint(0, NODES, (edges,), generator=generator)
     dst = torch.randint(0, NODES, (edges,), generator=generator)
-    dst[:SEGMENTS] = 17
-    src[SEGMENTS : 2 * SEGMENTS] = NODES - 1
+    dst[:CHUNKS_OF_HUB] = 17
+    src[CHUNKS_OF_HUB : 2 * CHUNKS_OF_HUB] = NODES - 1
     order = torch.randperm(edges, generator=generator)
     edge_index = torch.stack([src, dst])[:, order].to(DEVICE)
     return Graph.from_edge_index(edge_index, NODES, self_loops=True)

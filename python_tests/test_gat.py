@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graphs import DEVICE, GRAPHS, INTERPRETED, SEGMENTS, Inputs, random_inputs
+from graphs import CHUNKS_OF_HUB, DEVICE, GRAPHS, INTERPRETED, Inputs, random_inputs
 from tolerance import (
     BACKEND,
     DTYPES,
@@ -62,7 +62,7 @@ def test_every_shape(name: str, shape: tuple[int, int], dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (8, 8), (17, 3), (4, 64)], ids=str)
-@pytest.mark.parametrize("name", ["hub_segments", "hub_out"])
+@pytest.mark.parametrize("name", ["hub_chunks", "hub_out"])
 def test_split_rows_of_every_kind_of_shape(name: str, shape: tuple[int, int]) -> None:
     graph = GRAPHS[name]()
     inputs = random_inputs(graph, *shape, torch.float32, edge_score=True, attention=True)
@@ -95,7 +95,7 @@ def test_no_channels_or_no_heads(heads: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("spread", [30.0, 1000.0, 1e6])
-@pytest.mark.parametrize("name", ["random", "degrees", "hub_segments"])
+@pytest.mark.parametrize("name", ["random", "degrees", "hub_chunks"])
 @dtypes
 def test_scores_far_apart(name: str, spread: float, dtype: torch.dtype) -> None:
     graph = GRAPHS[name]()
@@ -144,14 +144,14 @@ def _without(graph: Graph, inputs: Inputs, kept: Tensor) -> tuple[Graph, Inputs]
     )
 
 
-@pytest.mark.parametrize("masked", ["every third", "first block", "first segment", "all but last"])
+@pytest.mark.parametrize("masked", ["every third", "first block", "first chunk", "all but last"])
 def test_edges_masked_by_minus_infinity(masked: str) -> None:
-    graph = GRAPHS["hub_segments"]()
+    graph = GRAPHS["hub_chunks"]()
     edges = torch.arange(graph.num_edges, device=DEVICE)
     kept = {
         "every third": edges % 3 > 0,
         "first block": edges >= 200,
-        "first segment": edges >= SEGMENTS // 2,
+        "first chunk": edges >= CHUNKS_OF_HUB // 2,
         "all but last": edges == graph.num_edges - 1,
     }[masked]
     inputs = random_inputs(graph, 3, 4, torch.float32, edge_score=True, attention=True)
@@ -165,7 +165,7 @@ def test_edges_masked_by_minus_infinity(masked: str) -> None:
     assert_right(fewer, rest, Options(), got)
 
 
-@pytest.mark.parametrize("name", ["hub_block", "hub_segments", "degrees"])
+@pytest.mark.parametrize("name", ["hub_block", "hub_chunks", "degrees"])
 @dtypes
 def test_one_head_masked_by_minus_infinity(name: str, dtype: torch.dtype) -> None:
     """Masked in the first blocks of every long row, while the other heads go on."""
@@ -180,7 +180,7 @@ def test_one_head_masked_by_minus_infinity(name: str, dtype: torch.dtype) -> Non
     assert_right(graph, inputs._replace(edge_score=edge_score))
 
 
-@pytest.mark.parametrize("name", ["random", "hub_segments"])
+@pytest.mark.parametrize("name", ["random", "hub_chunks"])
 def test_sources_masked_by_minus_infinity(name: str) -> None:
     graph = GRAPHS[name]()
     inputs = random_inputs(graph, 3, 4, torch.float32, attention=True)
@@ -230,7 +230,7 @@ def test_layouts_give_the_same_bits(layout: str, heads: int) -> None:
         assert_same(got, expected)
 
 
-@pytest.mark.parametrize("name", ["bipartite", "self_loops_replaced", "hub_segments"])
+@pytest.mark.parametrize("name", ["bipartite", "self_loops_replaced", "hub_chunks"])
 def test_expanded_tensors_give_the_same_bits(name: str) -> None:
     graph = GRAPHS[name]()
     inputs = random_inputs(graph, 4, 6, torch.float32, edge_score=True, attention=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import SEGMENTS
+from graphs import CHUNKS_OF_HUB
 from torch import Tensor
 
 from gatkernels import Graph, backends, gat_attention, gatv2_attention
@@ -36,8 +36,8 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def edges_with_a_hub() -> Tensor:
     generator = torch.Generator().manual_seed(2)
-    edge_index = torch.randint(0, 300, (2, 2 * SEGMENTS), generator=generator)
-    edge_index[1, :SEGMENTS] = 3
+    edge_index = torch.randint(0, 300, (2, 2 * CHUNKS_OF_HUB), generator=generator)
+    edge_index[1, :CHUNKS_OF_HUB] = 3
     return edge_index
 
 

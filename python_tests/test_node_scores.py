@@ -114,7 +114,7 @@ def test_every_graph(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["random", "hub_segments", "hub_out"])
+@pytest.mark.parametrize("name", ["random", "hub_chunks", "hub_out"])
 @both_sides
 def test_every_shape(name: str, shape: tuple[int, int], both: bool) -> None:
     assert_right(GRAPHS[name](), shape, torch.float32, both, PLAIN)

@@ -71,7 +71,7 @@ def test_kernel_draws_the_mask_of_the_reference(heads: int, name: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_kernel_mask_of_split_rows(threads: int) -> None:
-    graph = GRAPHS["hub_segments"]()
+    graph = GRAPHS["hub_chunks"]()
     key = torch.tensor([SEEDS[3]])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -37,7 +37,7 @@ def by_hand(col: Tensor, row: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
     return torch.zeros_like(x_dst).index_add(0, row, alpha[:, :, None] * x_src[col])
 
 
-@pytest.mark.parametrize("name", ["hub_segments", "degrees"])
+@pytest.mark.parametrize("name", ["hub_chunks", "degrees"])
 def test_a_scorer_needs_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCORERS, "gatv2", Scorer(distance_value, distance_reach))
     graph = GRAPHS[name]()

@@ -131,7 +131,7 @@ def compile_all(case: str, drivers: Target) -> None:
 
     kernels.launch = report
     schedule.ORDERED = 1 << 30 if case in UNORDERED else 0
-    graph = GRAPHS["hub_segments"]()
+    graph = GRAPHS["hub_chunks"]()
     by_row, by_column = graph.schedules("triton")
     csr = Edges(graph.rowptr, graph.col, graph.eid, by_row)
     csc = Edges(graph.colptr, graph.row, graph.ceid, by_column)

@@ -86,15 +86,16 @@ struct Data {
   static Data from(py::handle tensor) { return {TensorArgument(tensor).data()}; }
 };
 
+// As gatkernels/backends/native.py hands it on: the slope, and Dropout with or without a seed.
 struct Scoring {
   double negative_slope;
   Dropout dropout;
 
   static Scoring from(py::handle given) {
-    const RecordArgument record(given, "Scoring", 3);
-    const double p = py::cast<double>(record[1]);
-    const auto* seed = p > 0.0 ? static_cast<const int64_t*>(record.data(2)) : nullptr;
-    return {py::cast<double>(record[0]), {seed, p}};
+    const RecordArgument record(given, "a scoring", 4);
+    return {py::cast<double>(record[0]),
+            {static_cast<const int64_t*>(record.data(1)), py::cast<uint32_t>(record[2]),
+             py::cast<double>(record[3])}};
   }
 };
 

@@ -35,10 +35,12 @@ struct Matrix {
   int64_t stride;
 };
 
-// Philox dropout: an edge and head is kept where its word >= threshold, and then times scale.
+// Philox dropout: an edge and head is kept where its word >= threshold, and then times scale; the
+// rule is gatkernels/ops/philox.py's.
 struct Dropout {
   const int64_t* seed;  // null: no dropout
-  double p;
+  uint32_t threshold;
+  double scale;
 };
 
 struct Shape {

@@ -28,15 +28,6 @@ GK_HOST_DEVICE static inline void philox(uint64_t seed, uint64_t edge, uint64_t 
   word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
 }
 
-// A word is kept where word >= p * 2^32, that is, >= the next integer; p = 1 is handled by scale.
-GK_HOST_DEVICE static inline uint32_t keep_threshold(double p) {
-  const double exact = p * 4294967296.0;
-  if (exact > 4294967295.0) return 0xFFFFFFFFu;
-  const uint32_t floor = uint32_t(exact);
-  return double(floor) < exact ? floor + 1 : floor;
-}
-GK_HOST_DEVICE static inline double keep_scale(double p) { return p < 1.0 ? 1.0 / (1.0 - p) : 0.0; }
-
 constexpr int kPhiloxLanes = 16;
 
 // word[w][l]: word w of counter (counter + l, 0). Lanes side by side need no transposing.

@@ -77,14 +77,14 @@ struct SparseProductKernel {
     const auto rows = [&](int64_t, int64_t begin, int64_t end, char*) {
       for (int64_t row = begin; row < end; ++row) fill(p.rowptr[row], p.rowptr[row + 1], out(row));
     };
-    const auto segment = [&](int64_t, int64_t begin, int64_t end, char* partial, char*) {
+    const auto chunk = [&](int64_t, int64_t begin, int64_t end, char* partial, char*) {
       fill(begin, end, reinterpret_cast<A*>(partial));
     };
     const auto merged = [&](int64_t row, int64_t, char* partials, int64_t count, char*) {
       merge(row, reinterpret_cast<const A*>(partials), count);
     };
     return run_rows(p.rowptr, p.rows, p.threads,
-                    {rows, segment, merged, 0, size_t(p.width) * sizeof(A)});
+                    {rows, chunk, merged, 0, size_t(p.width) * sizeof(A)});
   }
 };
 
@@ -200,8 +200,8 @@ struct FeatureDropoutKernel {
       : p(params),
         drop(params.dropout.seed != nullptr),
         seed(drop ? uint64_t(*params.dropout.seed) : 0),
-        threshold(keep_threshold(params.dropout.p)),
-        scale(V::set(A(keep_scale(params.dropout.p)))) {}
+        threshold(params.dropout.threshold),
+        scale(V::set(A(params.dropout.scale))) {}
 
   static V activate(V x, V grad) {
     if constexpr (kActivation == Activation::kElu) return V::if_positive(x, x, expm1(x));

@@ -52,7 +52,7 @@ struct ForwardJob : Scored<T, A, Scorer> {
   template <class Params>
   ForwardJob(const Params& p, const ForwardResults& to_) : Base(p, p.x), to(to_) {}
 
-  // Partial result of a segment: maximum, sum, positive sum [3, slots], then out and out_pos.
+  // Partial result of a chunk: maximum, sum, positive sum [3, slots], then out and out_pos.
   int64_t partial_size() const { return 3 * of.stride + 2 * width; }
   A* out_pos_of(int64_t row) const {
     return to.out_pos ? static_cast<A*>(to.out_pos) + row * width : nullptr;
@@ -182,7 +182,7 @@ struct ForwardJob : Scored<T, A, Scorer> {
       finish_row(row, t);
     }
   }
-  void segment(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
+  void chunk(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
     A* out = partial + 3 * of.stride;
     run(row, begin, end, partial, partial + of.stride, partial + 2 * of.stride, out,
         to.out_pos ? out + width : nullptr, t);
@@ -223,7 +223,7 @@ struct AlphaJob {
   A* alpha;                // [E, H]
 
   int64_t partial_size() const { return 0; }
-  void segment(int64_t row, int64_t begin, int64_t end, A*, const Scratch<A>& t) const {
+  void chunk(int64_t row, int64_t begin, int64_t end, A*, const Scratch<A>& t) const {
     const Heads<A>& of = of_edges.of;
     const auto& scorer = of_edges.scorer;
     const int heads = of_edges.heads;
@@ -243,7 +243,7 @@ struct AlphaJob {
   void rows(int64_t, int64_t begin, int64_t end, const Scratch<A>& t) const {
     const int64_t* rowptr = of_edges.csr.rowptr;
     for (int64_t row = begin; row < end; ++row) {
-      segment(row, rowptr[row], rowptr[row + 1], nullptr, t);
+      chunk(row, rowptr[row], rowptr[row + 1], nullptr, t);
     }
   }
   void merge(int64_t, int64_t, const A*, int64_t, const Scratch<A>&) const {}

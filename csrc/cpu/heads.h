@@ -116,12 +116,12 @@ struct Heads {
         stride(int(slots<A>(shape.heads))),
         drop(dropout.seed != nullptr),
         seed(drop ? uint64_t(*dropout.seed) : 0),
-        threshold(keep_threshold(dropout.p)),
-        scale(A(keep_scale(dropout.p))),
+        threshold(dropout.threshold),
+        scale(A(dropout.scale)),
         loops(head_loops<A>(shape.heads)) {}
 };
 
-// The edges of every row through a job: `rows` (task, begin, end), whole rows; `segment` (row,
+// The edges of every row through a job: `rows` (task, begin, end), whole rows; `chunk` (row,
 // begin, end, partial) and `merge` (row, index, partials, count) for long rows, whose partial
 // results are of partial_size() sums. All get a scratch for rows of `width` features.
 template <class A, class Job>
@@ -130,14 +130,14 @@ static Status run_edges(const Edges& edges, const Shape& shape, int64_t width, c
   const auto rows = [&](int64_t task, int64_t begin, int64_t end, char* memory) {
     job.rows(task, begin, end, scratch(memory));
   };
-  const auto segment = [&](int64_t row, int64_t begin, int64_t end, char* partial, char* memory) {
-    job.segment(row, begin, end, reinterpret_cast<A*>(partial), scratch(memory));
+  const auto chunk = [&](int64_t row, int64_t begin, int64_t end, char* partial, char* memory) {
+    job.chunk(row, begin, end, reinterpret_cast<A*>(partial), scratch(memory));
   };
   const auto merge = [&](int64_t row, int64_t index, char* partials, int64_t count, char* memory) {
     job.merge(row, index, reinterpret_cast<A*>(partials), count, scratch(memory));
   };
   return run_rows(edges.rowptr, edges.rows, shape.threads,
-                  {rows, segment, merge, Scratch<A>::bytes(shape.heads, width),
+                  {rows, chunk, merge, Scratch<A>::bytes(shape.heads, width),
                    size_t(job.partial_size()) * sizeof(A)});
 }
 

@@ -19,7 +19,7 @@ constexpr int64_t kTask = 4096;  // rows + edges worth a task of their own
 constexpr int64_t kMaxTasks = 1024;
 constexpr int64_t kSmall = 4096;  // rows + edges that a second thread costs more than it gives for
 
-struct Segment {
+struct Chunk {
   int64_t row, begin, end;
 };
 
@@ -91,7 +91,7 @@ int64_t task_count(const int64_t* rowptr, int64_t rows) {
   return std::max<int64_t>(1, std::min(kMaxTasks, (rowptr[rows] + rows) / kTask));
 }
 
-int64_t long_row_limit(const int64_t* rowptr, int64_t rows) { return rowptr[rows] / kSegment; }
+int64_t long_row_limit(const int64_t* rowptr, int64_t rows) { return rowptr[rows] / kChunk; }
 
 Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job) {
   if (rows == 0) return Status::kOk;
@@ -101,8 +101,8 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
 
   std::vector<int64_t> long_rows(size_t(long_row_limit(rowptr, rows)));
   std::atomic<int64_t> long_count{0};
-  std::vector<Segment> segments;
-  std::vector<int64_t> first_segment;
+  std::vector<Chunk> chunks;
+  std::vector<int64_t> first_chunk;
   char* partials = nullptr;
   std::atomic<bool> failed{false};
 
@@ -118,7 +118,7 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
         const int64_t end =
             task + 1 == tasks ? rows : row_at(rowptr, rows, total * (task + 1) / tasks);
         for (int64_t row = begin; row < end; ++row) {
-          if (rowptr[row + 1] - rowptr[row] <= kSegment) continue;
+          if (rowptr[row + 1] - rowptr[row] <= kChunk) continue;
           long_rows[size_t(long_count++)] = row;
           if (begin < row) job.rows(task, begin, row, scratch);
           begin = row + 1;
@@ -130,30 +130,30 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
         std::sort(long_rows.begin(), long_rows.begin() + long_count);
         for (int64_t k = 0; k < long_count; ++k) {
           const int64_t row = long_rows[size_t(k)];
-          first_segment.push_back(int64_t(segments.size()));
-          for (int64_t edge = rowptr[row]; edge < rowptr[row + 1]; edge += kSegment) {
-            const int64_t stop = edge + kSegment;
-            segments.push_back({row, edge, stop < rowptr[row + 1] ? stop : rowptr[row + 1]});
+          first_chunk.push_back(int64_t(chunks.size()));
+          for (int64_t edge = rowptr[row]; edge < rowptr[row + 1]; edge += kChunk) {
+            const int64_t stop = edge + kChunk;
+            chunks.push_back({row, edge, stop < rowptr[row + 1] ? stop : rowptr[row + 1]});
           }
         }
-        first_segment.push_back(int64_t(segments.size()));
-        if (!segments.empty()) {
-          partials = allocate(segments.size() * job.partial_bytes);
+        first_chunk.push_back(int64_t(chunks.size()));
+        if (!chunks.empty()) {
+          partials = allocate(chunks.size() * job.partial_bytes);
           if (partials == nullptr) failed = true;
         }
       }
-      if (!failed && !segments.empty()) {
+      if (!failed && !chunks.empty()) {
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t k = 0; k < int64_t(segments.size()); ++k) {
-          const Segment& part = segments[size_t(k)];
-          job.segment(part.row, part.begin, part.end, partials + size_t(k) * job.partial_bytes,
-                      scratch);
+        for (int64_t k = 0; k < int64_t(chunks.size()); ++k) {
+          const Chunk& part = chunks[size_t(k)];
+          job.chunk(part.row, part.begin, part.end, partials + size_t(k) * job.partial_bytes,
+                    scratch);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t k = 0; k < int64_t(long_count); ++k) {
-          const int64_t first = first_segment[size_t(k)];
+          const int64_t first = first_chunk[size_t(k)];
           job.merge(long_rows[size_t(k)], k, partials + size_t(first) * job.partial_bytes,
-                    first_segment[size_t(k) + 1] - first, scratch);
+                    first_chunk[size_t(k) + 1] - first, scratch);
         }
       }
     }

@@ -1,4 +1,4 @@
-// Rows over threads, balanced by edges; long rows in segments of a fixed length.
+// Rows over threads, balanced by edges; long rows in chunks of a fixed length.
 //
 // Who computes a row never depends on the number of threads, nor does the order of any sum:
 // results are the same bits for every schedule.
@@ -10,7 +10,7 @@
 
 namespace gatkernels {
 
-constexpr int64_t kSegment = 2048;  // edges; a longer row is split
+constexpr int64_t kChunk = 2048;  // edges; a longer row is split
 
 // A callable that lives longer than the call it is handed to.
 template <class... Args>
@@ -27,16 +27,16 @@ class Callable {
 };
 
 struct RowJob {
-  // (task, begin, end, scratch): whole rows, none longer than kSegment; those of one task come in
+  // (task, begin, end, scratch): whole rows, none longer than kChunk; those of one task come in
   // order.
   Callable<int64_t, int64_t, int64_t, char*> rows;
   // (row, begin, end, partial, scratch): edges of a long row, into a partial result.
-  Callable<int64_t, int64_t, int64_t, char*, char*> segment;
+  Callable<int64_t, int64_t, int64_t, char*, char*> chunk;
   // (row, index, partials, count, scratch): the partial results of the index-th long row, in the
   // order of its edges.
   Callable<int64_t, int64_t, char*, int64_t, char*> merge;
   size_t scratch_bytes;  // per thread
-  size_t partial_bytes;  // per segment
+  size_t partial_bytes;  // per chunk
 };
 
 // How many tasks run_rows makes of these rows, and how many long rows there can be at most.

@@ -237,7 +237,7 @@ struct RowwisePass {
       job.template finish<kBySource>(row, t.row, t.row_pos, task);
     }
   }
-  void segment(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
+  void chunk(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
     job.template run<kBySource>(row, begin, end, partial, partial + width, t);
   }
   void merge(int64_t row, int64_t index, A* partials, int64_t count, const Scratch<A>&) const {

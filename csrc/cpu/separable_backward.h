@@ -43,7 +43,7 @@ struct SeparableBackwardJob {
         att{map, static_cast<const A*>(params.att_src), static_cast<const A*>(params.att_dst),
             att_parts} {}
 
-  // Partial result of a segment: grad_src so far [H], then the two sums of rows.
+  // Partial result of a chunk: grad_src so far [H], then the two sums of rows.
   int64_t partial_size() const { return heads + 2 * width; }
 
   // delta = <dO, out> and grad_dst = (1 - slope) (<dO, out_pos> - delta share), per destination
@@ -177,7 +177,7 @@ struct SeparableBackwardJob {
       finish_row(j, t.sum, t.row, t.row_pos, t, task);
     }
   }
-  void segment(int64_t j, int64_t begin, int64_t end, A* sum, const Scratch<A>& t) const {
+  void chunk(int64_t j, int64_t begin, int64_t end, A* sum, const Scratch<A>& t) const {
     run(j, begin, end, sum, sum + heads, sum + heads + width, t);
   }
   void merge(int64_t j, int64_t index, A* partials, int64_t count, const Scratch<A>& t) const {

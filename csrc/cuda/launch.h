@@ -67,7 +67,7 @@ Call call_of(const Params& p, const Edges& edges, const Schedule& schedule, cons
   call.schedule = schedule;
   call.layout = layout;
   call.scores = p.scores;
-  call.dropout = Draw(p.scores.dropout);
+  call.dropout = p.scores.dropout;
   return call;
 }
 

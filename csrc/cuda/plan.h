@@ -22,17 +22,6 @@ struct Plan {
   int64_t most_heads;   // of a tile, in kernels that gather rows
 };
 
-// What the host knows of dropout.
-struct Draw {
-  const int64_t* seed;  // null: no dropout
-  uint32_t threshold;
-  double scale;
-
-  Draw() = default;
-  explicit Draw(const Dropout& dropout)
-      : seed(dropout.seed), threshold(keep_threshold(dropout.p)), scale(keep_scale(dropout.p)) {}
-};
-
 // Chunks that are merged before the whole of a hub is, where a hub can have twice as many.
 constexpr int64_t kSlice = 32;
 GK_HOST_DEVICE inline bool in_slices(const Schedule& schedule) {

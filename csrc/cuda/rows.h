@@ -239,7 +239,7 @@ struct Mask {
   uint32_t threshold;
   A scale;
 
-  GK_DEVICE explicit Mask(const Draw& draw)
+  GK_DEVICE explicit Mask(const Dropout& draw)
       : seed(draw.seed ? uint64_t(__ldg(draw.seed)) : 0),
         threshold(draw.threshold),
         scale(A(draw.scale)) {}
@@ -269,7 +269,8 @@ struct Mask {
   }
   // The factors of a board's n edges, if any are dropped, as its weights.
   template <class Board, int V, int K>
-  GK_DEVICE void post(const Draw& draw, const Lane<V, K>& lane, const Board& board, int n) const {
+  GK_DEVICE void post(const Dropout& draw, const Lane<V, K>& lane, const Board& board,
+                      int n) const {
     if (!draw.seed) return;
     each(lane, board.ids, n,
          [&](int e, int head, A factor) { board.weights[head * board.pitch + e] = factor; });

@@ -16,7 +16,7 @@ struct Call {
   Schedule schedule;
   Layout layout;
   RowwiseScores scores;
-  Draw dropout;
+  Dropout dropout;
   Matrix x;
   ForwardResults to;
   const void* stats;  // with alpha

@@ -19,7 +19,7 @@ struct Call {
   Schedule schedule;
   Layout layout;
   GatScores scores;
-  Draw dropout;
+  Dropout dropout;
   Matrix x;     // [Ns, H * C]
   Matrix grad;  // [Nd, H * C]
   const void* fields;

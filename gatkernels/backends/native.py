@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatkernels.ops import philox
 from gatkernels.ops.call import (
     Edges,
     GatCall,
@@ -17,6 +18,7 @@ from gatkernels.ops.call import (
     RowwiseCall,
     RowwiseInputs,
     RowwiseSaved,
+    Scoring,
 )
 from gatkernels.ops.checks import DTYPE_CODES
 
@@ -149,7 +151,16 @@ def feature_dropout(
     x, grad = x.contiguous(), _contiguous(grad)
     out = empty(x, *x.shape)
     cpu_module().feature_dropout(
-        _code(x), torch.get_num_threads(), x.numel(), seed, p, activation, x, grad, out
+        _code(x),
+        torch.get_num_threads(),
+        x.numel(),
+        seed,
+        philox.threshold(p),
+        philox.scale(p),
+        activation,
+        x,
+        grad,
+        out,
     )
     return out
 
@@ -200,6 +211,7 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (unless ``statistics``)."""
         csr, inputs, scoring = call
+        how = rule(scoring)
         x, src, *_ = inputs = fit(inputs)
         assert src is not None
         rows, (_, heads, channels) = csr.rowptr.shape[0] - 1, x.shape
@@ -209,15 +221,16 @@ class Kernels:
         stats = empty(src, rows, 3, heads) if statistics else src.new_empty(0)
         context, _alive = self._context(call, None, x)
         results = out, out_pos if training else None, stats if statistics else None
-        self._module().gat_forward(_code(x), context, csr, inputs, scoring, *results)
+        self._module().gat_forward(_code(x), context, csr, inputs, how, *results)
         return out, out_pos, stats
 
     def gat_alpha(self, call: GatCall, stats: Tensor) -> Tensor:
         """``[E, H]`` after dropout, from a forward's statistics."""
         csr, inputs, scoring = call
+        how = rule(scoring)
         alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
         context, _alive = self._context(call)
-        self._module().gat_alpha(_code(stats), context, csr, fit(inputs), scoring, stats, alpha)
+        self._module().gat_alpha(_code(stats), context, csr, fit(inputs), how, stats, alpha)
         return alpha
 
     def gat_backward(
@@ -225,6 +238,7 @@ class Kernels:
     ) -> tuple[Tensor, ...]:
         """Gradients as the op :func:`gatkernels.ops.attention.gat_backward` has them."""
         csr, inputs, scoring = call
+        how = rule(scoring)
         x, src, dst, edge, att_src, att_dst = inputs = fit(inputs)
         grads = fit_grads(grads)
         stats, vectors = saved.stats, (att_src is not None) + (att_dst is not None)
@@ -240,13 +254,14 @@ class Kernels:
         fields = empty(stats, csr.rowptr.shape[0] - 1, 4 * x.shape[1])
         context, _alive = self._context(call, csc, grads.out, 1, vectors)
         self._module().gat_backward(
-            _code(x), context, csr, csc, inputs, scoring, saved, grads, fields, results
+            _code(x), context, csr, csc, inputs, how, saved, grads, fields, results
         )
         return results
 
     def rowwise_forward(self, call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor]:
         """``out`` and ``stats`` (empty unless ``statistics``)."""
         scorer, csr, inputs, scoring = call
+        how = rule(scoring)
         x, _, att, _ = inputs = fit_rows(inputs)
         rows, (_, heads, channels) = csr.rowptr.shape[0] - 1, x.shape
         out = empty(x, rows, heads, channels)
@@ -254,17 +269,25 @@ class Kernels:
         stats = empty(att, rows, 3, heads) if statistics else att.new_empty(0)
         context, _alive = self._context(call, None, x)
         self._module().rowwise_forward(
-            _code(x), context, scorer, csr, inputs, scoring, out, stats if statistics else None
+            _code(x),
+            context,
+            scorer,
+            csr,
+            inputs,
+            how,
+            out,
+            stats if statistics else None,
         )
         return out, stats
 
     def rowwise_alpha(self, call: RowwiseCall, stats: Tensor) -> Tensor:
         scorer, csr, inputs, scoring = call
+        how = rule(scoring)
         inputs = fit_rows(inputs)
         alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
         context, _alive = self._context(call, None, inputs.x_src)
         code = _code(inputs.x_src)
-        self._module().rowwise_alpha(code, context, scorer, csr, inputs, scoring, stats, alpha)
+        self._module().rowwise_alpha(code, context, scorer, csr, inputs, how, stats, alpha)
         return alpha
 
     def rowwise_backward(
@@ -272,6 +295,7 @@ class Kernels:
     ) -> tuple[Tensor, ...]:
         """Gradients as the op :func:`gatkernels.ops.attention.rowwise_backward` has them."""
         scorer, csr, inputs, scoring = call
+        how = rule(scoring)
         x, x_dst, att, edge = inputs = fit_rows(inputs)
         grads = fit_grads(grads)
         results = (
@@ -283,7 +307,17 @@ class Kernels:
         fields = empty(saved.stats, csr.rowptr.shape[0] - 1, 4 * x.shape[1])
         context, _alive = self._context(call, csc, grads.out, 2, 1)
         self._module().rowwise_backward(
-            _code(x), context, scorer, csr, csc, inputs, scoring, saved, grads, fields, results
+            _code(x),
+            context,
+            scorer,
+            csr,
+            csc,
+            inputs,
+            how,
+            saved,
+            grads,
+            fields,
+            results,
         )
         return results
 
@@ -319,6 +353,14 @@ def fit_rows(inputs: RowwiseInputs) -> RowwiseInputs:
         return inputs
     x, x_dst, att, edge = inputs
     return RowwiseInputs(_rows(x), _rows(x_dst), att.contiguous(), _contiguous(edge))
+
+
+def rule(scoring: Scoring) -> tuple[float, Tensor | None, int, float]:
+    """Slope, seed, and what dropout does: times ``scale`` where a word reaches ``threshold``."""
+    slope, p, seed = scoring
+    if p == 0.0:
+        return slope, None, 0, 1.0
+    return slope, seed, philox.threshold(p), philox.scale(p)
 
 
 def fit_grads(grads: OutGrads) -> OutGrads:

@@ -17,12 +17,12 @@ _empty = torch.empty
 
 
 def threshold(p: float) -> int:
-    """From 0 (all words pass) to 2^32 (none does)."""
-    return math.ceil(p * 2.0**32)
+    """Of 32 bits; where no word should pass, the last one does, times 0."""
+    return min(math.ceil(p * 2.0**32), 2**32 - 1)
 
 
 def scale(p: float) -> float:
-    return 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    return 1.0 / (1.0 - p) if p * 2.0**32 <= 2**32 - 1 else 0.0
 
 
 def _draw_seed(like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gatkernels.backends import schedule
-from gatkernels.backends.native import fit, fit_grads, fit_rows, grad_of_edges
+from gatkernels.backends.native import fit, fit_grads, fit_rows, grad_of_edges, rule
 from gatkernels.backends.triton import node_scores as nodes
 from gatkernels.backends.triton import rowwise, separable, tiling
 from gatkernels.backends.triton import rowwise_backward as rowwise_back
@@ -23,7 +23,6 @@ from gatkernels.backends.triton import separable_backward as separable_back
 from gatkernels.backends.triton.common import Partial, Rows, Work
 from gatkernels.backends.triton.scores import SCORERS
 from gatkernels.backends.triton.tiling import Tile, tile
-from gatkernels.ops import philox
 from gatkernels.ops.call import (
     Edges,
     GatCall,
@@ -104,9 +103,8 @@ class _Job:
 
 
 def _options(scoring: Scoring) -> tuple[Tensor | None, float, float, int]:
-    """Seed, slope, and what dropout does: times ``scale`` where a word reaches ``threshold``."""
-    slope, p, seed = scoring
-    return seed if p > 0.0 else None, slope, philox.scale(p), philox.threshold(p)
+    slope, seed, threshold, scale = rule(scoring)
+    return seed, slope, scale, threshold
 
 
 def _gat_scores(inputs: GatInputs) -> separable.Scores:
