@@ -270,8 +270,9 @@ def _misfits(
                 f"{_shape(given[key])} in the checkpoint{where}"
             )
     left = [key for key in given if key not in wanted]
-    return problems + [f"'{key}' {_shape(given[key])} of the checkpoint is not in the model"
-                       for key in left]  # fmt: skip
+    return problems + [
+        f"'{key}' {_shape(given[key])} of the checkpoint is not in the model" for key in left
+    ]
 
 
 def _shape(value: Any) -> str:

@@ -101,13 +101,20 @@ def _plot_options(plot: argparse.ArgumentParser) -> None:
     plot.add_argument("--layer", type=int, help="from 1 (that of the most selective head)")
     plot.add_argument("--head", type=int, help="from 1 (the most selective one)")
     plot.add_argument(
-        "--node", type=int, action="append", default=[], metavar="N",
+        "--node",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
         help="node to draw, from 0; may be repeated",
-    )  # fmt: skip
+    )
     plot.add_argument(
-        "--edges", type=int, default=0, metavar="N",
+        "--edges",
+        type=int,
+        default=0,
+        metavar="N",
         help="draw the N strongest attention edges over the t-SNE",
-    )  # fmt: skip
+    )
 
 
 def _report_options(report: argparse.ArgumentParser) -> None:
@@ -153,9 +160,12 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
 def _verify_options(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--device", default="cpu", help="torch device (cpu)")
     verify.add_argument(
-        "--backend", nargs="+", default=[], metavar="NAME",
+        "--backend",
+        nargs="+",
+        default=[],
+        metavar="NAME",
         help="check these alone (every one that can run)",
-    )  # fmt: skip
+    )
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -69,9 +69,16 @@ def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
 
 #: Of the graphs of the tests, those whose formulas take no second in float64.
 _GRAPHS = (
-    "no_nodes", "no_edges", "isolated", "parallel", "self_loops_replaced", "bipartite",
-    "one_source", "hub_chunks", "hub_out",
-)  # fmt: skip
+    "no_nodes",
+    "no_edges",
+    "isolated",
+    "parallel",
+    "self_loops_replaced",
+    "bipartite",
+    "one_source",
+    "hub_chunks",
+    "hub_out",
+)
 
 
 def graphs(device: torch.device) -> dict[str, Graph]:

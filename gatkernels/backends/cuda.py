@@ -141,8 +141,13 @@ def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name in (
-    "node_scores", "gat_forward", "gat_alpha", "gat_backward",
-    "rowwise_forward", "rowwise_alpha", "rowwise_backward",
-):  # fmt: skip
+    "node_scores",
+    "gat_forward",
+    "gat_alpha",
+    "gat_backward",
+    "rowwise_forward",
+    "rowwise_alpha",
+    "rowwise_backward",
+):
     setattr(_Cuda, _name, _on_device_of_graph(getattr(Kernels, _name)))
 CUDA = _Cuda()

@@ -105,9 +105,15 @@ def _build(
     if not both:
         sides[1] = None
     bad = cpu_module().build_graph(
-        row, other, row.dtype == torch.int64, edges, *counts, self_loops,
-        torch.get_num_threads(), *sides,
-    )  # fmt: skip
+        row,
+        other,
+        row.dtype == torch.int64,
+        edges,
+        *counts,
+        self_loops,
+        torch.get_num_threads(),
+        *sides,
+    )
     return tuple(array for side in sides for array in side or ()), bad
 
 

@@ -81,9 +81,14 @@ def both_sides(edge_index: Tensor, num_src: int, num_dst: int, self_loops: bool)
     chunk_ends = schedule.chunk_ends(degree, schedule.chunk_of(edges))
     by_source = ptr[sides[0] :] - edges
     return (
-        ptr[: sides[0]], others[:edges], ids[:edges],
-        by_source, _aligned(others[edges:]), _aligned(ids[edges:]), chunk_ends,
-    )  # fmt: skip
+        ptr[: sides[0]],
+        others[:edges],
+        ids[:edges],
+        by_source,
+        _aligned(others[edges:]),
+        _aligned(ids[edges:]),
+        chunk_ends,
+    )
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -16,8 +16,18 @@ from gatkernels.layers.dropin import own, runs
 
 #: What message passing calls of a layer's class, in PyG's source.
 METHODS: tuple[str, ...]
-METHODS = ("edge_update", "message", "message_and_aggregate", "aggregate", "update",
-           "_check_input", "_set_size", "_lift", "_index_select", "_index_select_safe")  # fmt: skip
+METHODS = (
+    "edge_update",
+    "message",
+    "message_and_aggregate",
+    "aggregate",
+    "update",
+    "_check_input",
+    "_set_size",
+    "_lift",
+    "_index_select",
+    "_index_select_safe",
+)
 METHODS = tuple(name for name in METHODS if hasattr(MessagePassing, name))
 #: What PyG also generates code for, a function for each class.
 GENERATED = ("propagate", "edge_updater")

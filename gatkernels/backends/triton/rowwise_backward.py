@@ -86,8 +86,22 @@ def load_destination(given, scores, node, there, head, tile: tl.constexpr):
 
 
 @triton.jit
-def edge_gradients(work, given, scores, att, x_src, d_out, x_dst, fields, place, there,
-                   slope, drop, head, tile: tl.constexpr):  # fmt: skip
+def edge_gradients(
+    work,
+    given,
+    scores,
+    att,
+    x_src,
+    d_out,
+    x_dst,
+    fields,
+    place,
+    there,
+    slope,
+    drop,
+    head,
+    tile: tl.constexpr,
+):
     """``x_j [R, D, BH, BC]``, ``alpha m`` and ``dl [R, D, BH]``; one end's values have D = 1."""
     top, inverse, delta = fields
     x_j, logit = logits(work, scores, att, x_src, x_dst, place, there, slope, head, tile)
@@ -111,8 +125,21 @@ def store_gradient(to, partial, part, reached, att, rest, head, tile: tl.constex
 
 
 @triton.jit
-def destination_rows(work, part, x, given, scores, grad_dst, grad_edge, partial, slope, drop, head,
-                     tile: tl.constexpr, block: tl.constexpr):  # fmt: skip
+def destination_rows(
+    work,
+    part,
+    x,
+    given,
+    scores,
+    grad_dst,
+    grad_edge,
+    partial,
+    slope,
+    drop,
+    head,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+):
     """grad_dst of a part's rows; returns what they give grad_att ``[BH, BC]``."""
     att = load_att(scores, head, tile)
     dtype: tl.constexpr = att.dtype
@@ -128,9 +155,21 @@ def destination_rows(work, part, x, given, scores, grad_dst, grad_edge, partial,
         at = ids(work.col, place, there) * x.stride * tile.UNIT
         x_src = load_rows(x.data, at, there, head, tile).to(dtype)
         x_j, _, d_logit = edge_gradients(
-            work, given, scores, att, x_src, d_out, x_dst, fields, place, there,
-            slope, drop, head, tile,
-        )  # fmt: skip
+            work,
+            given,
+            scores,
+            att,
+            x_src,
+            d_out,
+            x_dst,
+            fields,
+            place,
+            there,
+            slope,
+            drop,
+            head,
+            tile,
+        )
         # what they reach
         d_logit = d_logit[:, :, :, None]
         by_j, by_i = scores.scorer.reach(x_j, x_dst, slope)
@@ -145,10 +184,25 @@ def destination_rows(work, part, x, given, scores, grad_dst, grad_edge, partial,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def by_destination(work, rows, singles, chunks, packs, x, given, scores, grad_dst, grad_edge,
-                   att_parts, partial, seed,
-                   slope: tl.float64, scale: tl.float64, threshold: tl.int64,
-                   tile: tl.constexpr):  # fmt: skip
+def by_destination(
+    work,
+    rows,
+    singles,
+    chunks,
+    packs,
+    x,
+    given,
+    scores,
+    grad_dst,
+    grad_edge,
+    att_parts,
+    partial,
+    seed,
+    slope: tl.float64,
+    scale: tl.float64,
+    threshold: tl.int64,
+    tile: tl.constexpr,
+):
     """A program owns every num_programs-th part of CSR, so that few parts of grad_att
     ``[programs, H, C]`` are left to add; it writes its own, and its rows of grad_dst."""
     pid = tl.program_id(0)
@@ -159,23 +213,57 @@ def by_destination(work, rows, singles, chunks, packs, x, given, scores, grad_ds
         row, begin, end, there = single_row(work, rows, chunks, item)
         if there:
             att_part += destination_rows(
-                work, Part(row, begin, end, item, item < chunks), x, given, scores,
-                grad_dst, grad_edge, partial, slope, drop, head, tile, tile.big,
-            )  # fmt: skip
+                work,
+                Part(row, begin, end, item, item < chunks),
+                x,
+                given,
+                scores,
+                grad_dst,
+                grad_edge,
+                partial,
+                slope,
+                drop,
+                head,
+                tile,
+                tile.big,
+            )
     if work.order is not None:
         for item in range(singles + pid, singles + packs, tl.num_programs(0)):
             pack, first, last, _ = tiny_rows(work, rows, item - singles, tile.tiny.rows)
             att_part += destination_rows(
-                work, Part(pack, first, last, item, False), x, given, scores,
-                grad_dst, grad_edge, partial, slope, drop, head, tile, tile.tiny,
-            )  # fmt: skip
+                work,
+                Part(pack, first, last, item, False),
+                x,
+                given,
+                scores,
+                grad_dst,
+                grad_edge,
+                partial,
+                slope,
+                drop,
+                head,
+                tile,
+                tile.tiny,
+            )
     at = pid.to(tl.int64) * (tile.H * tile.C) + features(head, tile)
     tl.store(att_parts + at, att_part, mask=in_row(head, tile))
 
 
 @triton.jit
-def source_rows(work, part, x, given, scores, grad_src, partial, slope, drop, head,
-                tile: tl.constexpr, block: tl.constexpr):  # fmt: skip
+def source_rows(
+    work,
+    part,
+    x,
+    given,
+    scores,
+    grad_src,
+    partial,
+    slope,
+    drop,
+    head,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+):
     """grad_src of a part's rows."""
     att = load_att(scores, head, tile)
     dtype: tl.constexpr = att.dtype
@@ -190,9 +278,21 @@ def source_rows(work, part, x, given, scores, grad_src, partial, slope, drop, he
         dst = ids(work.col, place, there)
         d_out, x_dst, fields = load_destination(given, scores, dst, there, head, tile)
         x_j, weight, d_logit = edge_gradients(
-            work, given, scores, att, x_src, d_out, x_dst, fields, place, there,
-            slope, drop, head, tile,
-        )  # fmt: skip
+            work,
+            given,
+            scores,
+            att,
+            x_src,
+            d_out,
+            x_dst,
+            fields,
+            place,
+            there,
+            slope,
+            drop,
+            head,
+            tile,
+        )
         # what reaches the source through them, and through the sum of its features
         by_j, _ = scores.scorer.reach(x_j, x_dst, slope)
         reached = fold(reached, d_logit[:, :, :, None] * by_j)
@@ -202,16 +302,34 @@ def source_rows(work, part, x, given, scores, grad_src, partial, slope, drop, he
 
 
 @triton.jit(do_not_specialize=SIZES)
-def by_source(work, rows, singles, chunks, x, given, scores, grad_src, partial, seed,
-              slope: tl.float64, scale: tl.float64, threshold: tl.int64,
-              tile: tl.constexpr):  # fmt: skip
+def by_source(
+    work,
+    rows,
+    singles,
+    chunks,
+    x,
+    given,
+    scores,
+    grad_src,
+    partial,
+    seed,
+    slope: tl.float64,
+    scale: tl.float64,
+    threshold: tl.int64,
+    tile: tl.constexpr,
+):
     """A program owns a part of CSC, and writes its rows of grad_src."""
     dtype: tl.constexpr = given.fields.dtype.element_ty
     head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        source_rows, work, rows, singles, chunks,
-        (x, given, scores, grad_src, partial, slope, drop, head), tile,
-    )  # fmt: skip
+        source_rows,
+        work,
+        rows,
+        singles,
+        chunks,
+        (x, given, scores, grad_src, partial, slope, drop, head),
+        tile,
+    )
 
 
 @triton.jit

@@ -100,8 +100,9 @@ def row_maximum(work, scores, part, slope, head, tile: tl.constexpr, block: tl.c
 
 
 @triton.jit
-def forward_rows(work, part, x, scores, to, partial, slope, drop, head,
-                 tile: tl.constexpr, block: tl.constexpr):  # fmt: skip
+def forward_rows(
+    work, part, x, scores, to, partial, slope, drop, head, tile: tl.constexpr, block: tl.constexpr
+):
     """A part's maxima and sums ``[R, BH]``, and weighted sums of features ``[R, BH, BC]``."""
     training: tl.constexpr = to.out_pos is not None
     score_dst, top = row_maximum(work, scores, part, slope, head, tile, block)
@@ -132,16 +133,33 @@ def forward_rows(work, part, x, scores, to, partial, slope, drop, head,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def forward(work, rows, singles, chunks, x, scores, to, partial, seed,
-            slope: tl.float64, scale: tl.float64, threshold: tl.int64,
-            tile: tl.constexpr):  # fmt: skip
+def forward(
+    work,
+    rows,
+    singles,
+    chunks,
+    x,
+    scores,
+    to,
+    partial,
+    seed,
+    slope: tl.float64,
+    scale: tl.float64,
+    threshold: tl.int64,
+    tile: tl.constexpr,
+):
     """A program owns a part of CSR, and writes its rows of ``out``."""
     dtype: tl.constexpr = scores.dst.dtype.element_ty
     head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        forward_rows, work, rows, singles, chunks,
-        (x, scores, to, partial, slope, drop, head), tile,
-    )  # fmt: skip
+        forward_rows,
+        work,
+        rows,
+        singles,
+        chunks,
+        (x, scores, to, partial, slope, drop, head),
+        tile,
+    )
 
 
 @triton.jit
@@ -153,8 +171,9 @@ def merge(work, to, partial, tile: tl.constexpr):
 
 
 @triton.jit
-def alpha_rows(work, part, scores, stats, to, slope, drop, head,
-               tile: tl.constexpr, block: tl.constexpr):  # fmt: skip
+def alpha_rows(
+    work, part, scores, stats, to, slope, drop, head, tile: tl.constexpr, block: tl.constexpr
+):
     """The weights ``[R, D, BH]`` of a part's edges, each to its place in the user's order."""
     row, here = part.row, part.row >= 0
     score_dst = load_heads(scores.dst, scores.dst_stride, row, here, head, tile)
@@ -169,13 +188,29 @@ def alpha_rows(work, part, scores, stats, to, slope, drop, head,
 
 
 @triton.jit(do_not_specialize=SIZES)
-def alpha(work, rows, singles, chunks, scores, stats, to, seed,
-          slope: tl.float64, scale: tl.float64, threshold: tl.int64,
-          tile: tl.constexpr):  # fmt: skip
+def alpha(
+    work,
+    rows,
+    singles,
+    chunks,
+    scores,
+    stats,
+    to,
+    seed,
+    slope: tl.float64,
+    scale: tl.float64,
+    threshold: tl.int64,
+    tile: tl.constexpr,
+):
     """A program owns a part of CSR, and writes ``[E, H]`` of its edges from the statistics."""
     dtype: tl.constexpr = stats.dtype.element_ty
     head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        alpha_rows, work, rows, singles, chunks,
-        (scores, stats, to, slope, drop, head), tile,
-    )  # fmt: skip
+        alpha_rows,
+        work,
+        rows,
+        singles,
+        chunks,
+        (scores, stats, to, slope, drop, head),
+        tile,
+    )

@@ -72,8 +72,18 @@ def attention_share(work, saved, scores, row, here, score_dst, head, tile: tl.co
 
 
 @triton.jit(do_not_specialize=SIZES)
-def prologue(work, rows, grad, scores, saved, fields, grad_dst, dst_stride, slope: tl.float64,
-             tile: tl.constexpr):  # fmt: skip
+def prologue(
+    work,
+    rows,
+    grad,
+    scores,
+    saved,
+    fields,
+    grad_dst,
+    dst_stride,
+    slope: tl.float64,
+    tile: tl.constexpr,
+):
     """A program owns R destinations; it writes their ``grad_dst`` and what their edges need.
 
     ``fields [Nd, 4, H]``: score_dst, maximum, 1 / sum, delta = <dO, out>; the gradient is
@@ -120,8 +130,22 @@ def finish(to, row, used, total, acc, acc_pos, x, slope, head, tile: tl.constexp
 
 
 @triton.jit
-def backward_rows(work, part, x, grad, scores, fields, grad_alpha, to, partial, slope, drop, head,
-                  tile: tl.constexpr, block: tl.constexpr):  # fmt: skip
+def backward_rows(
+    work,
+    part,
+    x,
+    grad,
+    scores,
+    fields,
+    grad_alpha,
+    to,
+    partial,
+    slope,
+    drop,
+    head,
+    tile: tl.constexpr,
+    block: tl.constexpr,
+):
     """Sums over the edges out of each row of a part: of scores' gradients ``[R, BH]``, of alpha m
     dO and of its share from positive scores ``[R, BH, BC]``. ``scores`` are seen from the sources.
 
@@ -174,16 +198,36 @@ def backward_rows(work, part, x, grad, scores, fields, grad_alpha, to, partial, 
 
 
 @triton.jit(do_not_specialize=SIZES)
-def backward(work, rows, singles, chunks, x, grad, scores, fields, grad_alpha, to, partial, seed,
-             slope: tl.float64, scale: tl.float64, threshold: tl.int64,
-             tile: tl.constexpr):  # fmt: skip
+def backward(
+    work,
+    rows,
+    singles,
+    chunks,
+    x,
+    grad,
+    scores,
+    fields,
+    grad_alpha,
+    to,
+    partial,
+    seed,
+    slope: tl.float64,
+    scale: tl.float64,
+    threshold: tl.int64,
+    tile: tl.constexpr,
+):
     """A program owns a part of CSC, and writes its rows of the sources' gradients."""
     dtype: tl.constexpr = fields.dtype.element_ty
     head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
     each_part(
-        backward_rows, work, rows, singles, chunks,
-        (x, grad, scores, fields, grad_alpha, to, partial, slope, drop, head), tile,
-    )  # fmt: skip
+        backward_rows,
+        work,
+        rows,
+        singles,
+        chunks,
+        (x, grad, scores, fields, grad_alpha, to, partial, slope, drop, head),
+        tile,
+    )
 
 
 @triton.jit
