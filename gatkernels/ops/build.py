@@ -112,7 +112,7 @@ def _build_csr(
     if sides_apart(edge_index.device):
         *arrays, bad = native.build_csr(*side, self_loops)
         if bad >= 0:
-            _raise_bad_id(edge_index, num_src, num_dst)
+            _raise_bad_id(edge_index, num_src, num_dst, bad % edge_index.shape[1])
         rowptr, col, eid = arrays
         return rowptr, col, eid
     if edge_index.numel() and not by_source:
@@ -129,7 +129,7 @@ def _build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: boo
     if sides_apart(edge_index.device):
         found, bad = native.build_graph(edge_index, num_src, num_dst, self_loops)
         if bad >= 0:
-            _raise_bad_id(edge_index, num_src, num_dst)
+            _raise_bad_id(edge_index, num_src, num_dst, bad % edge_index.shape[1])
         return (*found, *(torch.empty(0, dtype=torch.int64) for _ in range(2)))
     edges = edge_index.shape[1] + (min(num_src, num_dst) if self_loops else 0)
     limits: tuple[Tensor, ...] = torch.aminmax(edge_index, dim=1) if edge_index.numel() else ()
@@ -150,21 +150,17 @@ def _build_graph(edge_index: Tensor, num_src: int, num_dst: int, self_loops: boo
 def _check_ids(edge_index: Tensor, facts: list[int], num_src: int, num_dst: int) -> None:
     """``facts`` are the lowest id of each side, and the highest; or nothing."""
     if facts and (min(facts) < 0 or facts[2] >= num_src or facts[3] >= num_dst):
-        _raise_bad_id(edge_index, num_src, num_dst)
+        counts = edge_index.new_tensor([[num_src], [num_dst]])
+        wrong = ((edge_index < 0) | (edge_index >= counts)).any(0)
+        _raise_bad_id(edge_index, num_src, num_dst, int(wrong.nonzero()[0]))
 
 
-def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int) -> None:
+def _raise_bad_id(edge_index: Tensor, num_src: int, num_dst: int, place: int) -> None:
+    """About the edge at ``place``, one of whose ids is out of range."""
     for side, count in enumerate((num_src, num_dst)):
-        wrong = (edge_index[side] < 0) | (edge_index[side] >= count)
-        if bool(wrong.any()):
-            place = int(wrong.nonzero()[0])
-            raise checks.node_id_out_of_range(
-                OP,
-                f"edge_index[{side}]",
-                int(edge_index[side, place]),
-                place,
-                count,
-            )
+        found = int(edge_index[side, place])
+        if not 0 <= found < count:
+            raise checks.node_id_out_of_range(OP, f"edge_index[{side}]", found, place, count)
 
 
 def _fake_build_csr(
