@@ -146,8 +146,8 @@ def test_verify_names_a_backend_it_cannot_check(
 def test_verify_passes_and_notices(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = {"bipartite": GRAPHS["bipartite"](), "hub in": GRAPHS["hub_block"]()}
-    few["self loops"] = GRAPHS["self_loops_replaced"]()
+    few = {"bipartite": GRAPHS["bipartite"](), "hub_chunks": GRAPHS["hub_block"]()}
+    few["self_loops_replaced"] = GRAPHS["self_loops_replaced"]()
     monkeypatch.setattr(verify, "graphs", lambda device: few)
     assert main(["verify"]) == 0
     assert "all checks passed" in capsys.readouterr().out

@@ -35,16 +35,22 @@ def _plain(x: Tensor, elements: int) -> bool:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         out = native.empty(x, x.shape[0], weight.shape[0])
-        return torch.mm(x, weight.t(), out=out)
+        if bias is None:
+            return torch.mm(x, weight.t(), out=out)
+        return torch.addmm(bias, x, weight.t(), out=out)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad
-        return grad @ weight if needs_x else None, grad.t() @ x if needs_weight else None
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            grad @ weight if needs_x else None,
+            grad.t() @ x if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
+        )
 
 
 class _AddBias(torch.autograd.Function):
@@ -59,10 +65,11 @@ class _AddBias(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``."""
-    if _plain(x, x.shape[0] * weight.shape[0]) or x.dtype != weight.dtype:
+    mixed = x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype)
+    if mixed or _plain(x, x.shape[0] * weight.shape[0]):
         return F.linear(x, weight, bias)
-    result: Tensor = _Linear.apply(x, weight)
-    return result if bias is None else add_bias(result, bias)
+    result: Tensor = _Linear.apply(x, weight, bias)
+    return result
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
