@@ -196,7 +196,9 @@ def _gat(
     if sums != x.dtype:
         scores = [None if t is None else t.to(sums) for t in scores]
     few = None if transforms.active() else compact(graph)
-    if few is None or not only_loops(graph, options.dropout, options.return_attention, *scores):
+    wanted = options.dropout, options.return_attention
+    of_scores = None if atts[0] is None else x
+    if few is None or not only_loops(graph, *wanted, *scores, of_scores):
         return _apply("gat", graph, GatInputs(x, *scores), options, seed)
     src, dst, edge, *vectors = scores
     rows = few.of_sources(x), few.of_sources(src), few.of_destinations(dst)
@@ -280,7 +282,7 @@ def _rowwise_of_one(
     att = att.to(checks.SUM_DTYPES[x_src.dtype])
     few = None if transforms.active() else compact(graph)
     wanted = options.dropout, options.return_attention
-    if few is None or not only_loops(graph, *wanted, x_dst, att, edge):
+    if few is None or not only_loops(graph, *wanted, x_src, x_dst, att, edge):
         return _apply(scorer, graph, RowwiseInputs(x_src, x_dst, att, edge), options, seed)
     rows = few.of_sources(x_src), few.of_destinations(x_dst)
     inputs = RowwiseInputs(*rows, att, few.of_edges(edge))

@@ -125,6 +125,34 @@ def test_self_loops_of_a_layer_with_dropout_and_without(layer: Any) -> None:
             torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("make", [GATConv, GATv2Conv], ids=lambda c: c.__name__)
+def test_features_whose_scores_are_not_finite_show(make: Any, value: float) -> None:
+    layer = make(3, 2, 2).to(DEVICE)
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.fill_(1e10 if value == 1e30 else 1.0)
+    x = torch.ones(N, 3).to(DEVICE)
+    x[100, 1] = value
+    found = []
+    for backend in (BACKEND, "reference"):
+        layer.backend = backend
+        found.append(layer(x, EDGES)[[99, 100]].detach())
+    torch.testing.assert_close(*found, equal_nan=True)
+
+
+def test_a_large_graph_with_self_loops_is_traced() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = Graph.from_edge_index(EDGES, N, self_loops=True)
+    x, src, dst = (t.detach().float() for t in inputs(graph, 1)[:3])
+
+    def call(x: Tensor) -> Any:
+        return gat_attention(graph, x, src, dst, backend=BACKEND)
+
+    torch.testing.assert_close(make_fx(call)(x)(x), call(x))
+
+
 @pytest.mark.parametrize("place", [1, 2])
 def test_a_score_that_is_no_number_shows_where_there_is_a_self_loop_alone(place: int) -> None:
     graph = Graph.from_edge_index(EDGES, N, self_loops=True)

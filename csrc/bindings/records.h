@@ -66,10 +66,10 @@ inline int64_t size(const py::tuple& shape, Py_ssize_t dimension) {
 class RecordArgument {
  public:
   RecordArgument(py::handle record, const char* name, Py_ssize_t fields) : record_(record.ptr()) {
-    if (!PyTuple_Check(record_) || PyTuple_GET_SIZE(record_) != fields) {
-      throw std::invalid_argument(std::string("gatkernels: ") + name + " must have " +
-                                  std::to_string(fields) + " fields");
-    }
+    if (PyTuple_Check(record_) && PyTuple_GET_SIZE(record_) == fields) return;
+    throw std::invalid_argument(std::string("gatkernels: ") + name + " must be a tuple of " +
+                                std::to_string(fields) + " fields, got " +
+                                py::cast<std::string>(py::repr(py::type::handle_of(record))));
   }
   py::handle operator[](Py_ssize_t field) const { return PyTuple_GET_ITEM(record_, field); }
   TensorArgument tensor(Py_ssize_t field) const { return TensorArgument((*this)[field]); }
@@ -179,7 +179,7 @@ struct GatResults {
   void *edge, *att;
 
   static GatResults from(py::handle given) {
-    const RecordArgument record(given, "gradients", 5);
+    const RecordArgument record(given, "the gradients of GatInputs", 5);
     return {record.tensor(0).matrix(), record.tensor(1).matrix(), record.tensor(2).matrix(),
             record.data(3), record.data(4)};
   }
@@ -189,7 +189,7 @@ struct RowwiseResults {
   void *x, *dst, *att, *edge;
 
   static RowwiseResults from(py::handle given) {
-    const RecordArgument record(given, "gradients", 4);
+    const RecordArgument record(given, "the gradients of RowwiseInputs", 4);
     return {record.data(0), record.data(1), record.data(2), record.data(3)};
   }
 };
@@ -200,7 +200,11 @@ inline RowScorer scorer_from(py::handle name) {
   for (const auto& [known, scorer] : kRowScorers) {
     if (wanted == known) return scorer;
   }
-  throw std::invalid_argument("gatkernels: unknown scorer '" + wanted + "'");
+  std::string names;
+  for (const auto& [known, scorer] : kRowScorers)
+    names += names.empty() ? known : std::string(", ") + known;
+  throw std::invalid_argument("gatkernels: the scorer must be one of " + names + ", got '" +
+                              wanted + "'");
 }
 
 inline Edges edges_from(py::handle given) {

@@ -31,7 +31,8 @@ GK_HOST_DEVICE static inline void philox(uint64_t seed, uint64_t edge, uint64_t 
 constexpr int kPhiloxLanes = 16;
 
 // word[w][l]: word w of counter (counter + l, 0). Lanes side by side need no transposing.
-inline void philox_lanes(uint64_t seed, uint64_t counter, uint32_t (&word)[4][kPhiloxLanes]) {
+static inline void philox_lanes(uint64_t seed, uint64_t counter,
+                                uint32_t (&word)[4][kPhiloxLanes]) {
   for (int l = 0; l < kPhiloxLanes; ++l) {
     word[0][l] = uint32_t(counter + l);
     word[1][l] = uint32_t((counter + l) >> 32);

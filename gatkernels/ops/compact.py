@@ -45,7 +45,7 @@ class Compact(NamedTuple):
 
 def compact(graph: Graph) -> Compact | None:
     """None where most nodes have edges, or the graph is small; remembered with the graph."""
-    if torch.compiler.is_compiling() or graph.num_dst < LEAST or graph.device.type != "cpu":
+    if graph.num_dst < LEAST or graph.device.type != "cpu" or _traced():
         return None  # on a GPU, looking for the nodes would wait
     square = graph.num_src == graph.num_dst
     if graph.self_loops and not square:
@@ -60,15 +60,32 @@ def compact(graph: Graph) -> Compact | None:
     return found
 
 
+def _traced() -> bool:
+    """Whether a program is being made, which no value of a tensor may decide about."""
+    modes: int = torch._C._len_torch_dispatch_stack()
+    return torch.compiler.is_compiling() or torch._C._is_tracing() or modes > 0
+
+
 def only_loops(graph: Graph, dropout: float, attention: bool, *inputs: Tensor | None) -> bool:
     """Whether nodes without edges but their self loops can be told their results: where neither
-    masks nor weights of those edges are wanted, and none of the ``inputs`` makes one's score NaN.
+    masks nor weights of those edges are wanted, and all scores are finite.
+
+    Args:
+        graph: The whole graph.
+        dropout, attention: Of the call.
+        inputs: All that scores are made of: sums of them, or products of two.
     """
     if not graph.self_loops:
         return True
     if dropout > 0.0 or attention:
         return False
-    return all(t is None or bool(t.detach().sum().isfinite()) for t in inputs)
+    return all(t is None or _moderate(t) for t in inputs)
+
+
+def _moderate(tensor: Tensor) -> bool:
+    """Whether all values are finite, and a product of two such rows is."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return bool(torch.linalg.vector_norm(tensor.detach(), dtype=dtype) < 1e18)
 
 
 def _of(graph: Graph) -> Compact:
