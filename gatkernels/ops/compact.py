@@ -89,8 +89,11 @@ def _moderate(tensor: Tensor) -> bool:
 
 
 def _of(graph: Graph) -> Compact:
-    alone = 1 if graph.self_loops else 0  # edges into a node that are no more than its loop
-    dst = (graph.rowptr.diff() > alone).nonzero().squeeze(1)
+    if graph.self_loops or "row" not in graph.__dict__:
+        alone = 1 if graph.self_loops else 0  # edges into a node that are no more than its loop
+        dst = (graph.rowptr.diff() > alone).nonzero().squeeze(1)
+    else:  # without a look at every node
+        dst = graph.row.long().unique()
     places = _places(graph.rowptr, dst)
     src = graph.col[places].long().unique()
     if graph.num_src == graph.num_dst:
