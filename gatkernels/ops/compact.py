@@ -45,8 +45,10 @@ class Compact(NamedTuple):
 
 def compact(graph: Graph) -> Compact | None:
     """None where most nodes have edges, or the graph is small; remembered with the graph."""
-    if graph.num_dst < LEAST or graph.device.type != "cpu" or _traced():
-        return None  # on a GPU, looking for the nodes would wait
+    if torch.compiler.is_compiling() or graph.num_dst < LEAST or _traced():
+        return None
+    if graph.device.type != "cpu":  # looking for the nodes would wait
+        return None
     square = graph.num_src == graph.num_dst
     if graph.self_loops and not square:
         return None
@@ -63,7 +65,7 @@ def compact(graph: Graph) -> Compact | None:
 def _traced() -> bool:
     """Whether a program is being made, which no value of a tensor may decide about."""
     modes: int = torch._C._len_torch_dispatch_stack()
-    return torch.compiler.is_compiling() or torch._C._is_tracing() or modes > 0
+    return torch._C._is_tracing() or modes > 0
 
 
 def only_loops(graph: Graph, dropout: float, attention: bool, *inputs: Tensor | None) -> bool:
