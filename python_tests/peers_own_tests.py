@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
     for package, (files, _, chosen) in PEERS.items():
         paths = [Path(tree) / file for file in files]
         if all(path.is_file() for path in paths):
+            sys.path.insert(0, str(Path(tree, "tests")))  # what DGL's tests share
             places = replace_layers(package)
             print(f"{package}: ours in the place of {len(places)} classes: {', '.join(places)}")
             options = ["-p", "no:cacheprovider", "-k", chosen, *rest]
