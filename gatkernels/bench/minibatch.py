@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import gatkernels
 from gatkernels.bench.generate import power_law
-from gatkernels.bench.graphs import GRAPHS
+from gatkernels.bench.graphs import GRAPHS, Unavailable
 from gatkernels.bench.measure import Timing, no_collection
 from gatkernels.bench.results import environment
 from gatkernels.bench.sampling import Batch, Relation, Sampler
@@ -263,10 +263,14 @@ def execute(job: Job, tell: Callable[[int, str], None]) -> int:
     found: list[Result] = []
     for done, workload in enumerate(job.workloads):
         tell(done, f"{workload.layer} on {workload.graph}, batch {workload.batch:,}")
-        found.append(compare(workload))
+        try:
+            found.append(compare(workload))
+        except Unavailable as reason:
+            print(f"{workload.layer} on {workload.graph}: left out, {reason}", flush=True)
+            continue
         print(found[-1], flush=True)
         rows = [asdict(result) | {"ratio": round(result.ratio, 2)} for result in found]
         content: dict[str, Any] = {"environment": environment(), "threads": job.threads}
         path.write_text(json.dumps(content | {"results": rows}, indent=1) + "\n")
-    print(f"written to {path}")
-    return 0
+    print(f"written to {path}" if found else "nothing was measured")
+    return 0 if found else 2

@@ -106,3 +106,14 @@ def test_options_that_do_not_fit(
     pytest.importorskip("torch_geometric")
     assert cli.main(["bench", "--minibatch", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_graph_that_is_not_there_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delenv("GATKERNELS_DATA", raising=False)
+    command = ["bench", "--minibatch", "--graphs", "cora", "--layers", "gat", "--out"]
+    assert cli.main([*command, str(tmp_path)]) == 2
+    told = capsys.readouterr().out
+    assert "GATConv on cora: left out, GATKERNELS_DATA is not set" in told
+    assert "nothing was measured" in told
