@@ -195,10 +195,8 @@ def _gat(
     sums = checks.SUM_DTYPES[x.dtype]
     if sums != x.dtype:
         scores = [None if t is None else t.to(sums) for t in scores]
-    few = None if transforms.active() else compact(graph)
-    wanted = options.dropout, options.return_attention
-    of_scores = None if atts[0] is None else x
-    if few is None or not only_loops(graph, *wanted, *scores, of_scores):
+    few = compact(graph)
+    if few is None or not only_loops(graph, options, *scores, None if atts[0] is None else x):
         return _apply("gat", graph, GatInputs(x, *scores), options, seed)
     src, dst, edge, *vectors = scores
     rows = few.of_sources(x), few.of_sources(src), few.of_destinations(dst)
@@ -258,8 +256,10 @@ def gatv2_attention(
 def _rowwise(scorer: str, graph: Graph, given: tuple[Any, ...], options: Options) -> Any:
     """An attention whose scores read the rows ``x_src``, ``x_dst``, ``att`` and ``edge``."""
     op = f"{scorer}_attention"
-    for name, value in zip(("x_src", "x_dst", "att"), given, strict=False):
-        (checks.dense if name == "x_src" else checks.tensor)(op, name, value)
+    x_src, x_dst, att, _ = given
+    checks.dense(op, "x_src", x_src)
+    checks.tensor(op, "x_dst", x_dst)
+    checks.tensor(op, "att", att)
     x_src, x_dst, att, edge = _promote(*given)
     if x_src.dim() != 4:
         inputs = RowwiseInputs(x_src, x_dst, att, edge)
@@ -280,9 +280,8 @@ def _rowwise_of_one(
     if options.backend == "reference":
         return _apply(scorer, graph, inputs, options, seed)
     att = att.to(checks.SUM_DTYPES[x_src.dtype])
-    few = None if transforms.active() else compact(graph)
-    wanted = options.dropout, options.return_attention
-    if few is None or not only_loops(graph, *wanted, x_src, x_dst, att, edge):
+    few = compact(graph)
+    if few is None or not only_loops(graph, options, x_src, x_dst, att, edge):
         return _apply(scorer, graph, RowwiseInputs(x_src, x_dst, att, edge), options, seed)
     rows = few.of_sources(x_src), few.of_destinations(x_dst)
     inputs = RowwiseInputs(*rows, att, few.of_edges(edge))

@@ -75,7 +75,7 @@ def assert_right(
     call = GatCall(csr, given, Scoring(0.2, 0.0, None))
     *_, src, dst = attention.gat_forward(call, False, False, BACKEND)
     scores = [src, dst] if both else [src]
-    assert src.dtype == dst.dtype == sums or not both
+    assert {score.dtype for score in scores} == {sums}
     wide = x.double().cpu()
     for found, att in zip(scores, atts, strict=False):
         assert_close("score", found, wide * att.to(sums).double(), (2,))

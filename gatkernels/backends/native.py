@@ -99,11 +99,11 @@ def _build(
     edges = row.shape[0]
     places = edges + (min(counts) if self_loops else 0)
     sides: list[tuple[Tensor, ...] | None] = []
-    for count in counts:
+    for count in counts if both else counts[:1]:
         ids = (torch.empty(places, dtype=torch.int32) for _ in range(2))
         sides.append((torch.empty(count + 1, dtype=torch.int64), *ids))
     if not both:
-        sides[1] = None
+        sides.append(None)
     bad = cpu_module().build_graph(
         row,
         other,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gatkernels.graph import Graph
-from gatkernels.ops import build
+from gatkernels.ops import build, transforms
+from gatkernels.ops.autograd import Options
 
 LEAST = 1 << 14  # nodes below which looking for them costs as much as it saves
 FEW = 4  # so many nodes for each edge
@@ -63,23 +64,23 @@ def compact(graph: Graph) -> Compact | None:
 
 
 def _traced() -> bool:
-    """Whether a program is being made, which no value of a tensor may decide about."""
+    """Whether a call is transformed, or a program made, which no value may decide about."""
     modes: int = torch._C._len_torch_dispatch_stack()
-    return torch._C._is_tracing() or modes > 0
+    return torch._C._is_tracing() or modes > 0 or transforms.active()
 
 
-def only_loops(graph: Graph, dropout: float, attention: bool, *inputs: Tensor | None) -> bool:
+def only_loops(graph: Graph, options: Options, *inputs: Tensor | None) -> bool:
     """Whether nodes without edges but their self loops can be told their results: where neither
     masks nor weights of those edges are wanted, and all scores are finite.
 
     Args:
         graph: The whole graph.
-        dropout, attention: Of the call.
+        options: Of the call.
         inputs: All that scores are made of: sums of them, or products of two.
     """
     if not graph.self_loops:
         return True
-    if dropout > 0.0 or attention:
+    if options.dropout > 0.0 or options.return_attention:
         return False
     return all(t is None or _moderate(t) for t in inputs)
 
@@ -96,32 +97,24 @@ def _of(graph: Graph) -> Compact:
         dst = (graph.rowptr.diff() > alone).nonzero().squeeze(1)
     else:  # without a look at every node
         dst = graph.row.long().unique()
-    places = _places(graph.rowptr, dst)
+    rowptr, places = _edges_of(graph.rowptr, dst)
     src = graph.col[places].long().unique()
     if graph.num_src == graph.num_dst:
         src = dst = torch.cat([src, dst]).unique()
-        places = _places(graph.rowptr, dst)
-    col, eid = graph.col[places].long(), graph.eid[places]
-    rowptr = _pointer(graph.rowptr, dst)
-    if not graph.self_loops:
-        back = _places(graph.colptr, src)
-        row = torch.searchsorted(dst, graph.row[back].long()).int()
-        csc = (_pointer(graph.colptr, src), row, graph.ceid[back])
-        few = Graph(len(src), len(dst), (rowptr, torch.searchsorted(src, col).int(), eid), csc)
-        return Compact(src, dst, None, few)
-    edges = eid.long().sort().values
-    order = torch.searchsorted(edges, eid.long()).int()
-    few = Graph(len(src), len(dst), (rowptr, torch.searchsorted(src, col).int(), order), None)
-    return Compact(src, dst, edges, few)
+        rowptr, places = _edges_of(graph.rowptr, dst)
+    col, eid = torch.searchsorted(src, graph.col[places].long()).int(), graph.eid[places]
+    if graph.self_loops:
+        edges = eid.long().sort().values
+        csr = (rowptr, col, torch.searchsorted(edges, eid.long()).int())
+        return Compact(src, dst, edges, Graph(len(src), len(dst), csr, None))
+    colptr, places = _edges_of(graph.colptr, src)
+    csc = (colptr, torch.searchsorted(dst, graph.row[places].long()).int(), graph.ceid[places])
+    return Compact(src, dst, None, Graph(len(src), len(dst), (rowptr, col, eid), csc))
 
 
-def _places(pointer: Tensor, nodes: Tensor) -> Tensor:
-    """Those of the nodes' edges, node by node."""
+def _edges_of(pointer: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """A pointer of these nodes alone, and the places of their edges, node by node."""
     counts = pointer[nodes + 1] - pointer[nodes]
-    start = torch.repeat_interleave(pointer[nodes] - counts.cumsum(0) + counts, counts)
-    return start + torch.arange(start.shape[0])
-
-
-def _pointer(pointer: Tensor, nodes: Tensor) -> Tensor:
-    counts = pointer[nodes + 1] - pointer[nodes]
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    own = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    start = torch.repeat_interleave(pointer[nodes] - own[:-1], counts)
+    return own, start + torch.arange(start.shape[0])
