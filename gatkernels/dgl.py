@@ -25,6 +25,7 @@ from gatkernels.graph import Graph
 from gatkernels.layers.dropin import DropIn, drop_ins, own, plain_tensors, runs
 from gatkernels.layers.edge_sum import Group, edge_sum, groups_of
 from gatkernels.layers.shared import Side, attend, autocast, carried, is_plain, product, project
+from gatkernels.ops import build
 from gatkernels.ops.dense import add_bias
 
 __all__ = ["DROP_INS", "EdgeGATConv", "GATConv", "GATv2Conv"]
@@ -51,8 +52,9 @@ class _Edges:
     def __init__(self, graph: Any, csc: tuple[Tensor, Tensor, Tensor]) -> None:
         self.csc = csc
         counts = graph.num_src_nodes(), graph.num_dst_nodes()
-        self.graph = Graph(*counts, _arrays(*csc), _arrays(*graph.adj_tensors("csr")))
-        self.full = bool((csc[0].diff() > 0).all())  # every destination has an incoming edge
+        with build.plain():  # DGL's graph may have been given to a transform, which this outlives
+            self.graph = Graph(*counts, _arrays(*csc), _arrays(*graph.adj_tensors("csr")))
+            self.full = bool((csc[0].diff() > 0).all())  # every destination has an incoming edge
         self._groups: list[Group] | None = None
 
     def is_of(self, csc: tuple[Tensor, ...]) -> bool:

@@ -85,7 +85,8 @@ class Graph:
         if backend == "cpu":
             return (), ()
         if self.by_row is None or self.by_column is None:
-            self._make_schedules()
+            with build.plain():
+                self._make_schedules()
         assert self.by_row is not None
         assert self.by_column is not None
         return self.by_row, self.by_column

@@ -150,7 +150,8 @@ def compile_all(case: str, drivers: Target) -> None:
     kernels.gat_alpha(call, forward[2])
     of_features = call._replace(inputs=GatInputs(inputs.x, *scores, *atts))
     kernels.node_scores(of_features)
-    kernels.gat_backward(of_features, csc, GatSaved(*forward, grad_alpha), grads)
+    found = kernels.gat_destinations(of_features, GatSaved(*forward, grad_alpha), grads)
+    kernels.gat_sources(of_features, csc, found, grads)
 
     att = torch.zeros(heads, channels, dtype=sums)
     edge = torch.zeros(graph.num_edges, heads, channels, dtype=dtype) if everything else None
@@ -158,7 +159,8 @@ def compile_all(case: str, drivers: Target) -> None:
     by_rows = RowwiseCall("gatv2", csr, rows, scoring)
     out, stats = kernels.rowwise_forward(by_rows, True)
     kernels.rowwise_alpha(by_rows, stats)
-    kernels.rowwise_backward(by_rows, csc, RowwiseSaved(out, stats, grad_alpha), grads)
+    by_row = kernels.rowwise_destinations(by_rows, RowwiseSaved(out, stats, grad_alpha), grads)
+    kernels.rowwise_sources(by_rows, csc, by_row.fields, grads)
 
 
 if __name__ == "__main__":

@@ -47,30 +47,43 @@ void define_contract(py::module_& m, const Launcher& launcher) {
           launcher.gat_alpha(params, context);
         });
 
-  m.def("gat_backward",
-        [launcher](int dtype, const Context& context, const Edges& csr, const Edges& csc,
-                   const GatInputs& inputs, const Scoring& scoring, const GatSaved& saved,
-                   const OutGrads& grads, Data fields, const GatResults& results) {
-          const GatBackward params{inputs.x.shape(dtype, launcher.threads(context)),
-                                   csr,
-                                   csc,
-                                   inputs.scores(scoring),
-                                   inputs.x.rows,
-                                   grads.out,
-                                   saved.out,
-                                   saved.out_pos,
-                                   saved.stats,
-                                   saved.alpha,
-                                   grads.alpha,
-                                   fields.pointer,
-                                   results.x,
-                                   results.src,
-                                   results.dst,
-                                   inputs.edge ? results.edge : nullptr,
-                                   inputs.att_src,
-                                   inputs.att_dst,
-                                   inputs.att_src ? results.att : nullptr};
-          launcher.gat_backward(params, context);
+  m.def("gat_destinations",
+        [launcher](int dtype, const Context& context, const Edges& csr, const GatInputs& inputs,
+                   const Scoring& scoring, const GatSaved& saved, const OutGrads& grads,
+                   const GatDestinationGrads& results) {
+          const GatDestinations params{inputs.x.shape(dtype, launcher.threads(context)),
+                                       csr,
+                                       inputs.scores(scoring),
+                                       grads.out,
+                                       saved.out,
+                                       saved.out_pos,
+                                       saved.stats,
+                                       saved.alpha,
+                                       grads.alpha,
+                                       results.fields,
+                                       results.dst};
+          launcher.gat_destinations(params, context);
+        });
+
+  m.def("gat_sources",
+        [launcher](int dtype, const Context& context, const Edges& csc, const GatInputs& inputs,
+                   const Scoring& scoring, const OutGrads& grads, const GatDestinationGrads& found,
+                   const GatSourceGrads& results) {
+          const GatSources params{inputs.x.shape(dtype, launcher.threads(context)),
+                                  csc,
+                                  inputs.scores(scoring),
+                                  inputs.x.rows,
+                                  grads.out,
+                                  grads.alpha,
+                                  found.fields,
+                                  results.x,
+                                  results.src,
+                                  found.dst,
+                                  results.edge,
+                                  inputs.att_src,
+                                  inputs.att_dst,
+                                  inputs.att_src ? results.att : nullptr};
+          launcher.gat_sources(params, context);
         });
 
   m.def("rowwise_forward",
@@ -99,28 +112,41 @@ void define_contract(py::module_& m, const Launcher& launcher) {
           launcher.rowwise_alpha(params, context);
         });
 
-  m.def("rowwise_backward",
+  m.def("rowwise_destinations",
         [launcher](int dtype, const Context& context, RowScorer scorer, const Edges& csr,
-                   const Edges& csc, const RowwiseInputs& inputs, const Scoring& scoring,
-                   const RowwiseSaved& saved, const OutGrads& grads, Data fields,
-                   const RowwiseResults& results) {
-          const RowwiseBackward params{inputs.x.shape(dtype, launcher.threads(context)),
-                                       csr,
-                                       csc,
-                                       scorer,
-                                       inputs.scores(scoring),
-                                       inputs.x.rows,
-                                       grads.out,
-                                       saved.out,
-                                       saved.stats,
-                                       saved.alpha,
-                                       grads.alpha,
-                                       fields.pointer,
-                                       results.x,
-                                       results.dst,
-                                       results.att,
-                                       inputs.edge ? results.edge : nullptr};
-          launcher.rowwise_backward(params, context);
+                   const RowwiseInputs& inputs, const Scoring& scoring, const RowwiseSaved& saved,
+                   const OutGrads& grads, const RowwiseDestinationGrads& results) {
+          const RowwiseDestinations params{inputs.x.shape(dtype, launcher.threads(context)),
+                                           csr,
+                                           scorer,
+                                           inputs.scores(scoring),
+                                           inputs.x.rows,
+                                           grads.out,
+                                           saved.out,
+                                           saved.stats,
+                                           saved.alpha,
+                                           grads.alpha,
+                                           results.fields,
+                                           results.dst,
+                                           results.att,
+                                           results.edge};
+          launcher.rowwise_destinations(params, context);
+        });
+
+  m.def("rowwise_sources",
+        [launcher](int dtype, const Context& context, RowScorer scorer, const Edges& csc,
+                   const RowwiseInputs& inputs, const Scoring& scoring, const OutGrads& grads,
+                   Data fields, Data grad_x) {
+          const RowwiseSources params{inputs.x.shape(dtype, launcher.threads(context)),
+                                      csc,
+                                      scorer,
+                                      inputs.scores(scoring),
+                                      inputs.x.rows,
+                                      grads.out,
+                                      grads.alpha,
+                                      fields.pointer,
+                                      grad_x.pointer};
+          launcher.rowwise_sources(params, context);
         });
 }
 

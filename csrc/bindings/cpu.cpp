@@ -140,8 +140,11 @@ struct Launcher {
   void gat_alpha(const GatAlpha& p, int) const {
     run([&] { return isa.of(p.shape).gat_alpha(p); });
   }
-  void gat_backward(const GatBackward& p, int) const {
-    run([&] { return isa.of(p.shape).gat_backward(p); });
+  void gat_destinations(const GatDestinations& p, int) const {
+    run([&] { return isa.of(p.shape).gat_destinations(p); });
+  }
+  void gat_sources(const GatSources& p, int) const {
+    run([&] { return isa.of(p.shape).gat_sources(p); });
   }
   void rowwise_forward(const RowwiseForward& p, int) const {
     run([&] { return isa.of(p.shape).rowwise_forward(p); });
@@ -149,8 +152,11 @@ struct Launcher {
   void rowwise_alpha(const RowwiseAlpha& p, int) const {
     run([&] { return isa.of(p.shape).rowwise_alpha(p); });
   }
-  void rowwise_backward(const RowwiseBackward& p, int) const {
-    run([&] { return isa.of(p.shape).rowwise_backward(p); });
+  void rowwise_destinations(const RowwiseDestinations& p, int) const {
+    run([&] { return isa.of(p.shape).rowwise_destinations(p); });
+  }
+  void rowwise_sources(const RowwiseSources& p, int) const {
+    run([&] { return isa.of(p.shape).rowwise_sources(p); });
   }
 };
 

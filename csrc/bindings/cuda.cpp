@@ -87,11 +87,17 @@ struct Launcher {
                                               : cuda::gat_alpha<float>(p, context.plan);
     });
   }
-  void gat_backward(const GatBackward& p, const Context& context) const {
+  void gat_destinations(const GatDestinations& p, const Context& context) const {
     run(context, [&] {
       return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::gat_backward<decltype(type)>(p, context.plan);
+        return cuda::gat_destinations<decltype(type)>(p, context.plan);
       });
+    });
+  }
+  void gat_sources(const GatSources& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::gat_sources<decltype(type)>(p, context.plan); });
     });
   }
   void rowwise_forward(const RowwiseForward& p, const Context& context) const {
@@ -108,10 +114,17 @@ struct Launcher {
       });
     });
   }
-  void rowwise_backward(const RowwiseBackward& p, const Context& context) const {
+  void rowwise_destinations(const RowwiseDestinations& p, const Context& context) const {
     run(context, [&] {
       return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::rowwise_backward<decltype(type)>(p, context.plan);
+        return cuda::rowwise_destinations<decltype(type)>(p, context.plan);
+      });
+    });
+  }
+  void rowwise_sources(const RowwiseSources& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::rowwise_sources<decltype(type)>(p, context.plan);
       });
     });
   }
@@ -132,10 +145,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("slice") = cuda::kSlice;
   py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
   py::class_<Context>(m, "Context", py::module_local())
-      .def(py::init([](int device, uintptr_t stream, const Schedule& csr, const Schedule& csc,
-                       Data partials, Data att_parts, int64_t most_heads) {
+      .def(py::init([](int device, uintptr_t stream, const Schedule& schedule, Data partials,
+                       Data att_parts, int64_t most_heads) {
         return Context{device,
-                       {csr, csc, partials.pointer, att_parts.pointer,
+                       {schedule, partials.pointer, att_parts.pointer,
                         reinterpret_cast<cudaStream_t>(stream), most_heads}};
       }));
   define_contract(m, Launcher());

@@ -173,23 +173,31 @@ struct OutGrads {
   }
 };
 
-// Where the gradients of GatInputs go: x, both scores, edge scores, attention vectors.
-struct GatResults {
-  Matrix x, src, dst;
-  void *edge, *att;
+struct GatDestinationGrads {
+  Matrix dst;
+  void* fields;
 
-  static GatResults from(py::handle given) {
-    const RecordArgument record(given, "the gradients of GatInputs", 5);
-    return {record.tensor(0).matrix(), record.tensor(1).matrix(), record.tensor(2).matrix(),
-            record.data(3), record.data(4)};
+  static GatDestinationGrads from(py::handle given) {
+    const RecordArgument record(given, "GatDestinationGrads", 2);
+    return {record.tensor(0).matrix(), record.data(1)};
   }
 };
 
-struct RowwiseResults {
-  void *x, *dst, *att, *edge;
+struct GatSourceGrads {
+  Matrix x, src;
+  void *edge, *att;
 
-  static RowwiseResults from(py::handle given) {
-    const RecordArgument record(given, "the gradients of RowwiseInputs", 4);
+  static GatSourceGrads from(py::handle given) {
+    const RecordArgument record(given, "GatSourceGrads", 4);
+    return {record.tensor(0).matrix(), record.tensor(1).matrix(), record.data(2), record.data(3)};
+  }
+};
+
+struct RowwiseDestinationGrads {
+  void *dst, *att, *edge, *fields;
+
+  static RowwiseDestinationGrads from(py::handle given) {
+    const RecordArgument record(given, "RowwiseDestinationGrads", 4);
     return {record.data(0), record.data(1), record.data(2), record.data(3)};
   }
 };
@@ -234,7 +242,8 @@ GK_ARGUMENT(gatkernels::RowwiseInputs, gatkernels::RowwiseInputs::from);
 GK_ARGUMENT(gatkernels::GatSaved, gatkernels::GatSaved::from);
 GK_ARGUMENT(gatkernels::RowwiseSaved, gatkernels::RowwiseSaved::from);
 GK_ARGUMENT(gatkernels::OutGrads, gatkernels::OutGrads::from);
-GK_ARGUMENT(gatkernels::GatResults, gatkernels::GatResults::from);
-GK_ARGUMENT(gatkernels::RowwiseResults, gatkernels::RowwiseResults::from);
+GK_ARGUMENT(gatkernels::GatDestinationGrads, gatkernels::GatDestinationGrads::from);
+GK_ARGUMENT(gatkernels::GatSourceGrads, gatkernels::GatSourceGrads::from);
+GK_ARGUMENT(gatkernels::RowwiseDestinationGrads, gatkernels::RowwiseDestinationGrads::from);
 GK_ARGUMENT(gatkernels::Matrix,
             [](pybind11::handle given) { return gatkernels::TensorArgument(given).matrix(); });

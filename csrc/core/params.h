@@ -92,23 +92,33 @@ struct GatAlpha {
   void* alpha;
 };
 
-struct GatBackward {
+// A backward comes in two: what a destination computes of its own row, and what a source computes
+// of the rows and fields of the destinations it has edges to.
+struct GatDestinations {
   Shape shape;
   Edges csr;
-  Edges csc;
   GatScores scores;
-  Matrix x;                // [Ns, H * C]
   Matrix grad;             // [Nd, H * C]
   const void* out;         // [Nd, H * C]
   const void* out_pos;     // [Nd, H * C]
   const void* stats;       // [Nd, 3, H]
   const void* alpha;       // [E, H] after dropout, with grad_alpha
   const void* grad_alpha;  // [E, H], or null
-  void* fields;            // [Nd, 4 * H] scratch, as the backend likes: score_dst, row maximum,
-                           // 1 / sum, delta
+  void* fields;     // [Nd, 4 * H] as the backend likes: score_dst, row maximum, 1 / sum, delta
+  Matrix grad_dst;  // [Nd, H]
+};
+
+struct GatSources {
+  Shape shape;
+  Edges csc;
+  GatScores scores;        // dst is not read
+  Matrix x;                // [Ns, H * C]
+  Matrix grad;             // [Nd, H * C]
+  const void* grad_alpha;  // [E, H], or null
+  const void* fields;      // [Nd, 4 * H] of GatDestinations
   Matrix grad_x;           // [Ns, H * C]
   Matrix grad_src;         // [Ns, H]
-  Matrix grad_dst;         // [Nd, H]
+  Matrix grad_dst;         // [Nd, H] of GatDestinations, read with att_dst
   void* grad_edge;         // [E, H] in the user's order, or null
   // Where scores are NodeScores of x: grad_x includes what comes through them, and grad_att
   // [1 or 2, H * C] is the gradient of att_src and att_dst. With att_dst, sources are destinations.
@@ -147,10 +157,10 @@ struct RowwiseAlpha {
   void* alpha;  // [E, H] in the user's order, after dropout
 };
 
-struct RowwiseBackward {
+// In two, as GAT's.
+struct RowwiseDestinations {
   Shape shape;
   Edges csr;
-  Edges csc;
   RowScorer scorer;
   RowwiseScores scores;
   Matrix x;                // [Ns, H * C]
@@ -159,11 +169,22 @@ struct RowwiseBackward {
   const void* stats;       // [Nd, 3, H]
   const void* alpha;       // [E, H] after dropout, with grad_alpha
   const void* grad_alpha;  // [E, H], or null
-  void* fields;            // [Nd, 4 * H] scratch, as the backend likes: maximum, 1 / sum, delta
-  void* grad_src;          // [Ns, H * C]
+  void* fields;            // [Nd, 4 * H] as the backend likes: row maximum, 1 / sum, delta
   void* grad_dst;          // [Nd, H * C]
   void* grad_att;          // [H * C], in the dtype of sums
   void* grad_edge;         // [E, H * C] in the user's order, or null
+};
+
+struct RowwiseSources {
+  Shape shape;
+  Edges csc;
+  RowScorer scorer;
+  RowwiseScores scores;
+  Matrix x;                // [Ns, H * C]
+  Matrix grad;             // [Nd, H * C]
+  const void* grad_alpha;  // [E, H], or null
+  const void* fields;      // [Nd, 4 * H] of RowwiseDestinations
+  void* grad_src;          // [Ns, H * C]
 };
 
 // out = S x, in float32 or float64. S in CSR; or in CSC with `order`, the place of each value.

@@ -23,10 +23,12 @@ Kernels kernels<GK_TYPE>() {
   table.node_scores = node_scores<T, A>;
   table.gat_forward = gat_forward<T, A>;
   table.gat_alpha = gat_alpha<T, A>;
-  table.gat_backward = gat_backward<T, A>;
+  table.gat_destinations = gat_destinations<T, A>;
+  table.gat_sources = gat_sources<T, A>;
   table.rowwise_forward = rowwise_forward<T, A>;
   table.rowwise_alpha = rowwise_alpha<T, A>;
-  table.rowwise_backward = rowwise_backward<T, A>;
+  table.rowwise_destinations = rowwise_destinations<T, A>;
+  table.rowwise_sources = rowwise_sources<T, A>;
 #ifdef GK_TYPE_OF_SUMS
   table.sparse_product = sparse_product<T>;
   table.sparse_transposed_product = sparse_transposed_product<T>;

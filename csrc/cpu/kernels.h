@@ -10,10 +10,12 @@ struct Kernels {
   Status (*node_scores)(const NodeScores&);
   Status (*gat_forward)(const GatForward&);
   Status (*gat_alpha)(const GatAlpha&);
-  Status (*gat_backward)(const GatBackward&);
+  Status (*gat_destinations)(const GatDestinations&);
+  Status (*gat_sources)(const GatSources&);
   Status (*rowwise_forward)(const RowwiseForward&);
   Status (*rowwise_alpha)(const RowwiseAlpha&);
-  Status (*rowwise_backward)(const RowwiseBackward&);
+  Status (*rowwise_destinations)(const RowwiseDestinations&);
+  Status (*rowwise_sources)(const RowwiseSources&);
   // For float32 and float64 alone, null for others.
   Status (*sparse_product)(const SparseProduct&);
   Status (*sparse_transposed_product)(const SparseTransposedProduct&);

@@ -9,28 +9,31 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-template <class T, class A, class Scorer>
+// Of one side: of destinations, by CSR, or of sources, by CSC.
+template <class T, class A, class Scorer, class Params>
 struct RowwiseBackwardJob {
+  static constexpr bool kBySource = std::is_same_v<Params, RowwiseSources>;
   using V = Vec<A>;
-  const RowwiseBackward& p;
+  const Params& p;
+  const Edges& edges;
   Heads<A> of;
   HeadMap<A> map;
-  Gather<T> x;            // by the columns of CSR
-  Gather<T> grad, x_dst;  // by the columns of CSC
-  const A* fields;        // of each destination [3, H]: row maximum, 1 / sum, delta
+  Gather<T> x, grad, x_dst;
+  const A* fields;  // of each destination [3, H]: row maximum, 1 / sum, delta
   int64_t fields_stride;
   RowScores<T, A, Scorer> scores;
   int heads;
   int64_t width;
-  A* att_parts;  // [tasks, then long rows; H * C]
+  A* att_parts;  // [tasks, then long rows; H * C], by destination
 
-  RowwiseBackwardJob(const RowwiseBackward& params, A* att_parts_)
+  RowwiseBackwardJob(const Params& params, const Edges& edges_, A* att_parts_)
       : p(params),
+        edges(edges_),
         of(params.shape, params.scores.dropout),
         map(params.shape),
-        x(params.x, params.csr),
-        grad(params.grad, params.csc),
-        x_dst(params.scores.dst, params.csc),
+        x(params.x, edges_),
+        grad(params.grad, edges_),
+        x_dst(params.scores.dst, edges_),
         fields(static_cast<const A*>(params.fields)),
         fields_stride(4 * params.shape.heads),
         scores(params, map, x),
@@ -51,8 +54,8 @@ struct RowwiseBackwardJob {
   void prologue(int64_t i, A* delta) const {
     dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_of(i), delta);
     if (p.grad_alpha) {
-      for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
-        const int64_t at = int64_t(p.csr.eid[edge]) * heads;
+      for (int64_t edge = edges.rowptr[i]; edge < edges.rowptr[i + 1]; ++edge) {
+        const int64_t at = int64_t(edges.eid[edge]) * heads;
         for (int h = 0; h < heads; ++h) {
           delta[h] +=
               static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
@@ -67,7 +70,6 @@ struct RowwiseBackwardJob {
 
   // weight = alpha m and score = dl for n edges between the row `own` and the rows `at`, the
   // sources' where kBySource, the destinations' else.
-  template <bool kBySource>
   void terms(int64_t own, const int32_t* at, const int32_t* eid, int n, const Scratch<A>& t) const {
     for (int e = 0; e < n; ++e) {
       if (kBySource) {
@@ -94,7 +96,7 @@ struct RowwiseBackwardJob {
   // Over n edges and kN vectors of features: sums (+)= the scorer's for the gradient of the own
   // row, and other (+)= those for att (by destination) or sum alpha m dO (by source). kPlain: no
   // vector spans two heads, and there are no edge features.
-  template <bool kBySource, bool kPlain, int kN>
+  template <bool kPlain, int kN>
   void accumulate_tile(int64_t own, const int32_t* at, const int32_t* eid, int n, int64_t feature,
                        bool carry, A* sums, A* other, const Scratch<A>& t) const {
     using Grad = std::conditional_t<kBySource, typename Scorer::GradJ, typename Scorer::GradI>;
@@ -161,24 +163,28 @@ struct RowwiseBackwardJob {
     });
   }
 
-  template <bool kBySource, class... Rest>
+  template <class... Rest>
   void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                         Rest... rest) const {
     each_tile<V>(width, [&](auto vectors, int64_t f) {
       const bool plain = map.uniform && scores.edge_rows == nullptr;
       with_flag(plain, [&](auto plain) __attribute__((always_inline)) {
-        accumulate_tile<kBySource, decltype(plain)::value, decltype(vectors)::value>(own, at, eid,
-                                                                                     n, f, rest...);
+        accumulate_tile<decltype(plain)::value, decltype(vectors)::value>(own, at, eid, n, f,
+                                                                          rest...);
       });
     });
   }
 
   // The gradient of the row `own`, from its sums; by destination also what they add to a part of
   // grad_att.
-  template <bool kBySource>
+  T* result_of(int64_t own) const {
+    if constexpr (kBySource)
+      return static_cast<T*>(p.grad_src) + own * width;
+    else
+      return static_cast<T*>(p.grad_dst) + own * width;
+  }
   void finish(int64_t own, const A* sums, const A* other, int64_t part) const {
-    T* result = static_cast<T*>(kBySource ? p.grad_src : p.grad_dst) + own * width;
-    A* to_att = att_parts + part * width;
+    T* result = result_of(own);
     const Scorer& scorer = scores.scorer;
     const auto gradient = [&](auto of_sum, const A* from, int64_t f, int lanes) {
       of_sum.sum = V::load(from + f, lanes);
@@ -192,85 +198,69 @@ struct RowwiseBackwardJob {
       } else {
         gradient(typename Scorer::GradI(), sums, f, lanes).store(result + f, lanes);
         const V grad = gradient(typename Scorer::GradAtt(), other, f, lanes);
+        A* to_att = att_parts + part * width;
         (V::load(to_att + f, lanes) + grad).store(to_att + f, lanes);
       }
     }
   }
 
-  template <bool kBySource>
-  void clear(int64_t own) const {
-    T* result = static_cast<T*>(kBySource ? p.grad_src : p.grad_dst) + own * width;
-    std::memset(result, 0, size_t(width) * sizeof(T));
-  }
+  void clear(int64_t own) const { std::memset(result_of(own), 0, size_t(width) * sizeof(T)); }
 
   // Edges [begin, end) of the row `own`, block by block.
-  template <bool kBySource>
   void run(int64_t own, int64_t begin, int64_t end, A* sums, A* other, const Scratch<A>& t) const {
-    const Edges& edges = kBySource ? p.csc : p.csr;
     for (int64_t edge = begin; edge < end; edge += scores.block) {
       const int n = int(end - edge < scores.block ? end - edge : scores.block);
       const int32_t* at = edges.col + edge;
       const int32_t* eid = edges.eid + edge;
-      terms<kBySource>(own, at, eid, n, t);
-      accumulate_terms<kBySource>(own, at, eid, n, edge != begin, sums, other, t);
+      terms(own, at, eid, n, t);
+      accumulate_terms(own, at, eid, n, edge != begin, sums, other, t);
     }
   }
-};
 
-// A pass over the edges of all rows, by source or by destination. A partial result is two rows of
-// sums [2, H * C].
-template <bool kBySource, class A, class Job>
-struct RowwisePass {
-  const Job& job;
-  const Edges& edges;
-  int64_t width, tasks;
-
+  // A partial result is two rows of sums [2, H * C].
   int64_t partial_size() const { return 2 * width; }
   void rows(int64_t task, int64_t begin, int64_t end, const Scratch<A>& t) const {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t first = edges.rowptr[row], last = edges.rowptr[row + 1];
       if (first == last) {
-        job.template clear<kBySource>(row);
+        clear(row);
         continue;
       }
-      job.template run<kBySource>(row, first, last, t.row, t.row_pos, t);
-      job.template finish<kBySource>(row, t.row, t.row_pos, task);
+      run(row, first, last, t.row, t.row_pos, t);
+      finish(row, t.row, t.row_pos, task);
     }
   }
   void chunk(int64_t row, int64_t begin, int64_t end, A* partial, const Scratch<A>& t) const {
-    job.template run<kBySource>(row, begin, end, partial, partial + width, t);
+    run(row, begin, end, partial, partial + width, t);
   }
   void merge(int64_t row, int64_t index, A* partials, int64_t count, const Scratch<A>&) const {
     const A* sums = add_partials(partials, count, partial_size());
-    job.template finish<kBySource>(row, sums, sums + width, tasks + index);
+    finish(row, sums, sums + width, task_count(edges.rowptr, edges.rows) + index);
   }
 };
 
-template <class T, class A, class Scorer>
-static Status rowwise_backward_of(const RowwiseBackward& p) {
-  using Job = RowwiseBackwardJob<T, A, Scorer>;
-  const AttParts<A> parts(row_parts(p.csr), p.shape.heads * p.shape.channels);
-  const Job job(p, parts.data);
-  if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
-  const int64_t width = job.width, tasks = task_count(p.csr.rowptr, p.csr.rows);
-  Status status = run_nodes<A>(p.csr.rows, p.shape, width,
-                               [&](int64_t i, const Scratch<A>& t) { job.prologue(i, t.sum); });
-  if (status == Status::kOk) {
-    const RowwisePass<false, A, Job> by_destination{job, p.csr, width, tasks};
-    status = run_edges<A>(p.csr, p.shape, width, by_destination);
-  }
-  if (status == Status::kOk) {
-    const RowwisePass<true, A, Job> by_source{job, p.csc, width, tasks};
-    status = run_edges<A>(p.csc, p.shape, width, by_source);
-  }
-  parts.sum(static_cast<A*>(p.grad_att));
-  return status;
+template <class T, class A>
+static Status rowwise_destinations(const RowwiseDestinations& p) {
+  return with_scorer(p.scorer, [&](auto scorer) {
+    using Scorer = typename decltype(scorer)::template type<Vec<A>>;
+    const AttParts<A> parts(row_parts(p.csr), p.shape.heads * p.shape.channels);
+    const RowwiseBackwardJob<T, A, Scorer, RowwiseDestinations> job(p, p.csr, parts.data);
+    if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
+    Status status = run_nodes<A>(p.csr.rows, p.shape, job.width,
+                                 [&](int64_t i, const Scratch<A>& t) { job.prologue(i, t.sum); });
+    if (status == Status::kOk) status = run_edges<A>(p.csr, p.shape, job.width, job);
+    parts.sum(static_cast<A*>(p.grad_att));
+    return status;
+  });
 }
 
 template <class T, class A>
-static Status rowwise_backward(const RowwiseBackward& p) {
+static Status rowwise_sources(const RowwiseSources& p) {
   return with_scorer(p.scorer, [&](auto scorer) {
-    return rowwise_backward_of<T, A, typename decltype(scorer)::template type<Vec<A>>>(p);
+    using Scorer = typename decltype(scorer)::template type<Vec<A>>;
+    const RowwiseBackwardJob<T, A, Scorer, RowwiseSources> job(p, p.csc, nullptr);
+    if (job.map.first == nullptr) return Status::kOutOfMemory;
+    return run_edges<A>(p.csc, p.shape, job.width, job);
   });
 }
 

@@ -10,51 +10,38 @@
 namespace gatkernels {
 namespace GK_ISA {
 
+// What a destination computes of its own row: delta = <dO, out>, which its edges find among the
+// fields [4, H] (score_dst, row maximum, 1 / sum, delta), and
+// grad_dst = (1 - slope) (<dO, out_pos> - delta share).
 template <class T, class A>
-struct SeparableBackwardJob {
-  using V = Vec<A>;
-  const GatBackward& p;
-  Heads<A> of;
+struct SeparablePrologue {
+  const GatDestinations& p;
   HeadMap<A> map;
-  Gather<T> grad;
-  const A* fields;  // of each destination [4, H]: score_dst, row maximum, 1 / sum, delta
-  int64_t fields_stride;
   const A* src;
   const A* dst;
   const A* edge_score;  // or null
   int heads;
   int64_t width;
   A slope;
-  AttGradient<T, A> att;
 
-  SeparableBackwardJob(const GatBackward& params, A* att_parts)
+  explicit SeparablePrologue(const GatDestinations& params)
       : p(params),
-        of(params.shape, params.scores.dropout),
         map(params.shape),
-        grad(params.grad, params.csc),
-        fields(static_cast<const A*>(params.fields)),
-        fields_stride(4 * params.shape.heads),
         src(static_cast<const A*>(params.scores.src.data)),
         dst(static_cast<const A*>(params.scores.dst.data)),
         edge_score(static_cast<const A*>(params.scores.edge)),
         heads(int(params.shape.heads)),
         width(map.width),
-        slope(A(params.scores.negative_slope)),
-        att{map, static_cast<const A*>(params.att_src), static_cast<const A*>(params.att_dst),
-            att_parts} {}
+        slope(A(params.scores.negative_slope)) {}
 
-  // Partial result of a chunk: grad_src so far [H], then the two sums of rows.
-  int64_t partial_size() const { return heads + 2 * width; }
-
-  // delta = <dO, out> and grad_dst = (1 - slope) (<dO, out_pos> - delta share), per destination
-  void prologue(int64_t i, A* dot, A* dot_pos) const {
+  void row(int64_t i, A* dot, A* dot_pos) const {
     const T* grad_row = static_cast<const T*>(p.grad.data) + i * p.grad.stride;
     dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_row, dot);
     dot_heads(map, static_cast<const A*>(p.out_pos) + i * width, grad_row, dot_pos);
     if (p.grad_alpha) add_grad_alpha(i, dot, dot_pos);
     const A* stats = static_cast<const A*>(p.stats) + i * 3 * heads;
     const A* score_dst = dst + i * p.scores.dst.stride;
-    A* field = static_cast<A*>(p.fields) + i * fields_stride;
+    A* field = static_cast<A*>(p.fields) + i * 4 * heads;
     A* grad_dst = static_cast<A*>(p.grad_dst.data) + i * p.grad_dst.stride;
     for (int h = 0; h < heads; ++h) {
       field[h] = score_dst[h];
@@ -80,6 +67,41 @@ struct SeparableBackwardJob {
       }
     }
   }
+};
+
+template <class T, class A>
+struct SeparableBackwardJob {
+  using V = Vec<A>;
+  const GatSources& p;
+  Heads<A> of;
+  HeadMap<A> map;
+  Gather<T> grad;
+  const A* fields;  // of each destination, see above
+  int64_t fields_stride;
+  const A* src;
+  const A* edge_score;  // or null
+  int heads;
+  int64_t width;
+  A slope;
+  AttGradient<T, A> att;
+
+  SeparableBackwardJob(const GatSources& params, A* att_parts)
+      : p(params),
+        of(params.shape, params.scores.dropout),
+        map(params.shape),
+        grad(params.grad, params.csc),
+        fields(static_cast<const A*>(params.fields)),
+        fields_stride(4 * params.shape.heads),
+        src(static_cast<const A*>(params.scores.src.data)),
+        edge_score(static_cast<const A*>(params.scores.edge)),
+        heads(int(params.shape.heads)),
+        width(map.width),
+        slope(A(params.scores.negative_slope)),
+        att{map, static_cast<const A*>(params.att_src), static_cast<const A*>(params.att_dst),
+            att_parts} {}
+
+  // Partial result of a chunk: grad_src so far [H], then the two sums of rows.
+  int64_t partial_size() const { return heads + 2 * width; }
 
   // score, weight = alpha for the edges of a block out of j; sum (+)= -leaky' alpha delta
   void score(int64_t j, const Block& block, const Scratch<A>& t, A* sum, bool carry) const {
@@ -141,15 +163,19 @@ struct SeparableBackwardJob {
     if (att.src) pass_on(j, row, dot, t, part);
   }
 
-  // Of a node without edges out of it; without edges into it, its features may not be finite.
+  // Of a node without edges out of it; where nothing comes through its score_dst (perhaps it has no
+  // edges into it, either), its features may not be finite.
   void clear_row(int64_t j, const Scratch<A>& t, int64_t part) const {
     std::memset(grad_x_of(j), 0, size_t(width) * sizeof(T));
     std::memset(static_cast<A*>(p.grad_src.data) + j * p.grad_src.stride, 0,
                 size_t(heads) * sizeof(A));
-    if (att.dst && p.csr.rowptr[j] != p.csr.rowptr[j + 1]) {
-      std::memset(t.head, 0, size_t(heads) * sizeof(A));
-      pass_on(j, nullptr, t.head, t, part);
-    }
+    if (att.dst == nullptr) return;
+    const A* grad_dst = static_cast<const A*>(p.grad_dst.data) + j * p.grad_dst.stride;
+    bool passes = false;
+    for (int h = 0; h < heads; ++h) passes = passes || grad_dst[h] != A(0);
+    if (!passes) return;
+    std::memset(t.head, 0, size_t(heads) * sizeof(A));
+    pass_on(j, nullptr, t.head, t, part);
   }
 
   // Edges [begin, end) out of j, block by block.
@@ -188,15 +214,20 @@ struct SeparableBackwardJob {
 };
 
 template <class T, class A>
-static Status gat_backward(const GatBackward& p) {
+static Status gat_destinations(const GatDestinations& p) {
+  const SeparablePrologue<T, A> prologue(p);
+  if (prologue.map.first == nullptr) return Status::kOutOfMemory;
+  return run_nodes<A>(p.csr.rows, p.shape, prologue.width,
+                      [&](int64_t i, const Scratch<A>& t) { prologue.row(i, t.sum, t.sum_pos); });
+}
+
+template <class T, class A>
+static Status gat_sources(const GatSources& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
   AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
   const SeparableBackwardJob<T, A> job(p, parts.data);
   if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
-  Status status = run_nodes<A>(p.csr.rows, p.shape, width, [&](int64_t i, const Scratch<A>& t) {
-    job.prologue(i, t.sum, t.sum_pos);
-  });
-  if (status == Status::kOk) status = run_edges<A>(p.csc, p.shape, width, job);
+  const Status status = run_edges<A>(p.csc, p.shape, width, job);
   if (p.att_src) parts.sum(static_cast<A*>(p.grad_att));
   return status;
 }

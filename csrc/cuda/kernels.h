@@ -13,17 +13,21 @@ cudaError_t gat_forward(const GatForward&, const Plan&);
 template <class A>
 cudaError_t gat_alpha(const GatAlpha&, const Plan&);
 template <class T>
-cudaError_t gat_backward(const GatBackward&, const Plan&);
-// The end of gat_backward where scores came from features: grad_x += what comes through them, and
+cudaError_t gat_destinations(const GatDestinations&, const Plan&);
+template <class T>
+cudaError_t gat_sources(const GatSources&, const Plan&);
+// The end of gat_sources where scores came from features: grad_x += what comes through them, and
 // grad_att.
 template <class T>
-cudaError_t node_score_gradients(const GatBackward&, const Plan&);
+cudaError_t node_score_gradients(const GatSources&, const Plan&);
 template <class T>
 cudaError_t rowwise_forward(const RowwiseForward&, const Plan&);
 template <class T>
 cudaError_t rowwise_alpha(const RowwiseAlpha&, const Plan&);
 template <class T>
-cudaError_t rowwise_backward(const RowwiseBackward&, const Plan&);
+cudaError_t rowwise_destinations(const RowwiseDestinations&, const Plan&);
+template <class T>
+cudaError_t rowwise_sources(const RowwiseSources&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -29,7 +29,7 @@ cudaError_t merge_forward(const Shape& shape, bool rows_aligned, const Plan& pla
                           const ForwardResults& to) {
   const auto run = [&](auto v, auto k) {
     Call call{};
-    call.schedule = plan.csr;
+    call.schedule = plan.schedule;
     call.layout = make_layout(shape, v, k);
     call.to = to;
     return launch_merge<RowState<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);

@@ -129,7 +129,7 @@ cudaError_t node_scores(const NodeScores& p, const Plan& plan) {
 }
 
 template <class T>
-cudaError_t node_score_gradients(const GatBackward& p, const Plan& plan) {
+cudaError_t node_score_gradients(const GatSources& p, const Plan& plan) {
   using A = Sum<T>;
   const auto run = [&](auto v, auto k) {
     constexpr int V = v(), K = k();
@@ -157,7 +157,7 @@ cudaError_t node_score_gradients(const GatBackward& p, const Plan& plan) {
 }
 
 template cudaError_t node_scores<GK_TYPE>(const NodeScores&, const Plan&);
-template cudaError_t node_score_gradients<GK_TYPE>(const GatBackward&, const Plan&);
+template cudaError_t node_score_gradients<GK_TYPE>(const GatSources&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

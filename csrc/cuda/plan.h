@@ -14,9 +14,8 @@ namespace gatkernels {
 namespace cuda {
 
 struct Plan {
-  Schedule csr;
-  Schedule csc;         // backward only
-  void* partials;       // of hubs: [chunks + slices, width], of the schedule that has more
+  Schedule schedule;    // of the edges' rows
+  void* partials;       // of hubs: [chunks + slices, width]
   void* att_parts;      // [kAttParts, vectors, H * C], where a backward has attention vectors
   cudaStream_t stream;  // torch's current one
   int64_t most_heads;   // of a tile, in kernels that gather rows

@@ -294,24 +294,37 @@ merge(GK_CONSTANT Call call) {
 
 }  // namespace
 
-template <class T>
-cudaError_t rowwise_backward(const RowwiseBackward& p, const Plan& plan) {
-  using A = Sum<T>;
+// Of both sides: run(scorer, V, K, call, plain).
+template <class T, class Params, class Run>
+cudaError_t with_call(const Params& p, const Edges& edges, const Plan& plan, Run run) {
   const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.scores.dst) && aligned<T>(p.grad) &&
                             aligned(p.scores.edge, 0) && aligned(p.scores.att, 0);
+  return with_scorer(p.scorer, [&](auto scorer) {
+    return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads, [&](auto v, auto k) {
+      const Layout layout = make_layout(p.shape, v(), k(), plan.most_heads);
+      Call call = call_of<Call>(p, edges, plan.schedule, layout);
+      call.x = p.x;
+      call.grad = p.grad;
+      call.fields = p.fields;
+      call.grad_alpha = p.grad_alpha;
+      call.partials = plan.partials;
+      const bool plain = !p.scores.edge && !p.grad_alpha && layout.parts == 1;
+      return run(scorer, v, k, call, plain);
+    });
+  });
+}
+
+template <class T>
+cudaError_t rowwise_destinations(const RowwiseDestinations& p, const Plan& plan) {
+  using A = Sum<T>;
+  const bool rows_aligned = aligned<T>(p.grad);
   cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, Prologue(p), plan.stream);
   if (error != cudaSuccess) return error;
 
-  const auto run = [&](auto scorer, auto v, auto k) {
+  return with_call<T>(p, p.csr, plan, [&](auto scorer, auto v, auto k, Call& call, bool plain) {
     using Scorer = typename decltype(scorer)::template type<A>;
     constexpr int V = v(), K = k();
-    const Layout layout = make_layout(p.shape, V, K, plan.most_heads);
-    Call call = call_of<Call>(p, p.csr, plan.csr, layout);
-    call.x = p.x;
-    call.grad = p.grad;
-    call.fields = p.fields;
-    call.grad_alpha = p.grad_alpha;
-    call.partials = plan.partials;
+    const Layout& layout = call.layout;
     call.result = p.grad_dst;
     call.grad_edge = p.grad_edge;
     call.att_parts = plan.att_parts;
@@ -320,32 +333,32 @@ cudaError_t rowwise_backward(const RowwiseBackward& p, const Plan& plan) {
     const int64_t blocks = wanted < kAttParts ? wanted : kAttParts;
     const int64_t boards = int64_t(groups) * BoardSize(layout).template bytes<A>(kTables);
     const int64_t table = block_table<OneRow<T, V, K>>();
-    const bool plain = !p.scores.edge && !p.grad_alpha && layout.parts == 1;
     error = launch(
         plain ? by_destination<T, Scorer, V, K, true> : by_destination<T, Scorer, V, K, false>,
         blocks, layout.tiles, kThreads, boards > table ? boards : table, plan.stream, call);
     if (error != cudaSuccess) return error;
     error = sum_parts<A>(plan, p.grad_att, blocks, layout.width());
     if (error != cudaSuccess) return error;
-    error = launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
-    if (error != cudaSuccess) return error;
+    return launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
+  });
+}
 
-    call.edges = p.csc;
-    call.schedule = plan.csc;
+template <class T>
+cudaError_t rowwise_sources(const RowwiseSources& p, const Plan& plan) {
+  return with_call<T>(p, p.csc, plan, [&](auto scorer, auto v, auto k, Call& call, bool plain) {
+    using Scorer = typename decltype(scorer)::template type<Sum<T>>;
+    constexpr int V = v(), K = k();
     call.result = p.grad_src;
-    error = launch_items<A>(
+    const cudaError_t error = launch_items<Sum<T>>(
         plain ? by_source<T, Scorer, V, K, true> : by_source<T, Scorer, V, K, false>, call, kTables,
         plan.stream);
     if (error != cudaSuccess) return error;
     return launch_merge<OneRow<T, V, K>>(merge<T, V, K>, call, plan.stream);
-  };
-  return with_scorer(p.scorer, [&](auto scorer) {
-    return with_vectors<T, kShare2>(p.shape, rows_aligned, plan.most_heads,
-                                    [&](auto v, auto k) { return run(scorer, v, k); });
   });
 }
 
-template cudaError_t rowwise_backward<GK_TYPE>(const RowwiseBackward&, const Plan&);
+template cudaError_t rowwise_destinations<GK_TYPE>(const RowwiseDestinations&, const Plan&);
+template cudaError_t rowwise_sources<GK_TYPE>(const RowwiseSources&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

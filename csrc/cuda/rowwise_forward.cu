@@ -151,7 +151,7 @@ cudaError_t run_forward(const Params& p, const ForwardResults& to, const void* s
     using Scorer = typename decltype(scorer)::template type<Sum<T>>;
     constexpr int V = v(), K = k();
     const Layout layout = make_layout(p.shape, V, K, plan.most_heads);
-    Call call = call_of<Call>(p, p.csr, plan.csr, layout);
+    Call call = call_of<Call>(p, p.csr, plan.schedule, layout);
     call.x = p.x;
     call.to = to;
     call.stats = stats;

@@ -225,17 +225,20 @@ merge(GK_CONSTANT Call call) {
 }  // namespace
 
 template <class T>
-cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
-  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
+cudaError_t gat_destinations(const GatDestinations& p, const Plan& plan) {
   Prologue prologue(p);
   prologue.scores = p.scores;
   prologue.out_pos = p.out_pos;
   prologue.grad_dst = p.grad_dst;
-  cudaError_t error = backward_prologue<T>(p.shape, rows_aligned, prologue, plan.stream);
-  if (error != cudaSuccess) return error;
+  return backward_prologue<T>(p.shape, aligned<T>(p.grad), prologue, plan.stream);
+}
+
+template <class T>
+cudaError_t gat_sources(const GatSources& p, const Plan& plan) {
+  const bool rows_aligned = aligned<T>(p.x) && aligned<T>(p.grad) && aligned<T>(p.grad_x);
   const auto run = [&](auto v, auto k) {
     const Layout layout = make_layout(p.shape, v, k, plan.most_heads);
-    Call call = call_of<Call>(p, p.csc, plan.csc, layout);
+    Call call = call_of<Call>(p, p.csc, plan.schedule, layout);
     call.x = p.x;
     call.grad = p.grad;
     call.fields = p.fields;
@@ -249,12 +252,13 @@ cudaError_t gat_backward(const GatBackward& p, const Plan& plan) {
     if (failed != cudaSuccess) return failed;
     return launch_merge<SourceSums<T, v(), k()>>(merge<T, v(), k()>, call, plan.stream);
   };
-  error = with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
+  const cudaError_t error = with_vectors<T, kShare>(p.shape, rows_aligned, plan.most_heads, run);
   if (error != cudaSuccess || !p.att_src) return error;
   return node_score_gradients<T>(p, plan);
 }
 
-template cudaError_t gat_backward<GK_TYPE>(const GatBackward&, const Plan&);
+template cudaError_t gat_destinations<GK_TYPE>(const GatDestinations&, const Plan&);
+template cudaError_t gat_sources<GK_TYPE>(const GatSources&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

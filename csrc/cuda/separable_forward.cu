@@ -158,7 +158,7 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
   const ForwardResults to{p.out, p.out_pos, p.stats, plan.partials};
   const auto run = [&](auto v, auto k) {
     const Layout layout = make_layout(p.shape, v, k, plan.most_heads);
-    Call call = call_of<Call>(p, p.csr, plan.csr, layout);
+    Call call = call_of<Call>(p, p.csr, plan.schedule, layout);
     call.x = p.x;
     call.to = to;
     const cudaError_t error =
@@ -171,7 +171,7 @@ cudaError_t gat_forward(const GatForward& p, const Plan& plan) {
 
 template <class A>
 cudaError_t gat_alpha(const GatAlpha& p, const Plan& plan) {
-  Call call = call_of<Call>(p, p.csr, plan.csr, make_layout(p.shape, 1, 1));
+  Call call = call_of<Call>(p, p.csr, plan.schedule, make_layout(p.shape, 1, 1));
   call.stats = p.stats;
   call.alpha = p.alpha;
   return launch_items<A>(weights<A>, call, 0, plan.stream);

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from gatkernels.backends import cuda, native
+from gatkernels.backends.protocol import Kernels
 
 
 class BackendUnavailable(RuntimeError):
@@ -47,6 +47,12 @@ def _triton(case: Case) -> str | None:
     return None if INTERPRETED else cuda.unusable(case.device)
 
 
+def _triton_kernels() -> Kernels:
+    from gatkernels.backends import triton
+
+    return triton
+
+
 def _reference(case: Case) -> str | None:
     return None
 
@@ -54,23 +60,23 @@ def _reference(case: Case) -> str | None:
 class Backend(NamedTuple):
     #: None where it can run a case, else the reason why not.
     why_not: Callable[[Case], str | None]
-    #: Loads its kernels, with the functions of native.Kernels; None: it has none.
-    kernels: Callable[[], Any] | None
+    #: Loads its kernels; None: it has none.
+    kernels: Callable[[], Kernels] | None
 
 
 #: In the order in which "auto" tries them.
 _BACKENDS: dict[str, Backend] = {
     "cpu": Backend(_cpu, lambda: native.CPU),
     "cuda": Backend(_cuda, lambda: cuda.CUDA),
-    "triton": Backend(_triton, lambda: importlib.import_module("gatkernels.backends.triton")),
+    "triton": Backend(_triton, _triton_kernels),
     "reference": Backend(_reference, None),
 }
 BACKENDS = tuple(_BACKENDS)
-_loaded: dict[str, Any] = {}
+_loaded: dict[str, Kernels] = {}
 
 
-def kernels(backend: str) -> Any:
-    """The module of a backend's kernels, imported on first use."""
+def kernels(backend: str) -> Kernels:
+    """A backend's kernels, imported on first use."""
     try:
         return _loaded[backend]
     except KeyError:

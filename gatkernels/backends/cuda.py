@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gatkernels.backends import schedule, tiles
-from gatkernels.backends.native import AnyCall, Kernels
-from gatkernels.ops.call import Edges, RowwiseInputs
+from gatkernels.backends.native import Compiled
+from gatkernels.ops.call import Edges
 
 #: The compiled module; tests put an emulator of it here.
 module: Any = None
@@ -80,7 +80,7 @@ def _schedule_of(edges: Edges) -> tuple[Any, int]:
     return module.Schedule(*parts, found.chunks, chunk), found.chunks
 
 
-class _Cuda(Kernels):
+class _Cuda(Compiled):
     """Once per call: the schedules, the scratch, the stream."""
 
     def _module(self) -> Any:
@@ -88,41 +88,25 @@ class _Cuda(Kernels):
 
     def _context(
         self,
-        call: AnyCall,
-        csc: Edges | None = None,
+        edges: Edges,
+        sums: Tensor,
         rows: Tensor | None = None,
         matrices: int = 1,
         vectors: int = 0,
     ) -> Any:
-        csr, sums = call.csr, _of_sums(call)
         heads = channels = most_heads = 0
         if rows is not None:
             nodes, heads, channels = rows.shape
             head_bytes = matrices * channels * rows.element_size()
-            most_heads = _most_heads(sums.device, nodes, csr.col.shape[0], heads, head_bytes)
-        by_row, chunks = _schedule_of(csr)
-        by_column, parts = by_row, 0
-        if csc is not None:
-            by_column, more = _schedule_of(csc)
-            chunks = max(chunks, more)
-            parts = module.att_parts * vectors * heads * channels
+            most_heads = _most_heads(sums.device, nodes, edges.col.shape[0], heads, head_bytes)
+        plan, chunks = _schedule_of(edges)
         places = chunks + chunks // module.slice
         partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
-        att_parts = sums.new_empty(parts)
+        att_parts = sums.new_empty(module.att_parts * vectors * heads * channels)
         device = max(sums.get_device(), 0)
         stream = torch._C._cuda_getCurrentRawStream(device) if sums.is_cuda else 0
-        context = module.Context(device, stream, by_row, by_column, partials, att_parts, most_heads)
+        context = module.Context(device, stream, plan, partials, att_parts, most_heads)
         return context, (partials, att_parts)
-
-
-def _of_sums(call: AnyCall) -> Tensor:
-    """A tensor of the dtype of sums."""
-    given = call.inputs
-    if isinstance(given, RowwiseInputs):
-        return given.att
-    found = given.att_src if given.score_src is None else given.score_src
-    assert found is not None
-    return found
 
 
 def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,7 +114,7 @@ def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:
     a context, and makes none where it goes back to one without."""
 
     @functools.wraps(run)
-    def guarded(self: _Cuda, call: AnyCall, *args: Any) -> Any:
+    def guarded(self: _Cuda, call: Any, *args: Any) -> Any:
         col = call.csr.col
         if not col.is_cuda or col.get_device() == torch._C._cuda_getDevice():
             return run(self, call, *args)
@@ -144,10 +128,12 @@ for _name in (
     "node_scores",
     "gat_forward",
     "gat_alpha",
-    "gat_backward",
+    "gat_destinations",
+    "gat_sources",
     "rowwise_forward",
     "rowwise_alpha",
-    "rowwise_backward",
+    "rowwise_destinations",
+    "rowwise_sources",
 ):
-    setattr(_Cuda, _name, _on_device_of_graph(getattr(Kernels, _name)))
+    setattr(_Cuda, _name, _on_device_of_graph(getattr(Compiled, _name)))
 CUDA = _Cuda()

@@ -12,10 +12,13 @@ from gatkernels.ops import philox
 from gatkernels.ops.call import (
     Edges,
     GatCall,
+    GatDestinationGrads,
     GatInputs,
     GatSaved,
+    GatSourceGrads,
     OutGrads,
     RowwiseCall,
+    RowwiseDestinationGrads,
     RowwiseInputs,
     RowwiseSaved,
     Scoring,
@@ -34,8 +37,6 @@ except ModuleNotFoundError:
     )
 except ImportError as error:
     cpu_missing = f"the compiled module gatkernels._cpu cannot be loaded: {error}"
-
-AnyCall = GatCall | RowwiseCall
 
 
 def cpu_module() -> Any:
@@ -171,11 +172,10 @@ def feature_dropout(
     return out
 
 
-class Kernels:
+class Compiled:
     """The kernels of a compiled module: the CPU's, or of a subclass that says what it needs more.
 
-    Backends have these functions; they allocate what they return. Inputs are made fit for the
-    kernels, and given as the records of :mod:`gatkernels.ops.call`.
+    Its functions are those of :class:`gatkernels.backends.protocol.Kernels`.
     """
 
     # On a small graph this takes longer than the kernels: plain statements, few calls.
@@ -185,8 +185,8 @@ class Kernels:
 
     def _context(
         self,
-        call: AnyCall,
-        csc: Edges | None = None,
+        edges: Edges,
+        sums: Tensor,
         rows: Tensor | None = None,
         matrices: int = 1,
         vectors: int = 0,
@@ -194,28 +194,23 @@ class Kernels:
         """What kernels need besides the records, and what must live until they have run.
 
         For edges that gather from so many matrices like ``rows [nodes, H, C]``, and gradients of so
-        many attention vectors.
+        many attention vectors; ``sums`` has their dtype.
         """
         return torch.get_num_threads(), None
 
     def node_scores(self, call: GatCall) -> tuple[Tensor, Tensor | None]:
-        """``[N, H]``: ``<x, att>`` of each node and head for att_src, and att_dst if there is one.
-
-        In the dtype of the attention vectors.
-        """
         x, _, _, _, att_src, att_dst = inputs = fit(call.inputs)
         assert att_src is not None
         rows, heads, _ = x.shape
         score_src = att_src.new_empty(rows, heads)
         score_dst = None if att_dst is None else att_src.new_empty(rows, heads)
-        context, _alive = self._context(call)
+        context, _alive = self._context(call.csr, att_src)
         self._module().node_scores(_code(x), context, inputs, score_src, score_dst)
         return score_src, score_dst
 
     def gat_forward(
         self, call: GatCall, training: bool, statistics: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``out``, ``out_pos`` (empty unless ``training``), ``stats`` (unless ``statistics``)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         csr, inputs, scoring = call
         how = rule(scoring)
         x, src, *_ = inputs = fit(inputs)
@@ -223,67 +218,63 @@ class Kernels:
         rows, (_, heads, channels) = csr.rowptr.shape[0] - 1, x.shape
         out = empty(x, rows, heads, channels)
         # src: in the dtype of sums
-        out_pos = empty(src, rows, heads, channels) if training else src.new_empty(0)
-        stats = empty(src, rows, 3, heads) if statistics else src.new_empty(0)
-        context, _alive = self._context(call, None, x)
-        results = out, out_pos if training else None, stats if statistics else None
-        self._module().gat_forward(_code(x), context, csr, inputs, how, *results)
+        out_pos = empty(src, rows, heads, channels) if training else None
+        stats = empty(src, rows, 3, heads) if statistics else None
+        context, _alive = self._context(csr, src, x)
+        self._module().gat_forward(_code(x), context, csr, inputs, how, out, out_pos, stats)
         return out, out_pos, stats
 
     def gat_alpha(self, call: GatCall, stats: Tensor) -> Tensor:
-        """``[E, H]`` after dropout, from a forward's statistics."""
         csr, inputs, scoring = call
         how = rule(scoring)
         alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
-        context, _alive = self._context(call)
+        context, _alive = self._context(csr, stats)
         self._module().gat_alpha(_code(stats), context, csr, fit(inputs), how, stats, alpha)
         return alpha
 
-    def gat_backward(
-        self, call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads
-    ) -> tuple[Tensor, ...]:
-        """Gradients as the op :func:`gatkernels.ops.attention.gat_backward` has them."""
+    def gat_destinations(
+        self, call: GatCall, saved: GatSaved, grads: OutGrads
+    ) -> GatDestinationGrads:
         csr, inputs, scoring = call
-        how = rule(scoring)
-        x, src, dst, edge, att_src, att_dst = inputs = fit(inputs)
+        how, stats = rule(scoring), saved.stats
+        x, _, dst, *_ = inputs = fit(inputs)
         grads = fit_grads(grads)
-        stats, vectors = saved.stats, (att_src is not None) + (att_dst is not None)
-        assert src is not None
         assert dst is not None
-        results = (
-            empty(x, *x.shape),
-            stats.new_empty(src.shape),
-            stats.new_empty(dst.shape),
-            grad_of_edges(x, edge),
-            stats.new_empty(vectors, *x.shape[1:]),
-        )
         fields = empty(stats, csr.rowptr.shape[0] - 1, 4 * x.shape[1])
-        context, _alive = self._context(call, csc, grads.out, 1, vectors)
-        self._module().gat_backward(
-            _code(x), context, csr, csc, inputs, how, saved, grads, fields, results
-        )
+        results = GatDestinationGrads(stats.new_empty(dst.shape), fields)
+        context, _alive = self._context(csr, stats)
+        self._module().gat_destinations(_code(x), context, csr, inputs, how, saved, grads, results)
         return results
 
-    def rowwise_forward(self, call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor]:
-        """``out`` and ``stats`` (empty unless ``statistics``)."""
+    def gat_sources(
+        self, call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads
+    ) -> GatSourceGrads:
+        _, inputs, scoring = call
+        how = rule(scoring)
+        x, src, _, edge, att_src, att_dst = inputs = fit(inputs)
+        grads = fit_grads(grads)
+        assert src is not None
+        vectors = (att_src is not None) + (att_dst is not None)
+        results = GatSourceGrads(
+            empty(x, *x.shape),
+            src.new_empty(src.shape),
+            grad_of_edges(edge),
+            src.new_empty(vectors, *x.shape[1:]),
+        )
+        context, _alive = self._context(csc, src, grads.out, 1, vectors)
+        self._module().gat_sources(_code(x), context, csc, inputs, how, grads, found, results)
+        return results
+
+    def rowwise_forward(self, call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor | None]:
         scorer, csr, inputs, scoring = call
         how = rule(scoring)
         x, _, att, _ = inputs = fit_rows(inputs)
         rows, (_, heads, channels) = csr.rowptr.shape[0] - 1, x.shape
         out = empty(x, rows, heads, channels)
         # att: in the dtype of sums
-        stats = empty(att, rows, 3, heads) if statistics else att.new_empty(0)
-        context, _alive = self._context(call, None, x)
-        self._module().rowwise_forward(
-            _code(x),
-            context,
-            scorer,
-            csr,
-            inputs,
-            how,
-            out,
-            stats if statistics else None,
-        )
+        stats = empty(att, rows, 3, heads) if statistics else None
+        context, _alive = self._context(csr, att, x)
+        self._module().rowwise_forward(_code(x), context, scorer, csr, inputs, how, out, stats)
         return out, stats
 
     def rowwise_alpha(self, call: RowwiseCall, stats: Tensor) -> Tensor:
@@ -291,41 +282,43 @@ class Kernels:
         how = rule(scoring)
         inputs = fit_rows(inputs)
         alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
-        context, _alive = self._context(call, None, inputs.x_src)
+        context, _alive = self._context(csr, stats, inputs.x_src)
         code = _code(inputs.x_src)
         self._module().rowwise_alpha(code, context, scorer, csr, inputs, how, stats, alpha)
         return alpha
 
-    def rowwise_backward(
-        self, call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads
-    ) -> tuple[Tensor, ...]:
-        """Gradients as the op :func:`gatkernels.ops.attention.rowwise_backward` has them."""
+    def rowwise_destinations(
+        self, call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads
+    ) -> RowwiseDestinationGrads:
         scorer, csr, inputs, scoring = call
         how = rule(scoring)
         x, x_dst, att, edge = inputs = fit_rows(inputs)
         grads = fit_grads(grads)
-        results = (
-            empty(x, *x.shape),
+        results = RowwiseDestinationGrads(
             empty(x, *x_dst.shape),
             att.new_empty(att.shape),
-            grad_of_edges(x, edge),
+            grad_of_edges(edge),
+            empty(saved.stats, x_dst.shape[0], 4 * x.shape[1]),
         )
-        fields = empty(saved.stats, csr.rowptr.shape[0] - 1, 4 * x.shape[1])
-        context, _alive = self._context(call, csc, grads.out, 2, 1)
-        self._module().rowwise_backward(
-            _code(x),
-            context,
-            scorer,
-            csr,
-            csc,
-            inputs,
-            how,
-            saved,
-            grads,
-            fields,
-            results,
+        context, _alive = self._context(csr, att, x, 1, 1)
+        self._module().rowwise_destinations(
+            _code(x), context, scorer, csr, inputs, how, saved, grads, results
         )
         return results
+
+    def rowwise_sources(
+        self, call: RowwiseCall, csc: Edges, fields: Tensor, grads: OutGrads
+    ) -> Tensor:
+        scorer, _, inputs, scoring = call
+        how = rule(scoring)
+        x, _, att, _ = inputs = fit_rows(inputs)
+        grads = fit_grads(grads)
+        grad_x = empty(x, *x.shape)
+        context, _alive = self._context(csc, att, grads.out, 2)
+        self._module().rowwise_sources(
+            _code(x), context, scorer, csc, inputs, how, grads, fields, grad_x
+        )
+        return grad_x
 
 
 def _code(x: Tensor) -> int:
@@ -375,9 +368,9 @@ def fit_grads(grads: OutGrads) -> OutGrads:
     return OutGrads(_rows(grads.out), _contiguous(grads.alpha))
 
 
-def grad_of_edges(x: Tensor, edge: Tensor | None) -> Tensor:
-    """Zeros: a removed self loop has a place here, but no edge. Empty where there is no input."""
-    return x.new_empty(0) if edge is None else edge.new_zeros(edge.shape)
+def grad_of_edges(edge: Tensor | None) -> Tensor | None:
+    """Zeros: a removed self loop has a place here, but no edge."""
+    return None if edge is None else edge.new_zeros(edge.shape)
 
 
-CPU = Kernels()
+CPU = Compiled()

@@ -19,9 +19,9 @@ from gatkernels.ops.library import define
 
 def _gat_forward(
     call: GatCall, training: bool, statistics: bool, backend: str
-) -> tuple[Tensor, ...]:
-    """``out``; ``out_pos`` where ``training`` and ``stats`` where ``statistics``, else empty; and
-    the scores that were taken of x, empty where they are given."""
+) -> tuple[Tensor | None, ...]:
+    """``out``; ``out_pos`` where ``training`` and ``stats`` where ``statistics``; and the scores
+    that were taken of x."""
     run, (csr, inputs, scoring) = kernels(backend), call
     found_src = found_dst = None
     if inputs.att_src is not None:
@@ -29,8 +29,7 @@ def _gat_forward(
         src = inputs.score_src if found_src is None else found_src
         dst = inputs.score_dst if found_dst is None else found_dst
         call = GatCall(csr, GatInputs(inputs.x, src, dst, inputs.edge_score, None, None), scoring)
-    found = (inputs.x.new_empty(0) if t is None else t for t in (found_src, found_dst))
-    return (*run.gat_forward(call, training, statistics), *found)
+    return (*run.gat_forward(call, training, statistics), found_src, found_dst)
 
 
 def _fake_gat_forward(
@@ -54,17 +53,18 @@ def _fake_gat_forward(
 
 
 def _gat_alpha(call: GatCall, stats: Tensor, backend: str) -> Tensor:
-    alpha: Tensor = kernels(backend).gat_alpha(call, stats)
-    return alpha
+    return kernels(backend).gat_alpha(call, stats)
 
 
 def _gat_backward(
     call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
-) -> tuple[Tensor, ...]:
-    """Gradients of x, both scores, edge scores (empty without them) and the attention vectors,
-    ``[0 to 2, H, C]``; that of x includes what comes through scores that were taken of it."""
-    found: tuple[Tensor, ...] = kernels(backend).gat_backward(call, csc, saved, grads)
-    return found
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, both scores, edge scores and the attention vectors, ``[0 to 2, H, C]``; that
+    of x includes what comes through scores that were taken of it."""
+    run = kernels(backend)
+    found = run.gat_destinations(call, saved, grads)
+    x, src, edge, att = run.gat_sources(call, csc, found, grads)
+    return x, src, found.dst, edge, att
 
 
 def _fake_gat_backward(
@@ -81,10 +81,11 @@ def _fake_gat_backward(
     )
 
 
-def _rowwise_forward(call: RowwiseCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
-    """``out``, and ``stats`` where ``statistics``, else empty."""
-    results: tuple[Tensor, ...] = kernels(backend).rowwise_forward(call, statistics)
-    return results
+def _rowwise_forward(
+    call: RowwiseCall, statistics: bool, backend: str
+) -> tuple[Tensor | None, ...]:
+    """``out``, and ``stats`` where ``statistics``."""
+    return kernels(backend).rowwise_forward(call, statistics)
 
 
 def _fake_rowwise_forward(call: RowwiseCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
@@ -94,16 +95,16 @@ def _fake_rowwise_forward(call: RowwiseCall, statistics: bool, backend: str) -> 
 
 
 def _rowwise_alpha(call: RowwiseCall, stats: Tensor, backend: str) -> Tensor:
-    alpha: Tensor = kernels(backend).rowwise_alpha(call, stats)
-    return alpha
+    return kernels(backend).rowwise_alpha(call, stats)
 
 
 def _rowwise_backward(
     call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
-) -> tuple[Tensor, ...]:
-    """Gradients of x_src, x_dst, att, and edge (empty without it)."""
-    found: tuple[Tensor, ...] = kernels(backend).rowwise_backward(call, csc, saved, grads)
-    return found
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x_src, x_dst, att and edge."""
+    run = kernels(backend)
+    dst, att, edge, fields = run.rowwise_destinations(call, saved, grads)
+    return run.rowwise_sources(call, csc, fields, grads), dst, att, edge
 
 
 def _fake_rowwise_backward(

@@ -59,6 +59,22 @@ class GatSaved(NamedTuple):
     alpha: Tensor | None  # [E, H] after dropout, where it was asked for
 
 
+class GatDestinationGrads(NamedTuple):
+    """What a destination computes of its own row in a backward."""
+
+    dst: Tensor  # [Nd, H], of score_dst
+    fields: Tensor  # [Nd, 4 H], what its edges find of it, as the backend likes
+
+
+class GatSourceGrads(NamedTuple):
+    """What a source computes of the rows and fields of its edges' destinations."""
+
+    x: Tensor  # [Ns, H, C], with what comes through scores that were taken of x
+    src: Tensor  # [Ns, H], of score_src
+    edge: Tensor | None  # [E, H], of edge_score
+    att: Tensor  # [0 to 2, H, C], of the attention vectors
+
+
 class RowwiseInputs(NamedTuple):
     """Of an attention whose scores read the rows at both ends of an edge."""
 
@@ -79,6 +95,13 @@ class RowwiseSaved(NamedTuple):
     out: Tensor  # [Nd, H, C]
     stats: Tensor  # [Nd, 3, H]: row maximum, 1 / sum, unused
     alpha: Tensor | None
+
+
+class RowwiseDestinationGrads(NamedTuple):
+    dst: Tensor  # [Nd, H, C], of x_dst
+    att: Tensor  # [H, C]
+    edge: Tensor | None  # [E, H, C]
+    fields: Tensor  # [Nd, 4 H]
 
 
 class OutGrads(NamedTuple):

@@ -1,8 +1,12 @@
 """How torch ops are registered: the only file that knows torch.library.
 
-Kernels are reached only through ops, so that fake tensors never reach a pointer. An op is a
-function whose parameters are values or records of :mod:`gatkernels.ops.call`; its schema, and the
-code that lays records flat and puts them together again, are made from its annotations.
+Fake tensors never reach a pointer, as kernels are reached through ops wherever anybody looks on: a
+compiler, a tracer, a mode, a transform, a tensor of a subclass. A call of an attention on plain
+tensors goes to its kernels itself, which takes two thirds of the time on a small graph.
+
+An op is a function whose parameters are values or records of :mod:`gatkernels.ops.call`; its
+schema, and the code that lays records flat and puts them together again, are made from its
+annotations.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatkernels.ops import call
 
@@ -47,6 +51,26 @@ class _Parameter:
         self.spread = ", ".join(field.spread for field in fields) if nested else f"*{path}"
 
 
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+
+
+def _unseen(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a call on these is of no concern to anybody but its kernels."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+    ) and _PLAIN.issuperset(map(type, tensors))
+
+
+def _complete(results: Any) -> Any:
+    """``results`` as a schema wants them: without None."""
+    if not isinstance(results, tuple):
+        return results
+    return tuple(results[0].new_empty(0) if one is None else one for one in results)
+
+
 def define(
     run: Callable[..., Any],
     returns: str,
@@ -58,7 +82,8 @@ def define(
     """Registers ``run`` as an op by its name without underscore, and gives what calls that.
 
     Args:
-        run: The function, on real tensors.
+        run: The function, on real tensors. Of several results all but the first may be None, which
+            the op returns as empty tensors.
         returns: What the schema says of its results.
         fake: The same function on tensors without memory: results of the right shapes.
         devices: The dispatch keys it is for.
@@ -73,17 +98,21 @@ def define(
     flat = ", ".join(one for parameter in parameters for one in parameter.flat)
     whole = ", ".join(parameter.whole for parameter in parameters)
     spread = ", ".join(parameter.spread for parameter in parameters)
+    of_inputs = "inputs" in getattr(kinds[names[0]], "_fields", ())
+    direct = f"if unseen({names[0]}.inputs): return run({', '.join(names)})" if of_inputs else ""
     source = f"""
-def make(op, run, fake, record):
-    def run_flat({flat}): return run({whole})
+def make(op, run, fake, record, unseen, complete):
+    def run_flat({flat}): return complete(run({whole}))
     def fake_flat({flat}): return fake({whole})
-    def {name}({", ".join(names)}): return op({spread})
+    def {name}({", ".join(names)}):
+        {direct}
+        return op({spread})
     return run_flat, fake_flat, {name}
 """
     made: dict[str, Any] = {}
     exec(compile(source, f"<the op {name}>", "exec"), vars(call), made)
     run_flat, fake_flat, caller = made["make"](
-        getattr(torch.ops.gatkernels, name), run, fake, tuple.__new__
+        getattr(torch.ops.gatkernels, name), run, fake, tuple.__new__, _unseen, _complete
     )
     for device in devices:
         _library.impl(name, run_flat, device)

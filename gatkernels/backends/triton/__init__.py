@@ -1,4 +1,4 @@
-"""The Triton backend: the functions of :mod:`gatkernels.backends.native` for tensors on a GPU.
+"""The Triton backend: the functions of :mod:`gatkernels.backends.protocol` for tensors on a GPU.
 
 Nothing here waits for the device or copies from it: grids follow from the shapes alone, so that a
 CUDA graph can capture a call (after a first one, which compiles).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,13 @@ from gatkernels.backends.triton.tiling import Tile, tile
 from gatkernels.ops.call import (
     Edges,
     GatCall,
+    GatDestinationGrads,
     GatInputs,
     GatSaved,
+    GatSourceGrads,
     OutGrads,
     RowwiseCall,
+    RowwiseDestinationGrads,
     RowwiseInputs,
     RowwiseSaved,
     Scoring,
@@ -128,8 +131,8 @@ def node_scores(call: GatCall) -> tuple[Tensor, Tensor | None]:
     return score_src, score_dst
 
 
-def _node_score_gradients(inputs: GatInputs, grads: tuple[Tensor, ...]) -> None:
-    x, grad_x, grad_src, grad_dst, _, grad_att = (inputs.x, *grads)
+def _node_score_gradients(inputs: GatInputs, grad_dst: Tensor, grads: GatSourceGrads) -> None:
+    x, (grad_x, grad_src, _, grad_att) = inputs.x, grads
     rows, heads, channels = x.shape
     unit = _unit(x, grad_x)
     cut = tile(heads, channels, grad_att.dtype, unit, tiles=2)
@@ -142,7 +145,9 @@ def _node_score_gradients(inputs: GatInputs, grads: tuple[Tensor, ...]) -> None:
     torch.sum(parts, 0, out=grad_att)
 
 
-def gat_forward(call: GatCall, training: bool, statistics: bool) -> tuple[Tensor, Tensor, Tensor]:
+def gat_forward(
+    call: GatCall, training: bool, statistics: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     job, inputs = _Job(call.csr), fit(call.inputs)
     x, given = inputs.x, _gat_scores(inputs)
     heads, channels = x.shape[1:]
@@ -158,8 +163,7 @@ def gat_forward(call: GatCall, training: bool, statistics: bool) -> tuple[Tensor
         args = (_matrix(x, unit), given, to, partial, *_options(call.scoring))
         launch(separable.forward, job.programs(cut), cut, *job.args(), *args)
         launch(separable.merge, job.chunks, cut, job.work, to, partial)
-    nothing = (like.new_empty(0) if t is None else t for t in (out_pos, stats))
-    return (out, *nothing)
+    return out, out_pos, stats
 
 
 def gat_alpha(call: GatCall, stats: Tensor) -> Tensor:
@@ -172,42 +176,56 @@ def gat_alpha(call: GatCall, stats: Tensor) -> Tensor:
     return alpha
 
 
-def gat_backward(call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads) -> tuple[Tensor, ...]:
-    rows, columns, inputs = _Job(call.csr), _Job(csc), fit(call.inputs)
-    x, given, edge, stats = inputs.x, _gat_scores(inputs), inputs.edge_score, saved.stats
+def gat_destinations(call: GatCall, saved: GatSaved, grads: OutGrads) -> GatDestinationGrads:
+    job, inputs = _Job(call.csr), fit(call.inputs)
+    given, stats = _gat_scores(inputs), saved.stats
     grad, grad_alpha = fit_grads(grads)
-    heads, channels = x.shape[1:]
-    vectors = (inputs.att_src is not None) + (inputs.att_dst is not None)
-    results = (
-        x.new_empty(x.shape),
-        stats.new_empty(given.src.shape),
-        stats.new_empty(given.dst.shape),
-        grad_of_edges(x, edge),
-        stats.new_empty(vectors, heads, channels),
-    )
-    grad_x, grad_src, grad_dst, grad_edge, _ = results
-    unit = _unit(x, grad, grad_x)
-    cut = tile(heads, channels, stats.dtype, unit, tiles=1 if edge is None else 2)
-    fields = stats.new_empty(rows.rows, 4, heads)
-    partial = _partial(stats, columns, (heads, channels), 1, edge is None)
+    heads, channels = inputs.x.shape[1:]
+    grad_dst = stats.new_empty(given.dst.shape)
+    fields = stats.new_empty(job.rows, 4 * heads)
+    unit = _unit(grad)
+    cut = tile(heads, channels, stats.dtype, unit, tiles=1)
     alpha = None if grad_alpha is None else saved.alpha
     left = separable_back.Saved(saved.out, saved.out_pos, stats, alpha, grad_alpha)
-    to_edge = None if edge is None else grad_edge
+    args = (_matrix(grad, unit), given, left, fields, grad_dst, grad_dst.stride(0))
+    with _guard(grad):
+        slope = call.scoring.negative_slope
+        _prologue(separable_back.prologue, job, cut, grad_alpha is not None, *args, slope)
+    return GatDestinationGrads(grad_dst, fields)
+
+
+def gat_sources(
+    call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads
+) -> GatSourceGrads:
+    columns, inputs = _Job(csc), fit(call.inputs)
+    x, given, edge = inputs.x, _gat_scores(inputs), inputs.edge_score
+    grad, grad_alpha = fit_grads(grads)
+    heads, channels = x.shape[1:]
+    like = given.src  # of the dtype of sums
+    vectors = (inputs.att_src is not None) + (inputs.att_dst is not None)
+    results = GatSourceGrads(
+        x.new_empty(x.shape),
+        like.new_empty(given.src.shape),
+        grad_of_edges(edge),
+        like.new_empty(vectors, heads, channels),
+    )
+    grad_x, grad_src, grad_edge, _ = results
+    unit = _unit(x, grad, grad_x)
+    cut = tile(heads, channels, like.dtype, unit, tiles=1 if edge is None else 2)
+    partial = _partial(like, columns, (heads, channels), 1, edge is None)
     to = separable_back.Grads(
-        grad_x, grad_src, to_edge, _matrix(grad_x, unit).stride, grad_src.stride(0)
+        grad_x, grad_src, grad_edge, _matrix(grad_x, unit).stride, grad_src.stride(0)
     )
     seed, slope, *dropout = _options(call.scoring)
     x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
     with _guard(x):
-        args: tuple[Any, ...] = (grad_rows, given, left, fields)
-        args = (*args, grad_dst, grad_dst.stride(0), slope)
-        _prologue(separable_back.prologue, rows, cut, grad_alpha is not None, *args)
-        args = (x_rows, grad_rows, given, fields, grad_alpha, to, partial, seed, slope, *dropout)
+        args: tuple[Any, ...] = (x_rows, grad_rows, given, found.fields, grad_alpha, to, partial)
+        args = (*args, seed, slope, *dropout)
         launch(separable_back.backward, columns.programs(cut), cut, *columns.args(), *args)
-        cut = tile(heads, channels, stats.dtype, unit, tiles=2)
+        cut = tile(heads, channels, like.dtype, unit, tiles=2)
         launch(separable_back.merge, columns.chunks, cut, columns.work, x_rows, to, partial, slope)
         if inputs.att_src is not None:
-            _node_score_gradients(inputs, results)
+            _node_score_gradients(inputs, found.dst, results)
     return results
 
 
@@ -216,7 +234,7 @@ def _row_scores(scorer: str, inputs: RowwiseInputs, unit: int) -> rowwise.Scores
     return rowwise.Scores(SCORERS[scorer], x_dst, att, edge, x_dst.stride(0) // unit)
 
 
-def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor]:
+def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor | None]:
     job, inputs = _Job(call.csr), fit_rows(call.inputs)
     x, x_dst, att, edge = inputs
     heads, channels = x.shape[1:]
@@ -230,7 +248,7 @@ def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor
         args = (_matrix(x, unit), given, to, partial, *_options(call.scoring))
         launch(rowwise.forward, job.programs(cut), cut, *job.args(), *args)
         launch(separable.merge, job.chunks, cut, job.work, to, partial)
-    return out, att.new_empty(0) if stats is None else stats
+    return out, stats
 
 
 def rowwise_alpha(call: RowwiseCall, stats: Tensor) -> Tensor:
@@ -247,48 +265,70 @@ def rowwise_alpha(call: RowwiseCall, stats: Tensor) -> Tensor:
     return alpha
 
 
-def rowwise_backward(
-    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads
-) -> tuple[Tensor, ...]:
-    rows, columns, inputs = _Job(call.csr), _Job(csc), fit_rows(call.inputs)
+class _BothSides(NamedTuple):
+    """What both sides of a row-wise backward are given, as kernels take it."""
+
+    job: _Job
+    cut: Tile
+    x: Rows
+    given: rowwise_back.Given
+    scores: rowwise.Scores
+    dropout: tuple[Any, ...]
+
+
+def _both_sides(call: RowwiseCall, edges: Edges, fields: Tensor, grads: OutGrads) -> _BothSides:
+    inputs, (grad, grad_alpha) = fit_rows(call.inputs), fit_grads(grads)
     x, x_dst, att, edge = inputs
-    grad, grad_alpha = fit_grads(grads)
+    unit = _unit(x, x_dst, grad)
+    given = rowwise_back.Given(grad, fields, grad_alpha, grad.stride(0) // unit)
     heads, channels = x.shape[1:]
-    out, stats, alpha = saved
-    results = (
-        x.new_empty(x.shape),
+    cut = tile(heads, channels, att.dtype, unit, tiles=2 if edge is None else 4)
+    scores = _row_scores(call.scorer, inputs, unit)
+    return _BothSides(_Job(edges), cut, _matrix(x, unit), given, scores, _options(call.scoring))
+
+
+def rowwise_destinations(
+    call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads
+) -> RowwiseDestinationGrads:
+    (x, x_dst, att, edge), (out, stats, alpha) = call.inputs, saved
+    heads, channels = x.shape[1:]
+    results = RowwiseDestinationGrads(
         x.new_empty(x_dst.shape),
         att.new_empty(att.shape),
-        grad_of_edges(x, edge),
+        grad_of_edges(edge),
+        stats.new_empty(x_dst.shape[0], 3 * heads),
     )
-    grad_src, grad_dst, grad_att, grad_edge = results
-    unit = _unit(x, x_dst, grad)
-    cut = tile(heads, channels, stats.dtype, unit, tiles=2 if edge is None else 4)
-    fields = stats.new_empty(rows.rows, 3, heads)
-    x_rows, grad_rows = _matrix(x, unit), _matrix(grad, unit)
-    given = rowwise_back.Given(grad, fields, grad_alpha, grad_rows.stride)
-    from_scores = _row_scores(call.scorer, inputs, unit)
-    to_edge = None if edge is None else grad_edge
-    dropout = _options(call.scoring)
-    packs = rows.packs(cut)
+    grad_dst, grad_att, grad_edge, fields = results
+    rows, cut, x_rows, given, from_scores, dropout = _both_sides(call, call.csr, fields, grads)
+    packs, grad_alpha = rows.packs(cut), given.grad_alpha
     programs = min(tiling.PERSISTENT, rows.singles + packs)
     att_parts = stats.new_empty(programs, heads, channels)
     by_row = _partial(stats, rows, (heads, channels), 0, False)
-    by_column = _partial(stats, columns, (heads, channels), 0, True)
+    grad_rows = Rows(given.grad, given.grad_stride)
     with _guard(x):
         left = separable_back.Saved(
             out, None, stats, None if grad_alpha is None else alpha, grad_alpha
         )
         walk = grad_alpha is not None
         _prologue(rowwise_back.prologue, rows, cut, walk, grad_rows, left, fields)
-        args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, to_edge)
+        args: tuple[Any, ...] = (x_rows, given, from_scores, grad_dst, grad_edge)
         args = (*rows.args(), packs, *args, att_parts, by_row, *dropout)
         launch(rowwise_back.by_destination, programs, cut, *args)
         args = (rows.work, grad_dst, from_scores, by_row)
         launch(rowwise_back.merge, rows.chunks, cut, *args)
         torch.sum(att_parts, 0, out=grad_att)
-        args = (*columns.args(), x_rows, given, from_scores, grad_src, by_column, *dropout)
-        launch(rowwise_back.by_source, columns.programs(cut), cut, *args)
-        args = (columns.work, grad_src, from_scores, by_column)
-        launch(rowwise_back.merge, columns.chunks, cut, *args)
     return results
+
+
+def rowwise_sources(call: RowwiseCall, csc: Edges, fields: Tensor, grads: OutGrads) -> Tensor:
+    x, _, att, _ = call.inputs
+    columns, cut, x_rows, given, from_scores, dropout = _both_sides(call, csc, fields, grads)
+    grad_x = x.new_empty(x.shape)
+    heads, channels = x.shape[1:]
+    by_column = _partial(att, columns, (heads, channels), 0, True)
+    with _guard(x):
+        args = (*columns.args(), x_rows, given, from_scores, grad_x, by_column, *dropout)
+        launch(rowwise_back.by_source, columns.programs(cut), cut, *args)
+        args = (columns.work, grad_x, from_scores, by_column)
+        launch(rowwise_back.merge, columns.chunks, cut, *args)
+    return grad_x
