@@ -54,6 +54,14 @@ def _sum(rows: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 class Kernels:
+    """Those of a backend, and these."""
+
+    def __init__(self, others: Any) -> None:
+        self.others = others
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.others, name)
+
     def dot_forward(self, call: DotCall, statistics: bool) -> tuple[Tensor, ...]:
         q, (_, _, v, edge, _) = call.inputs.q, _wide(*call.inputs)
         nodes, heads, _ = q.shape

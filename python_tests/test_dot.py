@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from dot_kernels import Kernels
 from graphs import DEVICE, GRAPHS, INTERPRETED, MANY, THREADS
 from tolerance import BACKEND
 from torch import Tensor
 
-from gatkernels import BackendUnavailable, Graph, backends, dot_attention, functional, reference
+from gatkernels import BackendUnavailable, Graph, dot_attention, functional, reference
 from gatkernels.ops import autograd, checks, dot
 from gatkernels.ops.autograd import DotOptions
 from gatkernels.ops.call import DotCall, DotGrads, DotInputs, DotSaved, DotScoring, Edges
@@ -24,14 +23,7 @@ AGAIN = 0.0 if DEVICE.type == "cpu" else 1e-12  # the reference adds up by atomi
 NAMES = ("q", "k", "v", "edge", "edge_query")
 dtypes = pytest.mark.parametrize("dtype", list(checks.DTYPE_CODES), ids=str)
 with_edges = pytest.mark.parametrize("edges", [False, True], ids=["", "edges"])
-
-
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a backend that has none yet."""
-    if BACKEND not in functional.DOT_BACKENDS:
-        monkeypatch.setattr(functional, "DOT_BACKENDS", {BACKEND})
-        monkeypatch.setitem(backends._loaded, BACKEND, Kernels())
+pytestmark = pytest.mark.usefixtures("dot_kernels")
 
 
 def inputs_of(
