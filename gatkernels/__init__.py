@@ -4,7 +4,12 @@ from gatkernels import models, nn
 from gatkernels.accelerate import accelerate, restore
 from gatkernels.backends import BackendUnavailable
 from gatkernels.checkpoints import Loaded, load_state_dict
-from gatkernels.functional import attention_weights, gat_attention, gatv2_attention
+from gatkernels.functional import (
+    attention_weights,
+    dot_attention,
+    gat_attention,
+    gatv2_attention,
+)
 from gatkernels.graph import Graph
 
 __version__ = "0.1.0"
@@ -15,6 +20,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "attention_weights",
+    "dot_attention",
     "gat_attention",
     "gatv2_attention",
     "load_state_dict",

@@ -73,7 +73,7 @@ def _state(layer: Layer) -> str:
 
 
 def accelerate(model: nn.Module) -> Report:
-    """Make every PyG and DGL GAT and GATv2 layer of ``model`` compute with gatkernels, in place.
+    """Make every graph attention layer of PyG and DGL in ``model`` compute by gatkernels, in place.
 
     A layer keeps its parameters, hooks, device and training mode; only its class changes, to the
     subclass of the same name in ``gatkernels.pyg`` or ``gatkernels.dgl``. Works on whatever holds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from gatkernels import backends
 from gatkernels.graph import Graph
 from gatkernels.ops import autograd, checks, library, philox, transforms
-from gatkernels.ops.autograd import Options
-from gatkernels.ops.call import GatInputs, RowwiseInputs
+from gatkernels.ops.autograd import DotOptions, Options
+from gatkernels.ops.call import DotInputs, GatInputs, RowwiseInputs
 from gatkernels.ops.compact import compact, only_loops
 
 
@@ -37,11 +38,12 @@ def _unfold(x: Tensor, batch: int) -> Tensor:
     return graphs
 
 
-def _result(out: Tensor, alpha: Tensor | None, batch: int | None = None) -> Any:
-    """What a public operator returns; ``batch`` graphs unfolded."""
+def _result(*results: Tensor | None, batch: int | None = None) -> Any:
+    """What a public operator returns: the results there are; ``batch`` graphs unfolded."""
+    found = [t for t in results if t is not None]
     if batch is not None:
-        out, alpha = _unfold(out, batch), None if alpha is None else _unfold(alpha, batch)
-    return out if alpha is None else (out, alpha)
+        found = [_unfold(t, batch) for t in found]
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 def gat_attention(
@@ -98,7 +100,7 @@ def gat_attention(
         batch = x.shape[0]
         checks.batch(op, batch, score_src=score_src, score_dst=score_dst, edge_score=edge_score)
         folded = [None if t is None else _fold(t) for t in (x, score_src, score_dst, edge_score)]
-        return _result(*_gat(op, graph, folded, options), batch)
+        return _result(*_gat(op, graph, folded, options), batch=batch)
     inputs = [x, score_src, score_dst, edge_score]
     return _result(*_gat(op, graph, inputs, options))
 
@@ -132,7 +134,9 @@ def gat_attention_of_features(
     x, att_src, att_dst, score_dst, edge_score = _promote(
         x, att_src, att_dst, score_dst, edge_score
     )
-    return _gat(op, graph, [x, None, score_dst, edge_score], options, (att_src, att_dst))
+    inputs = [x, None, score_dst, edge_score]
+    found: tuple[Tensor, Tensor | None] = _gat(op, graph, inputs, options, (att_src, att_dst))
+    return found
 
 
 def _select(op: str, backend: str, x: Tensor) -> str:
@@ -143,15 +147,15 @@ def _select(op: str, backend: str, x: Tensor) -> str:
 
 def _choose(op: str, options: Options, x: Tensor) -> tuple[Options, Tensor | None]:
     """``options``, checked, with the backend that is to run the call on ``x``; dropout's seed."""
-    checks.options(op, options.negative_slope, options.dropout)
+    checks.number(op, "negative_slope", options.negative_slope)
+    checks.probability(op, options.dropout)
     backend = _select(op, options.backend, x)
     if backend != options.backend:
-        slope, dropout, attention, _ = options
-        options = Options(slope, dropout, attention, backend)
+        options = options._replace(backend=backend)
     return options, _seed(options, x)
 
 
-def _seed(options: Options, x: Tensor) -> Tensor | None:
+def _seed(options: Options | DotOptions, x: Tensor) -> Tensor | None:
     if options.dropout == 0.0:
         return None
     draw = transforms.draw_seed if transforms.active() else philox.draw_seed
@@ -159,18 +163,18 @@ def _seed(options: Options, x: Tensor) -> Tensor | None:
 
 
 def _apply(
-    name: str, graph: Graph, inputs: Any, options: Options, seed: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """By the backend that was chosen, or as transforms want it."""
+    name: str, graph: Graph, inputs: Any, options: Options | DotOptions, seed: Tensor | None
+) -> Any:
+    """The results, by the backend that was chosen, or as transforms want it."""
     x = inputs[0]
     if options.backend == "reference":
         found = autograd.OPERATORS[name].formula(graph, inputs, options.scoring(seed))
-        return found if options.return_attention else (found[0], None)
-    if transforms.active():
-        out, alpha = transforms.attend(transforms.Call(name, graph, options), inputs, seed)
+    elif transforms.active():
+        found = transforms.attend(transforms.Call(name, graph, options), inputs, seed)
     else:
-        out, alpha = autograd.attend(name, graph, inputs, options, seed)
-    return out, None if alpha is None else alpha.to(x.dtype)
+        found = autograd.attend(name, graph, inputs, options, seed)
+    *outs, alpha = found
+    return *outs, alpha.to(x.dtype) if alpha is not None and options.return_attention else None
 
 
 def _gat(
@@ -179,7 +183,7 @@ def _gat(
     inputs: list[Any],
     options: Options,
     atts: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> tuple[Tensor, Tensor | None]:
+) -> Any:
     x, score_src, score_dst, edge_score = inputs
     checks.gat_inputs(op, graph, x, score_src, score_dst, edge_score, atts)
     options, seed = _choose(op, options, x)
@@ -268,12 +272,12 @@ def _rowwise(scorer: str, graph: Graph, given: tuple[Any, ...], options: Options
     checks.batch(op, batch, x_dst=x_dst, edge=edge)
     rest = None if edge is None else _fold(edge)
     inputs = RowwiseInputs(_fold(x_src), _fold(x_dst), att.repeat(batch, 1), rest)
-    return _result(*_rowwise_of_one(op, scorer, graph, inputs, options), batch)
+    return _result(*_rowwise_of_one(op, scorer, graph, inputs, options), batch=batch)
 
 
 def _rowwise_of_one(
     op: str, scorer: str, graph: Graph, inputs: RowwiseInputs, options: Options
-) -> tuple[Tensor, Tensor | None]:
+) -> Any:
     checks.rowwise_inputs(op, graph, *inputs)
     x_src, x_dst, att, edge = inputs
     options, seed = _choose(op, options, x_src)
@@ -287,6 +291,116 @@ def _rowwise_of_one(
     inputs = RowwiseInputs(*rows, att, few.of_edges(edge))
     out, alpha = _apply(scorer, few.graph, inputs, options, seed)
     return few.spread(out, x_src, graph.num_dst), alpha
+
+
+#: Backends with kernels for dot products.
+DOT_BACKENDS: set[str] = set()
+
+
+def _select_dot(op: str, backend: str, q: Tensor) -> str:
+    if library.exporting_to_onnx():
+        return "reference"
+    case = backends.Case(q.device, q.dtype)
+    able = [name for name in backends.BACKENDS if name in DOT_BACKENDS or name == "reference"]
+    if backend == "auto":
+        return next(name for name in able if backends.supports(name, case) is None)
+    chosen = backends.select(op, backend, case)
+    if chosen not in able:
+        raise backends.BackendUnavailable(
+            f"{op}: backend '{chosen}' cannot run this: it has no kernels for dot products yet"
+        )
+    return chosen
+
+
+def dot_attention(
+    graph: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge: Tensor | None = None,
+    edge_query: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    return_attention: bool = False,
+    backend: str = "auto",
+) -> Any:
+    r"""Attention by dot products (Vaswani et al., NeurIPS 2017; on graphs Shi et al., IJCAI 2021).
+
+    For an edge ``e`` from ``j`` to ``i``::
+
+        l_e        = scale * (<q[i], k[j]> + <edge_query[i], edge[e]>)
+        alpha_e    = softmax of l_e over the edges into i
+        out_i      = sum_e alpha_e * m_e * v[j]       m_e: 0 or 1 / (1 - dropout)
+        edge_out_i = sum_e alpha_e * m_e * edge[e]
+
+    Edge features of a layer that adds a projection ``W edge[e]`` to keys and values need not be
+    projected: ``<q, k + W e> = <q, k> + <W^T q, e>``, and ``sum alpha (v + W e)`` is
+    ``out + W edge_out``, so that nothing of size ``num_edges x heads x channels`` is made.
+
+    Args:
+        graph: The edges, ``num_src`` sources to ``num_dst`` destinations.
+        q: Queries ``[num_dst, heads, channels]``, float32, float64, bfloat16 or float16.
+        k: Keys ``[num_src, heads, channels]``, dtype of ``q``.
+        v: Values ``[num_src, heads, value_channels]``, dtype of ``q``.
+        edge: Features ``[num_edges, features]`` in the user's edge order, which all heads share,
+            dtype of ``q``.
+        edge_query: ``[num_dst, heads, features]``, with ``edge``, dtype of ``q``.
+        scale: Of the dot products; None stands for ``1 / sqrt(channels)``.
+        dropout, return_attention, backend: As in :func:`gat_attention`.
+
+        A static batch comes with one more dimension in front of ``q``, ``k``, ``v``,
+        ``edge_query`` and of the results; its members share ``edge``.
+
+    Returns:
+        ``out [num_dst, heads, value_channels]``, with ``edge`` also ``edge_out
+        [num_dst, heads, features]``, with ``return_attention`` also ``alpha [num_edges, heads]``,
+        in this order: a tuple where there is more than one. Zero rows where a node has no incoming
+        edge. All are differentiable, twice as well.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: As in :func:`gat_attention`.
+    """
+    op = "dot_attention"
+    checks.dense(op, "q", q)
+    checks.tensor(op, "k", k)
+    checks.tensor(op, "v", v)
+    q, k, v, edge, edge_query = _promote(q, k, v, edge, edge_query)
+    how = scale, dropout, return_attention, backend
+    if q.dim() != 4:
+        return _result(*_dot(op, graph, DotInputs(q, k, v, edge, edge_query), *how))
+    batch = q.shape[0]
+    checks.batch(op, batch, k=k, v=v, edge_query=edge_query)
+    query = None if edge_query is None else _fold(edge_query)
+    inputs = DotInputs(_fold(q), _fold(k), _fold(v), edge, query)
+    return _result(*_dot(op, graph, inputs, *how), batch=batch)
+
+
+def _dot(
+    op: str,
+    graph: Graph,
+    inputs: DotInputs,
+    scale: float | None,
+    dropout: float,
+    return_attention: bool,
+    backend: str,
+) -> Any:
+    checks.dot_inputs(op, graph, *inputs)
+    q, k, v, edge, edge_query = inputs
+    if scale is None:
+        scale = 1.0 / math.sqrt(max(q.shape[2], 1))
+    checks.number(op, "scale", scale)
+    checks.probability(op, dropout)
+    options = DotOptions(scale, dropout, return_attention, _select_dot(op, backend, q))
+    seed = _seed(options, q)
+    few = None if options.backend == "reference" or graph.self_loops else compact(graph)
+    if few is None:
+        return _apply("dot", graph, inputs, options, seed)
+    rows = few.of_destinations(q), few.of_sources(k), few.of_sources(v)
+    inputs = DotInputs(*rows, few.of_edges(edge), few.of_destinations(edge_query))
+    *outs, alpha = _apply("dot", few.graph, inputs, options, seed)
+    spread = (None if t is None else few.spread(t, t, graph.num_dst) for t in outs)
+    return *spread, alpha
 
 
 def attention_weights(
@@ -309,6 +423,6 @@ def attention_weights(
     checks.shape(op, "score_src", score_src, num_src=graph.num_src, heads=None)
     no_features = score_src.new_empty(*score_src.shape, 0)
     inputs = [no_features, score_src, score_dst, edge_score]
-    alpha = _gat(op, graph, inputs, Options(negative_slope, dropout, True, backend))[1]
-    assert alpha is not None
+    alpha: Tensor
+    _, alpha = _gat(op, graph, inputs, Options(negative_slope, dropout, True, backend))
     return alpha

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gatkernels.functional import gatv2_attention
 from gatkernels.graph import Graph, cached_graph
+from gatkernels.layers import transformer
 from gatkernels.layers.shared import Features, Side, attend, mean_of_heads, project
 from gatkernels.ops.dense import add_bias
 from gatkernels.ops.sparse import SparseRows
@@ -262,3 +263,106 @@ class GATv2Conv(nn.Module):
 
     def __repr__(self) -> str:
         return f"GATv2Conv({self.in_channels}, {self.out_channels}, heads={self.heads})"
+
+
+class TransformerConv(nn.Module):
+    r"""Dot-product attention (Shi et al., IJCAI 2021), as ``torch_geometric.nn.TransformerConv``.
+
+    Args:
+        in_channels: Size of each input feature, or ``(source, destination)`` sizes.
+        out_channels: Size of each output feature per head.
+        heads: Number of attention heads.
+        concat: Concatenate the heads, ``[N, heads * out_channels]``, or average them.
+        beta: Learn from both how much of the output the destination's own projection is.
+        dropout: Probability of dropping an attention weight while training.
+        edge_dim: Size of each edge feature, which is projected and added to keys and values.
+        bias: Learn additive biases, of all projections but that of edge features.
+        root_weight: Add a learned projection of the destination's input.
+        backend: "auto" or the name of one, see ``gatkernels info``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        concat: bool = True,
+        beta: bool = False,
+        dropout: float = 0.0,
+        edge_dim: int | None = None,
+        bias: bool = True,
+        root_weight: bool = True,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.heads = heads
+        self.concat = concat
+        self.beta = beta and root_weight
+        self.dropout = dropout
+        self.edge_dim = edge_dim
+        self.root_weight = root_weight
+        self.backend = backend
+
+        into, target = (in_channels,) * 2 if isinstance(in_channels, int) else in_channels
+        width = heads * out_channels
+        total = width if concat else out_channels
+        self.lin_key = nn.Linear(into, width, bias=bias)
+        self.lin_query = nn.Linear(target, width, bias=bias)
+        self.lin_value = nn.Linear(into, width, bias=bias)
+        self.lin_edge = None if edge_dim is None else nn.Linear(edge_dim, width, bias=False)
+        self.lin_skip = nn.Linear(target, total, bias=bias)
+        self.lin_beta = nn.Linear(3 * total, 1, bias=False) if self.beta else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        lins = (self.lin_key, self.lin_query, self.lin_value, self.lin_edge, self.lin_skip)
+        for layer in (*lins, self.lin_beta):
+            if layer is not None:
+                layer.reset_parameters()
+
+    def forward(
+        self,
+        x: Features | tuple[Features, Features],
+        edge_index: Tensor | Graph,
+        edge_attr: Tensor | None = None,
+        *,
+        return_attention_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend over the edges.
+
+        Args:
+            x, edge_index, return_attention_weights: As in :meth:`GATConv.forward`; no self loop
+                is added or removed.
+            edge_attr: ``[E, edge_dim]``, where the layer has an ``edge_dim``.
+
+        Returns:
+            As :meth:`GATConv.forward`.
+        """
+        x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
+        graph = _graph_of("TransformerConv", (x_src, x_dst), edge_index, None, False)
+        if (edge_attr is None) != (self.lin_edge is None):
+            raise ValueError("TransformerConv: give 'edge_attr' where there is 'edge_dim', only")
+        q, k, v, skip = transformer.queries_keys_values(self, x_src, x_dst)
+        out, alpha = transformer.attend(
+            graph,
+            q,
+            k,
+            v,
+            edge_attr,
+            self.lin_edge,
+            dropout=self.dropout if self.training else 0.0,
+            return_attention=return_attention_weights,
+            backend=self.backend,
+        )
+        out = out.flatten(1) if self.concat else mean_of_heads(out)
+        if skip is not None:
+            out = transformer.with_skip(out, skip, self.lin_beta)
+        if alpha is None:
+            return out
+        return out, (graph.edge_index, alpha[graph.used_edge_ids()])
+
+    def __repr__(self) -> str:
+        return f"TransformerConv({self.in_channels}, {self.out_channels}, heads={self.heads})"

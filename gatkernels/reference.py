@@ -83,7 +83,7 @@ def gat_attention(
     src, dst, edge_id = graph.csr_edges()
     score = score_src[src]  # [E, H]
     if score_dst is not None:
-        score = score + torch.cat([score_dst, score_dst.new_zeros(1, score_dst.shape[1])])[dst]
+        score = score + _with_spare_row(score_dst)[dst]
     if edge_score is not None:
         score = score + edge_score[edge_id]
     alpha = _softmax(F.leaky_relu(score, negative_slope), dst, graph.num_dst + 1)
@@ -103,28 +103,70 @@ def gatv2_attention(
 ) -> tuple[Tensor, Tensor]:
     """GATv2 of Brody et al. (2022): ``out [Nd, H, C]`` and ``alpha [E, H]``."""
     src, dst, edge_id = graph.csr_edges()
-    total = x_src[src] + torch.cat([x_dst, x_dst.new_zeros(1, *x_dst.shape[1:])])[dst]
+    total = x_src[src] + _with_spare_row(x_dst)[dst]
     if edge is not None:
         total = total + edge[edge_id]
     logits = (att * F.leaky_relu(total, negative_slope)).sum(-1)  # [E, H]
     return _aggregate(graph, _softmax(logits, dst, graph.num_dst + 1), x_src, dropout, seed)
 
 
+def dot_attention(
+    graph: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge: Tensor | None = None,
+    edge_query: Tensor | None = None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Dot products: ``out [Nd, H, D]``, ``edge_out [Nd, H, F]`` or None, and ``alpha [E, H]``."""
+    src, dst, edge_id = graph.csr_edges()
+    logits = (_with_spare_row(q)[dst] * k[src]).sum(-1)  # [E, H]
+    if edge is not None:
+        assert edge_query is not None
+        logits = logits + (_with_spare_row(edge_query)[dst] * edge[edge_id][:, None]).sum(-1)
+    alpha = _softmax(scale * logits, dst, graph.num_dst + 1)
+    alpha = _dropped(graph, alpha, dropout, seed)
+    edge_out = None if edge is None else _sums(graph, alpha, edge[edge_id][:, None])
+    return _sums(graph, alpha, v[src]), edge_out, _in_users_order(graph, alpha)
+
+
+def _with_spare_row(x: Tensor) -> Tensor:
+    """Of destinations, for the unused places of a graph with self loops."""
+    return torch.cat([x, x.new_zeros(1, *x.shape[1:])])
+
+
 def _aggregate(
     graph: Graph, alpha: Tensor, x: Tensor, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Drop, sum the neighbours' rows, and bring ``alpha`` into the user's edge order.
+    """Drop, sum the neighbours' rows, and bring ``alpha`` into the user's edge order."""
+    alpha = _dropped(graph, alpha, dropout, seed)
+    return _sums(graph, alpha, x[graph.csr_edges()[0]]), _in_users_order(graph, alpha)
+
+
+def _dropped(graph: Graph, alpha: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+    if dropout == 0.0:
+        return alpha
+    if seed is None:
+        raise ValueError("reference: 'seed' is needed where dropout > 0")
+    mask = dropout_scale(graph.num_edges, alpha.shape[1], dropout, seed)
+    return alpha * mask.to(alpha.dtype)[graph.csr_edges()[2]]
+
+
+def _sums(graph: Graph, alpha: Tensor, rows: Tensor) -> Tensor:
+    """``sum_e alpha[e] rows[e]`` of each destination, for ``rows [E, H or 1, C]``.
 
     Unused places of a graph with self loops belong to the extra row ``num_dst``, cut off here.
     """
-    src, dst, edge_id = graph.csr_edges()
-    if dropout > 0.0:
-        if seed is None:
-            raise ValueError("reference: 'seed' is needed where dropout > 0")
-        mask = dropout_scale(graph.num_edges, alpha.shape[1], dropout, seed)
-        alpha = alpha * mask.to(alpha.dtype)[edge_id]
-    message = alpha[:, :, None] * x[src]  # [E, H, C]
-    out = message.new_zeros(graph.num_dst + 1, *x.shape[1:]).index_add(0, dst, message)
+    message = alpha[:, :, None] * rows  # [E, H, C]
+    out = message.new_zeros(graph.num_dst + 1, *message.shape[1:])
+    return out.index_add(0, graph.csr_edges()[1], message)[: graph.num_dst]
+
+
+def _in_users_order(graph: Graph, alpha: Tensor) -> Tensor:
+    _, dst, edge_id = graph.csr_edges()
     used = (dst < graph.num_dst)[:, None]
-    ordered = torch.zeros_like(alpha).index_add(0, edge_id, torch.where(used, alpha, 0.0))
-    return out[: graph.num_dst], ordered
+    return torch.zeros_like(alpha).index_add(0, edge_id, torch.where(used, alpha, 0.0))

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from gatkernels import reference
 from gatkernels.graph import Graph
-from gatkernels.ops.call import GatInputs, OutGrads, RowwiseInputs, Scoring
+from gatkernels.ops.call import (
+    DotGrads,
+    DotInputs,
+    DotScoring,
+    GatInputs,
+    OutGrads,
+    RowwiseInputs,
+    Scoring,
+)
 from gatkernels.ops.checks import DTYPE_CODES
 
 RATIO = 2.0
@@ -151,7 +159,7 @@ def assert_within(
         )
 
 
-def _kept(graph: Graph, heads: int, scoring: Scoring) -> Tensor:
+def _kept(graph: Graph, heads: int, scoring: Scoring | DotScoring) -> Tensor:
     """What dropout makes of each weight, ``[used edges, H]`` by destination."""
     eid = _used_edges(graph)[2]
     if scoring.dropout == 0.0:
@@ -242,4 +250,56 @@ def gatv2_scales(
     }
     if edge is not None:
         found["grad of edge"] = torch.zeros_like(edge).index_add(0, eid, slopes)
+    return found
+
+
+def dot_scales(
+    graph: Graph, inputs: DotInputs, grads: DotGrads, scoring: DotScoring
+) -> dict[str, Tensor]:
+    """The same for dot products."""
+    q, k, v, edge, query = (None if t is None else t.double() for t in inputs)
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    *_, alpha = reference.dot_attention(graph, q, k, v, edge, query, scale=scoring.scale)
+    src, dst, eid = _used_edges(graph)
+    alpha = alpha[eid]  # [used edges, H]
+    keep, steepness = _kept(graph, alpha.shape[1], scoring), abs(scoring.scale)
+
+    def by_row(terms: Tensor) -> Tensor:
+        return terms.new_zeros(graph.num_dst, *terms.shape[1:]).index_add(0, dst, terms)
+
+    def by_source(terms: Tensor) -> Tensor:
+        return terms.new_zeros(graph.num_src, *terms.shape[1:]).index_add(0, src, terms)
+
+    logit = (q.abs()[dst] * k.abs()[src]).sum(-1)
+    gain = (grads.out.double().abs()[dst] * v.abs()[src]).sum(-1)
+    if edge is not None:
+        assert query is not None
+        assert grads.edge_out is not None
+        features = edge.abs()[eid][:, None]
+        logit = logit + (query.abs()[dst] * features).sum(-1)
+        gain = gain + (grads.edge_out.double().abs()[dst] * features).sum(-1)
+    if grads.alpha is not None:
+        gain = gain + grads.alpha.double().abs()[eid]
+    # The error of a logit multiplies the edge's weight, and the row's sum.
+    logit = steepness * logit
+    alpha = alpha * (1.0 + logit + by_row(alpha * logit)[dst])
+    gain = gain * keep
+    weight = (alpha * keep)[..., None]
+    score = steepness * (alpha * (gain + by_row(alpha * gain)[dst]))[..., None]
+    found = {
+        "out": by_row(weight * v.abs()[src]),
+        "alpha": alpha.new_zeros(graph.num_edges, alpha.shape[1]).index_add(0, eid, weight[..., 0]),
+        "grad of q": by_row(score * k.abs()[src]),
+        "grad of k": by_source(score * q.abs()[dst]),
+        "grad of v": by_source(weight * grads.out.double().abs()[dst]),
+    }
+    if edge is not None:
+        assert query is not None
+        assert grads.edge_out is not None
+        terms = score * query.abs()[dst] + weight * grads.edge_out.double().abs()[dst]
+        found["edge_out"] = by_row(weight * features)
+        found["grad of edge"] = torch.zeros_like(edge).index_add(0, eid, terms.sum(1))
+        found["grad of edge_query"] = by_row(score * features)
     return found

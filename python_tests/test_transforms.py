@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from gatkernels import Graph, gat_attention, gatv2_attention
+from gatkernels import Graph, dot_attention, gat_attention, gatv2_attention
 from gatkernels.bench.peers import import_failure
 from gatkernels.models import GAT
 from gatkernels.nn import GATConv, GATv2Conv
 
 pytestmark = [
+    pytest.mark.usefixtures("dot_kernels"),
     pytest.mark.skipif(DEVICE.type != "cpu", reason="torch's transforms are the same on a GPU"),
     pytest.mark.filterwarnings("error:There is a performance drop"),  # no batching rule
 ]
@@ -46,9 +47,22 @@ def gatv2_inputs(graph: Graph, *front: int) -> tuple[Tensor, ...]:
     return tuple(randn(*front, *size) for size in sizes)
 
 
+def dot_inputs(graph: Graph, *front: int) -> tuple[Tensor, ...]:
+    src, dst, edges = graph.num_src, graph.num_dst, graph.num_edges
+    sizes = ((dst, 2, 3), (src, 2, 3), (src, 2, 2), (edges, 2))
+    return tuple(randn(*front, *size) for size in sizes)
+
+
+def dot_of_four(graph: Graph, q: Tensor, k: Tensor, v: Tensor, edge: Tensor, **options: Any) -> Any:
+    """With all inputs and results, of four inputs, in two results."""
+    out, edge_out, alpha = dot_attention(graph, q, k, v, edge, q[..., 1:].sin(), **options)
+    return torch.cat([out, edge_out], -1), alpha
+
+
 OPERATORS: dict[str, tuple[Any, Callable[..., tuple[Tensor, ...]]]] = {
     "gat": (gat_attention, gat_inputs),
     "gatv2": (gatv2_attention, gatv2_inputs),
+    "dot": (dot_of_four, dot_inputs),
 }
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 every_graph = pytest.mark.parametrize("graph", [SQUARE, PAIR], ids=["loops", "bipartite"])

@@ -65,10 +65,15 @@ def project(x: Features, lin: Any) -> Tensor:
     if not is_plain(lin):
         result: Tensor = lin(x)
         return result
+    return affine(x, lin.weight, lin.bias)
+
+
+def affine(x: Features, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias``."""
     if isinstance(x, Tensor) and x.layout == torch.strided:
-        return linear(x, lin.weight, lin.bias)
-    projected = product(x, lin.weight)
-    return projected if lin.bias is None else add_bias(projected, lin.bias)
+        return linear(x, weight, bias)
+    projected = product(x, weight)
+    return projected if bias is None else add_bias(projected, bias)
 
 
 def mean_of_heads(out: Tensor) -> Tensor:

@@ -14,8 +14,13 @@ from torch import Tensor
 
 from gatkernels import reference
 from gatkernels.graph import Graph
-from gatkernels.ops import attention
+from gatkernels.ops import attention, dot
 from gatkernels.ops.call import (
+    DotCall,
+    DotGrads,
+    DotInputs,
+    DotSaved,
+    DotScoring,
     Edges,
     GatCall,
     GatInputs,
@@ -40,6 +45,16 @@ class Options(NamedTuple):
         return Scoring(self.negative_slope, self.dropout, seed)
 
 
+class DotOptions(NamedTuple):
+    scale: float
+    dropout: float
+    return_attention: bool
+    backend: str
+
+    def scoring(self, seed: Tensor | None) -> DotScoring:
+        return DotScoring(self.scale, self.dropout, seed)
+
+
 def _csr(graph: Graph, backend: str) -> Edges:
     return Edges(graph.rowptr, graph.col, graph.eid, graph.schedules(backend)[0])
 
@@ -48,8 +63,10 @@ def _csc(graph: Graph, backend: str) -> Edges:
     return Edges(graph.colptr, graph.row, graph.ceid, graph.schedules(backend)[1])
 
 
-#: ``out``; ``alpha`` where it was asked for, else None; the inputs and the rest of what is saved.
-Result = tuple[Tensor, Tensor | None, tuple[Any, ...], tuple[Any, ...]]
+#: In the order of the record of their gradients, None where not asked for or not there.
+Results = tuple[Tensor | None, ...]
+#: The results; the inputs and the rest of what is saved.
+Forward = tuple[Results, tuple[Any, ...], tuple[Any, ...]]
 
 
 class Operator(NamedTuple):
@@ -60,14 +77,20 @@ class Operator(NamedTuple):
     #: Of edges, inputs and scoring.
     call: Callable[..., Any]
     #: Of a call, whether ``alpha`` is wanted, whether a backward comes, and the backend.
-    forward: Callable[..., Result]
+    forward: Callable[..., Forward]
+    #: The record of what is saved and the results' gradients, some None, as a record of these.
+    grads: Callable[..., Any]
     #: Gradients in the order of the inputs; None for what is not there.
     backward: Callable[..., tuple[Tensor | None, ...]]
-    #: ``out`` and ``alpha`` of a graph, inputs and scoring, by the reference.
-    formula: Callable[..., tuple[Tensor, Tensor]]
+    #: All results of a graph, inputs and scoring, by the reference.
+    formula: Callable[..., Results]
+    #: Which results there are, of the inputs and whether ``alpha`` is wanted.
+    has: Callable[[Any, bool], tuple[bool, ...]]
+    #: Of each input, its dimension of heads; None where all heads share it.
+    heads: tuple[int | None, ...]
 
 
-def _gat_forward(call: GatCall, weights: bool, training: bool, backend: str) -> Result:
+def _gat_forward(call: GatCall, weights: bool, training: bool, backend: str) -> Forward:
     out, out_pos, stats, found_src, found_dst = attention.gat_forward(
         call, training, training or weights, backend
     )
@@ -77,7 +100,7 @@ def _gat_forward(call: GatCall, weights: bool, training: bool, backend: str) -> 
     inputs, alpha = (x, src, dst, edge, att_src, att_dst), None
     if weights:
         alpha = attention.gat_alpha(GatCall(csr, GatInputs(*inputs), scoring), stats, backend)
-    return out, alpha, inputs, (out, out_pos, stats, alpha)
+    return (out, alpha), inputs, (out, out_pos, stats, alpha)
 
 
 def _gat_backward(
@@ -95,7 +118,7 @@ def _gat_backward(
     )
 
 
-def _gat_formula(graph: Graph, inputs: GatInputs, scoring: Scoring) -> tuple[Tensor, Tensor]:
+def _gat_formula(graph: Graph, inputs: GatInputs, scoring: Scoring) -> Results:
     x, src, dst, edge, att_src, att_dst = inputs
     if att_src is not None:
         src = (x * att_src).sum(-1)
@@ -105,10 +128,10 @@ def _gat_formula(graph: Graph, inputs: GatInputs, scoring: Scoring) -> tuple[Ten
     return reference.gat_attention(graph, x, src, dst, edge, **scoring._asdict())
 
 
-def _rowwise_forward(call: RowwiseCall, weights: bool, training: bool, backend: str) -> Result:
+def _rowwise_forward(call: RowwiseCall, weights: bool, training: bool, backend: str) -> Forward:
     out, stats = attention.rowwise_forward(call, training or weights, backend)
     alpha = attention.rowwise_alpha(call, stats, backend) if weights else None
-    return out, alpha, call.inputs, (out, stats, alpha)
+    return (out, alpha), call.inputs, (out, stats, alpha)
 
 
 def _rowwise_backward(
@@ -118,30 +141,103 @@ def _rowwise_backward(
     return (*found, None if call.inputs.edge is None else edge)
 
 
-def _rowwise(scorer: str, formula: Callable[..., tuple[Tensor, Tensor]]) -> Operator:
+def _zeros_for(result: Tensor, grad: Tensor | None) -> Tensor:
+    return torch.zeros_like(result) if grad is None else grad
+
+
+def _out_grads(
+    saved: GatSaved | RowwiseSaved, out: Tensor | None, alpha: Tensor | None
+) -> OutGrads:
+    return OutGrads(_zeros_for(saved.out, out), alpha)
+
+
+def _has_out(inputs: GatInputs | RowwiseInputs, weights: bool) -> tuple[bool, ...]:
+    return True, weights
+
+
+def _rowwise(scorer: str, formula: Callable[..., Results]) -> Operator:
     def call(csr: Edges, inputs: RowwiseInputs, scoring: Scoring) -> RowwiseCall:
         return RowwiseCall(scorer, csr, inputs, scoring)
 
-    def of_inputs(graph: Graph, inputs: RowwiseInputs, scoring: Scoring) -> tuple[Tensor, Tensor]:
+    def of_inputs(graph: Graph, inputs: RowwiseInputs, scoring: Scoring) -> Results:
         return formula(graph, *inputs, **scoring._asdict())
 
     return Operator(
-        RowwiseInputs, RowwiseSaved, call, _rowwise_forward, _rowwise_backward, of_inputs
+        inputs=RowwiseInputs,
+        saved=RowwiseSaved,
+        call=call,
+        forward=_rowwise_forward,
+        grads=_out_grads,
+        backward=_rowwise_backward,
+        formula=of_inputs,
+        has=_has_out,
+        heads=(1, 1, 0, 1),
     )
 
 
+def _dot_forward(call: DotCall, weights: bool, training: bool, backend: str) -> Forward:
+    out, found, stats = dot.dot_forward(call, training or weights, backend)
+    edge_out = None if call.inputs.edge is None else found
+    alpha = dot.dot_alpha(call, stats, backend) if weights else None
+    return (out, edge_out, alpha), call.inputs, (out, edge_out, stats, alpha)
+
+
+def _dot_grads(
+    saved: DotSaved, out: Tensor | None, edge_out: Tensor | None, alpha: Tensor | None
+) -> DotGrads:
+    if saved.edge_out is not None:
+        edge_out = _zeros_for(saved.edge_out, edge_out)
+    return DotGrads(_zeros_for(saved.out, out), edge_out, alpha)
+
+
+def _dot_backward(
+    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
+) -> tuple[Tensor | None, ...]:
+    *found, edge, edge_query = dot.dot_backward(call, csc, saved, grads, backend)
+    return (*found, None, None) if call.inputs.edge is None else (*found, edge, edge_query)
+
+
+def _dot_formula(graph: Graph, inputs: DotInputs, scoring: DotScoring) -> Results:
+    return reference.dot_attention(graph, *inputs, **scoring._asdict())
+
+
+def _dot_has(inputs: DotInputs, weights: bool) -> tuple[bool, ...]:
+    return True, inputs.edge is not None, weights
+
+
 OPERATORS = {
-    "gat": Operator(GatInputs, GatSaved, GatCall, _gat_forward, _gat_backward, _gat_formula),
+    "gat": Operator(
+        inputs=GatInputs,
+        saved=GatSaved,
+        call=GatCall,
+        forward=_gat_forward,
+        grads=_out_grads,
+        backward=_gat_backward,
+        formula=_gat_formula,
+        has=_has_out,
+        heads=(1, 1, 1, 1, 1, 1),
+    ),
     "gatv2": _rowwise("gatv2", reference.gatv2_attention),
+    "dot": Operator(
+        inputs=DotInputs,
+        saved=DotSaved,
+        call=DotCall,
+        forward=_dot_forward,
+        grads=_dot_grads,
+        backward=_dot_backward,
+        formula=_dot_formula,
+        has=_dot_has,
+        heads=(1, 1, 1, None, 1),
+    ),
 }
 
 
 def _reference_backward(
-    formula: Any, graph: Graph, inputs: Any, scoring: Scoring, grads: OutGrads
+    formula: Any, graph: Graph, inputs: Any, scoring: Any, grads: Any
 ) -> list[Tensor | None]:
     """Differentiable gradients of the inputs that need one."""
-    out, alpha = formula(graph, inputs, scoring)
-    outputs = [(out, grads.out)] + ([] if grads.alpha is None else [(alpha, grads.alpha)])
+    found = formula(graph, inputs, scoring)
+    outputs = [(r, g) for r, g in zip(found, grads, strict=True) if g is not None]
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     results, weights = zip(*outputs, strict=True)
     found = iter(
@@ -151,36 +247,35 @@ def _reference_backward(
 
 
 class Attention(torch.autograd.Function):
-    """``out`` and, where asked for, ``alpha``."""
+    """The results of an operator."""
 
     @staticmethod
     def forward(
         ctx: Any,
         name: str,
         graph: Graph,
-        options: Options,
+        options: Any,
         seed: Tensor | None,
         *tensors: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> Results:
         operator = OPERATORS[name]
         inputs, scoring = operator.inputs(*tensors), options.scoring(seed)
         call = operator.call(_csr(graph, options.backend), inputs, scoring)
-        out, alpha, inputs, saved = operator.forward(
+        results, inputs, saved = operator.forward(
             call, options.return_attention, True, options.backend
         )
         ctx.save_for_backward(seed, *inputs, *saved)
         ctx.name, ctx.graph, ctx.options = name, graph, options
         ctx.set_materialize_grads(False)
-        return out, alpha
+        return results
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, grad_alpha: Tensor | None) -> Any:
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
         operator, options = OPERATORS[ctx.name], ctx.options
         seed, *tensors = ctx.saved_tensors
         count = len(operator.inputs._fields)
         inputs, saved = operator.inputs(*tensors[:count]), operator.saved(*tensors[count:])
-        scoring = options.scoring(seed)
-        grads = OutGrads(torch.zeros_like(saved.out) if grad is None else grad, grad_alpha)
+        scoring, grads = options.scoring(seed), operator.grads(saved, *given)
         if torch.is_grad_enabled():
             found: Any = _reference_backward(operator.formula, ctx.graph, inputs, scoring, grads)
         else:
@@ -200,16 +295,11 @@ def _distinct(inputs: Any) -> Any:
     ]
 
 
-def attend(
-    name: str, graph: Graph, inputs: Any, options: Options, seed: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """``out`` and, where asked for, ``alpha`` of an operator on its record of inputs."""
+def attend(name: str, graph: Graph, inputs: Any, options: Any, seed: Tensor | None) -> Any:
+    """The results of an operator on its record of inputs."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        found: tuple[Tensor, Tensor | None] = Attention.apply(
-            name, graph, options, seed, *_distinct(inputs)
-        )
-        return found
+        return Attention.apply(name, graph, options, seed, *_distinct(inputs))
     operator = OPERATORS[name]
     call = operator.call(_csr(graph, options.backend), inputs, options.scoring(seed))
-    out, alpha, *_ = operator.forward(call, options.return_attention, False, options.backend)
-    return out, alpha
+    results, *_ = operator.forward(call, options.return_attention, False, options.backend)
+    return results

@@ -109,3 +109,40 @@ class OutGrads(NamedTuple):
 
     out: Tensor  # [Nd, H, C]
     alpha: Tensor | None  # [E, H]
+
+
+class DotScoring(NamedTuple):
+    """What becomes of dot products."""
+
+    scale: float
+    dropout: float
+    seed: Tensor | None  # [1] int64, where dropout > 0
+
+
+class DotInputs(NamedTuple):
+    """Of an attention by dot products; all of one dtype."""
+
+    q: Tensor  # [Nd, H, C]
+    k: Tensor  # [Ns, H, C]
+    v: Tensor  # [Ns, H, D]
+    edge: Tensor | None  # [E, F], shared by the heads
+    edge_query: Tensor | None  # [Nd, H, F], where there is edge
+
+
+class DotCall(NamedTuple):
+    csr: Edges
+    inputs: DotInputs
+    scoring: DotScoring
+
+
+class DotSaved(NamedTuple):
+    out: Tensor  # [Nd, H, D]
+    edge_out: Tensor | None  # [Nd, H, F]
+    stats: Tensor  # [Nd, 3, H]: row maximum, 1 / sum, unused
+    alpha: Tensor | None
+
+
+class DotGrads(NamedTuple):
+    out: Tensor  # [Nd, H, D]
+    edge_out: Tensor | None  # [Nd, H, F], where there is edge
+    alpha: Tensor | None  # [E, H]

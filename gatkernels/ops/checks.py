@@ -83,13 +83,13 @@ def graph_argument(op: str, graph: Any) -> None:
         )
 
 
-def floating(op: str, name: str, value: Tensor, like: Tensor | None) -> None:
+def floating(op: str, name: str, value: Tensor, like: Tensor | None, whose: str = "x") -> None:
     if value.dtype not in DTYPE_CODES:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPE_CODES)
         raise TypeError(f"{op}: '{name}' must have dtype {allowed}, got {value.dtype}")
     if like is not None and value.dtype != like.dtype:
         raise TypeError(
-            f"{op}: '{name}' must have the dtype of 'x' ({like.dtype}), got {value.dtype}"
+            f"{op}: '{name}' must have the dtype of '{whose}' ({like.dtype}), got {value.dtype}"
         )
 
 
@@ -106,10 +106,13 @@ def batch(op: str, size: int, **companions: Tensor | None) -> None:
             )
 
 
-def options(op: str, negative_slope: Any, dropout: Any) -> None:
-    for name, value in (("negative_slope", negative_slope), ("dropout", dropout)):
-        if not isinstance(value, (int, float)):
-            raise TypeError(f"{op}: '{name}' must be a number, got {type(value).__name__}")
+def number(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, (int, float, torch.SymFloat)):
+        raise TypeError(f"{op}: '{name}' must be a number, got {type(value).__name__}")
+
+
+def probability(op: str, dropout: Any) -> None:
+    number(op, "dropout", dropout)
     if not 0.0 <= dropout <= 1.0:
         raise ValueError(f"{op}: 'dropout' must be a probability between 0 and 1, got {dropout}")
 
@@ -161,6 +164,39 @@ def rowwise_inputs(
     if edge is not None:
         sizes = {"num_edges": graph.num_edges, "heads": heads, "channels": channels}
         _like_x(op, "edge", edge, x_src, **sizes)
+
+
+def dot_inputs(
+    op: str,
+    graph: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge: Tensor | None,
+    edge_query: Tensor | None,
+) -> None:
+    """For ``q`` that is a dense tensor; the others may be anything."""
+    graph_argument(op, graph)
+    floating(op, "q", q, None)
+    shape(op, "q", q, num_dst=graph.num_dst, heads=None, channels=None)
+    same_device(op, "q", q, graph.device, "the graph")
+    heads, channels = q.shape[1:]
+    _like_q(op, "k", k, q, num_src=graph.num_src, heads=heads, channels=channels)
+    _like_q(op, "v", v, q, num_src=graph.num_src, heads=heads, channels=None)
+    if (edge is None) != (edge_query is None):
+        given, missing = ("edge_query", "edge") if edge is None else ("edge", "edge_query")
+        raise ValueError(f"{op}: '{given}' was given without '{missing}'; give both or neither")
+    if edge is not None:
+        _like_q(op, "edge", edge, q, num_edges=graph.num_edges, features=None)
+        sizes = {"num_dst": graph.num_dst, "heads": heads, "features": edge.shape[1]}
+        _like_q(op, "edge_query", edge_query, q, **sizes)
+
+
+def _like_q(op: str, name: str, value: Any, q: Tensor, **sizes: int | None) -> None:
+    dense(op, name, value)
+    shape(op, name, value, **sizes)
+    floating(op, name, value, q, "q")
+    same_device(op, name, value, q.device, "the graph")
 
 
 def _like_x(op: str, name: str, value: Any, x: Tensor, **sizes: int | None) -> None:

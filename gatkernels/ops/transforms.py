@@ -15,8 +15,7 @@ from torch.autograd import forward_ad
 
 from gatkernels.graph import Graph
 from gatkernels.ops import autograd
-from gatkernels.ops.autograd import Options
-from gatkernels.ops.call import RowwiseInputs
+from gatkernels.ops.autograd import Results
 
 
 class Call(NamedTuple):
@@ -24,7 +23,11 @@ class Call(NamedTuple):
 
     name: str
     graph: Graph
-    options: Options
+    options: Any
+
+    def has(self, inputs: tuple[Tensor | None, ...]) -> tuple[bool, ...]:
+        operator = autograd.OPERATORS[self.name]
+        return operator.has(operator.inputs(*inputs), self.options.return_attention)
 
 
 def active() -> bool:
@@ -39,8 +42,8 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), device=device)
 
 
-def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -> Any:
-    """``out`` and, where asked for, ``alpha`` (else None), whatever is transformed.
+def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -> Results:
+    """The operator's results, whatever is transformed; None where one is not asked for.
 
     Args:
         call: The operator.
@@ -48,33 +51,35 @@ def attend(call: Call, inputs: tuple[Tensor | None, ...], seed: Tensor | None) -
         seed: Of the dropout, ``[1]``, or None.
     """
     if torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
-        results: tuple[Tensor, ...] = _Attention.apply(call, seed, *inputs)  # type: ignore[no-untyped-call]
-        out, *alpha = results
+        found: Any = iter(_Attention.apply(call, seed, *inputs))  # type: ignore[no-untyped-call]
     elif active():
-        out, *alpha = _by_reference(call, seed, *inputs)
+        found = iter(_by_reference(call, seed, *inputs))
     else:
         record = autograd.OPERATORS[call.name].inputs(*inputs)
-        return autograd.attend(call.name, call.graph, record, call.options, seed)
-    return out, alpha[0] if alpha else None
+        results: Results = autograd.attend(call.name, call.graph, record, call.options, seed)
+        return results
+    return tuple(next(found) if there else None for there in call.has(inputs))
 
 
 def _by_reference(call: Call, seed: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-    """The results that were asked for."""
+    """The results that there are."""
     x = inputs[0]
     assert x is not None
     operator, sums = autograd.OPERATORS[call.name], torch.promote_types(x.dtype, torch.float32)
     wide = operator.inputs(*(None if t is None else t.to(sums) for t in inputs))
-    out, alpha = operator.formula(call.graph, wide, call.options.scoring(seed))
-    return (out.to(x.dtype), alpha) if call.options.return_attention else (out.to(x.dtype),)
+    *outs, alpha = operator.formula(call.graph, wide, call.options.scoring(seed))
+    results = (*(None if t is None else t.to(x.dtype) for t in outs), alpha)
+    return tuple(
+        r for r, there in zip(results, call.has(inputs), strict=True) if there and r is not None
+    )
 
 
 class _Attention(torch.autograd.Function):
-    """The results that were asked for, of one level of transforms."""
+    """The results that there are, of one level of transforms."""
 
     @staticmethod
     def forward(call: Call, seed: Tensor | None, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        out, alpha = attend(call, inputs, seed)
-        return (out,) if alpha is None else (out, alpha)
+        return tuple(r for r in attend(call, inputs, seed) if r is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -103,7 +108,12 @@ class _Attention(torch.autograd.Function):
         size = info.batch_size
         seed_dim, dims = in_dims[1], in_dims[2:]
         front = [_in_front(t, dim, size) for t, dim in zip(inputs, dims, strict=True)]
-        if call.options.dropout > 0.0:  # a mask is drawn by head: folded heads would have others
+        heads = autograd.OPERATORS[call.name].heads
+        shared = any(
+            head is None and dim is not None for head, dim in zip(heads, dims, strict=True)
+        )
+        # a mask is drawn by head: folded heads would have others
+        if call.options.dropout > 0.0 or shared:
             each = []
             for place in range(size):
                 own_seed = (
@@ -113,12 +123,11 @@ class _Attention(torch.autograd.Function):
                 each.append(attend(call, parts, own_seed))
             stacked = [torch.stack(r) for r in zip(*each, strict=True) if r[0] is not None]
             return tuple(stacked), (0,) * len(stacked)
-        folded = [None if t is None else _fold(t) for t in front]
-        if autograd.OPERATORS[call.name].inputs is RowwiseInputs:
-            att = front[2]  # [B, H, C], of no node
-            assert att is not None
-            folded[2] = att.flatten(0, 1)
-        found = [r for r in attend(call, tuple(folded), seed) if r is not None]
+        folded = tuple(
+            given if head is None or t is None else _fold(t, head)
+            for given, t, head in zip(inputs, front, heads, strict=True)
+        )
+        found = [r for r in attend(call, folded, seed) if r is not None]
         unfolded = tuple(r.unflatten(1, (size, -1)).movedim(1, 0) for r in found)
         return unfolded, (0,) * len(unfolded)
 
@@ -130,6 +139,6 @@ def _in_front(tensor: Tensor | None, dim: int | None, size: int) -> Tensor | Non
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _fold(tensor: Tensor) -> Tensor:
-    """``[B, N, H, ...] -> [N, B * H, ...]``: what is mapped over is more heads."""
-    return tensor.transpose(0, 1).flatten(1, 2)
+def _fold(tensor: Tensor, heads: int) -> Tensor:
+    """``[B, N, H, ...] -> [N, B * H, ...]``: what is mapped over is more ``heads``, a dimension."""
+    return tensor.movedim(0, heads).flatten(heads, heads + 1)

@@ -29,6 +29,8 @@ METHODS = (
     "_index_select_safe",
 )
 METHODS = tuple(name for name in METHODS if hasattr(MessagePassing, name))
+#: Other methods that the layers call.
+MORE_METHODS = {conv.HGTConv: ("_cat", "_construct_src_node_feat")}
 #: What PyG also generates code for, a function for each class.
 GENERATED = ("propagate", "edge_updater")
 HOOKS = tuple(
@@ -37,20 +39,27 @@ HOOKS = tuple(
     for kind in ("pre_hooks", "hooks")
 )
 #: Functions that the layers call by these names of their modules.
-FUNCTIONS = ("softmax", "add_self_loops", "remove_self_loops", "F.leaky_relu", "F.dropout")
+_OF_GAT = ("softmax", "add_self_loops", "remove_self_loops", "F.leaky_relu", "F.dropout")
+FUNCTIONS = {
+    conv.GATConv: _OF_GAT,
+    conv.GATv2Conv: _OF_GAT,
+    conv.TransformerConv: ("softmax", "F.dropout"),
+    conv.HGTConv: ("softmax", "construct_bipartite_edge_index"),
+}
 
+_names_of = {cls: METHODS + MORE_METHODS.get(cls, ()) for cls in FUNCTIONS}
 # many attributes at once: a call of a layer cannot wait for a loop in Python
-_methods = operator.attrgetter(*METHODS)
+_methods = {cls: operator.attrgetter(*names) for cls, names in _names_of.items()}
 _generated = operator.attrgetter(*GENERATED)
 _hooks = operator.attrgetter(*HOOKS)
-_functions = operator.attrgetter(*FUNCTIONS)
-_names = frozenset((*METHODS, *GENERATED))
+_functions = {cls: operator.attrgetter(*names) for cls, names in FUNCTIONS.items()}
+_names = frozenset((*METHODS, *GENERATED, *(n for names in MORE_METHODS.values() for n in names)))
 
-_forwards = {cls: own(cls, "forward") for cls in (conv.GATConv, conv.GATv2Conv)}
-_own_methods = {cls: tuple(own(cls, name) for name in METHODS) for cls in _forwards}
+_forwards = {cls: own(cls, "forward") for cls in FUNCTIONS}
+_own_methods = {cls: tuple(own(cls, n) for n in names) for cls, names in _names_of.items()}
 _modules = {cls: sys.modules[cls.__module__] for cls in _forwards}
 _own_functions = {
-    cls: tuple(f if f.__module__.startswith("torch") else object() for f in _functions(module))
+    cls: tuple(f if f.__module__.startswith("torch") else object() for f in _functions[cls](module))
     for cls, module in _modules.items()
 }
 _own_generated = {own(MessagePassing, name) for name in GENERATED}
@@ -67,7 +76,7 @@ def family(kind: type) -> Any:
 def computes_alike(kind: Any) -> bool:
     """Whether ``kind``, a subclass of PyG's layer, has its parent's computation."""
     parent = family(kind)
-    if kind.forward is not _forwards[parent] or _methods(kind) != _own_methods[parent]:
+    if kind.forward is not _forwards[parent] or _methods[parent](kind) != _own_methods[parent]:
         return False
     return all(_is_pygs(function) for function in _generated(kind))
 
@@ -111,7 +120,7 @@ def _why_not_traced(layer: Any, original: Any) -> str | None:
     if any(len(getattr(layer, hooks)) for hooks in HOOKS):
         return "message passing hooks are registered"
     kind, parent = type(layer), family(original)
-    for name, function in zip(METHODS, _own_methods[parent], strict=True):
+    for name, function in zip(_names_of[parent], _own_methods[parent], strict=True):
         getattr(layer, name)  # so that torch.compile guards against one put there later
         if getattr(kind, name) is not function or name in layer.__dict__:
             return "a method of message passing is overridden"
@@ -120,8 +129,8 @@ def _why_not_traced(layer: Any, original: Any) -> str | None:
         known = any(getattr(kind, name) is function for function in _seen)
         if not known or name in layer.__dict__:
             return "a method of message passing is overridden"
-    for name, function in zip(FUNCTIONS[:3], _own_functions[parent], strict=False):
-        if getattr(_modules[parent], name) is not function:
+    for name, function in zip(FUNCTIONS[parent], _own_functions[parent], strict=True):
+        if "." not in name and getattr(_modules[parent], name) is not function:
             return "a method of message passing is overridden"
     if original.forward is not _forwards[parent]:
         return "a method of message passing is overridden"
@@ -140,8 +149,8 @@ def _overridden(kind: Any, original: Any) -> bool:
     parent = _families.get(original) or family(original)
     return (
         original.forward is not _forwards[parent]
-        or _methods(kind) != _own_methods[parent]
-        or _functions(_modules[parent]) != _own_functions[parent]
+        or _methods[parent](kind) != _own_methods[parent]
+        or _functions[parent](_modules[parent]) != _own_functions[parent]
         or not (_own_generated.issuperset(_generated(kind)) or all(map(_is_pygs, _generated(kind))))
     )
 

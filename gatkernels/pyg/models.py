@@ -6,7 +6,10 @@ from typing import Any
 
 from torch_geometric.nn import models
 
-from gatkernels.pyg.layers import DROP_INS
+from gatkernels.layers.dropin import drop_ins
+from gatkernels.pyg.layers import GATConv, GATv2Conv
+
+_OURS = drop_ins(GATConv, GATv2Conv)
 
 
 class GAT(models.GAT):  # type: ignore[misc]
@@ -16,5 +19,5 @@ class GAT(models.GAT):  # type: ignore[misc]
         self, in_channels: int | tuple[int, int], out_channels: int, **kwargs: Any
     ) -> Any:
         conv = super().init_conv(in_channels, out_channels, **kwargs)
-        conv.__class__ = DROP_INS[type(conv)]
+        conv.__class__ = _OURS[type(conv)]
         return conv

@@ -1,0 +1,96 @@
+"""What layers of attention by dot products share: projections, edge features, the way past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gatkernels.functional import dot_attention
+from gatkernels.graph import Graph
+from gatkernels.layers.shared import Features, affine, autocast, is_plain, project
+
+
+def project_all(x: Features, lins: Sequence[Any]) -> list[Tensor]:
+    """``lin(x)`` of each: side by side, columns of one product, where their layers do no more."""
+    biases = [lin.bias for lin in lins if is_plain(lin)]
+    if len(biases) < len(lins) or any((b is None) != (biases[0] is None) for b in biases):
+        return [project(x, lin) for lin in lins]
+    weight = torch.cat([lin.weight for lin in lins])
+    bias = None if biases[0] is None else torch.cat(biases)
+    columns = affine(x, weight, bias)
+    return list(columns.split([lin.weight.shape[0] for lin in lins], 1))
+
+
+def queries_keys_values(
+    layer: Any, x_src: Features, x_dst: Features
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of a layer with PyG's names: ``q``, ``k``, ``v``, ``[N, heads, channels]``, and the way past,
+    ``[num_dst, channels]``, or None. What has one input is one product."""
+    of_source, past = [layer.lin_key, layer.lin_value], [layer.lin_skip] * layer.root_weight
+    if x_src is x_dst:
+        q, k, v, *skip = project_all(x_src, [layer.lin_query, *of_source, *past])
+    else:
+        q, *skip = project_all(x_dst, [layer.lin_query, *past])
+        k, v = project_all(x_src, of_source)
+    q, k, v = (t.unflatten(1, (layer.heads, layer.out_channels)) for t in (q, k, v))
+    return q, k, v, skip[0] if skip else None
+
+
+def attend(
+    graph: Graph,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    edge_attr: Tensor | None,
+    lin_edge: Any,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`gatkernels.dot_attention` with projected edge features added to keys and values.
+
+    Args:
+        graph: The edges.
+        q, k, v: ``[num_dst or num_src, heads, channels]``.
+        edge_attr: ``[num_edges, features]``, or None.
+        lin_edge: Their projection to ``heads * channels``, with nothing but a weight.
+        options: As :func:`gatkernels.dot_attention`.
+
+    Returns:
+        ``[num_dst, heads, channels]``, and ``alpha [num_edges, heads]`` or None.
+    """
+    if edge_attr is None:
+        result = dot_attention(graph, q, k, v, **options)
+        return result if options.get("return_attention") else (result, None)
+    heads, channels = q.shape[1:]
+    weight = lin_edge.weight.unflatten(0, (heads, channels))  # [H, C, F]
+    # The kernels read every edge's features several times: of wide ones rather their projection,
+    # a row for all heads, of which each has its own part.
+    wide = weight.shape[2] > heads * channels
+    if wide:
+        edge = project(edge_attr, lin_edge)
+        own = torch.eye(heads, dtype=q.dtype, device=q.device)[:, :, None]
+        query = (q[:, :, None] * own).flatten(2)
+    else:
+        edge = edge_attr.to(q.dtype) if autocast(q.device) else edge_attr
+        query = torch.einsum("nhc,hcf->nhf", q, weight)
+    out, edge_out, *alpha = dot_attention(graph, q, k, v, edge, query, **options)
+    if wide:
+        of_edges = edge_out.unflatten(2, (heads, channels)).diagonal(0, 1, 2).transpose(1, 2)
+    else:
+        of_edges = torch.einsum("nhf,hcf->nhc", edge_out, weight)
+    return out + of_edges, alpha[0] if alpha else None
+
+
+def with_skip(out: Tensor, skip: Tensor, lin_beta: Any) -> Tensor:
+    """``out + skip``, or with ``lin_beta`` between them as it finds of both."""
+    if lin_beta is None:
+        return out + skip
+    if is_plain(lin_beta) and lin_beta.bias is None and lin_beta.weight.shape[0] == 1:
+        # of [out, skip, out - skip], which need not be made
+        of_out, of_skip, of_difference = lin_beta.weight.view(3, -1)
+        score = (out @ (of_out + of_difference) + skip @ (of_skip - of_difference))[:, None]
+    else:
+        score = lin_beta(torch.cat([out, skip, out - skip], dim=-1))
+    return torch.lerp(out, skip, score.sigmoid())

@@ -1,0 +1,69 @@
+"""The ops of the attention by dot products: what they return, and who runs them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gatkernels.backends import kernels
+from gatkernels.ops.call import DotCall, DotGrads, DotSaved, Edges
+from gatkernels.ops.checks import SUM_DTYPES
+from gatkernels.ops.library import define
+
+
+def _dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
+    """``out``, ``edge_out`` (empty without edge features), and ``stats`` where ``statistics``,
+    else empty."""
+    results: tuple[Tensor, ...] = kernels(backend).dot_forward(call, statistics)
+    return results
+
+
+def _fake_dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
+    q, _, v, _, edge_query = call.inputs
+    rows, heads, _ = q.shape
+    return (
+        q.new_empty(rows, heads, v.shape[2]),
+        _like(edge_query, q),
+        q.new_empty((rows, 3, heads) if statistics else 0, dtype=SUM_DTYPES[q.dtype]),
+    )
+
+
+def _dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
+    alpha: Tensor = kernels(backend).dot_alpha(call, stats)
+    return alpha
+
+
+def _fake_dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
+    return stats.new_empty(call.csr.col.shape[0], stats.shape[2])
+
+
+def _dot_backward(
+    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
+) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, and of edge and edge_query (empty without them).
+
+    What belongs to destinations, their edges among it, comes by CSR, and leaves by the way in
+    ``fields [Nd, 4, H]`` what the pass by CSC, for what belongs to sources, gathers of them.
+    """
+    run = kernels(backend)
+    grad_q, grad_edge_query, grad_edge, fields = run.dot_destinations(call, saved, grads)
+    grad_k, grad_v = run.dot_sources(call, csc, fields, grads)
+    return grad_q, grad_k, grad_v, grad_edge, grad_edge_query
+
+
+def _fake_dot_backward(
+    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
+) -> tuple[Tensor, ...]:
+    return tuple(_like(t, call.inputs.q) for t in call.inputs)
+
+
+def _like(tensor: Tensor | None, q: Tensor) -> Tensor:
+    return q.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+
+dot_forward = define(_dot_forward, "(Tensor out, Tensor edge_out, Tensor stats)", _fake_dot_forward)
+dot_alpha = define(_dot_alpha, "Tensor", _fake_dot_alpha)
+dot_backward = define(
+    _dot_backward,
+    "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_edge, Tensor grad_edge_query)",
+    _fake_dot_backward,
+)
