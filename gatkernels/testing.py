@@ -303,3 +303,12 @@ def dot_scales(
         found["grad of edge"] = torch.zeros_like(edge).index_add(0, eid, terms.sum(1))
         found["grad of edge_query"] = by_row(score * features)
     return found
+
+
+def assert_same_model(what: str, found: Tensor, expected: Tensor) -> float:
+    """Outputs of two implementations of a float32 model agree; their difference, relative to the
+    largest value."""
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    if not difference < 1e-4:
+        raise AssertionError(f"{what}: outputs differ by {difference:.1e} of the largest")
+    return difference

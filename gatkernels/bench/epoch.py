@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.bench.measure import Timing, no_collection
+from gatkernels.bench.measure import Timing, in_turns
 from gatkernels.bench.peers import import_failure, load
 from gatkernels.bench.process import Tick
+from gatkernels.testing import assert_same_model
 
 SEED = 0
 HIDDEN, HEADS, CLASSES, DROPOUT = 8, 8, 7, 0.6
@@ -103,8 +104,8 @@ def logit_difference(ours: nn.Module, pyg: nn.Module, x: Tensor, edge_index: Ten
     ours.eval()
     pyg.eval()
     with torch.no_grad():
-        difference = ours(x, edge_index) - pyg(x.to_dense(), edge_index)
-    return float(difference.abs().max())
+        found, expected = ours(x, edge_index), pyg(x.to_dense(), edge_index)
+    return assert_same_model("logits", found, expected)
 
 
 def epoch_ratio(tick: Tick, rounds: int = 10, block: int = BLOCK) -> EpochResult:
@@ -123,21 +124,21 @@ def epoch_ratio(tick: Tick, rounds: int = 10, block: int = BLOCK) -> EpochResult
         if (reason := import_failure("torch_geometric.nn")) is None:
             pyg = pyg_model(data.num_features)
             models["pyg"] = (pyg, data.x.to_dense())
-            difference = logit_difference(ours, pyg, data.x, data.edge_index)
-            if not difference < 1e-4:
-                reason = f"FAIL: logits differ by {difference:.1e}"
-                return EpochResult({}, data.source, difference, reason)
+            try:
+                difference = logit_difference(ours, pyg, data.x, data.edge_index)
+            except AssertionError as error:
+                return EpochResult({}, data.source, None, f"FAIL: {error}")
         runs = {name: epoch(model, x, data.edge_index) for name, (model, x) in models.items()}
-        samples: dict[str, list[float]] = {name: [] for name in runs}
-        names = list(runs)
-        for turn in range(rounds + 1):
-            for name in names if turn % 2 else reversed(names):
-                tick(f"epoch: {name}")
-                with no_collection():
-                    runs[name]()
-                    start = time.perf_counter()
-                    for _ in range(block):
-                        runs[name]()
-                    samples[name].append((time.perf_counter() - start) / block)
-    timings = {name: Timing.of(seconds[1:]) for name, seconds in samples.items()}
+
+        def epochs(run: Callable[[], None]) -> Callable[[], None]:
+            def many() -> None:
+                for _ in range(block):
+                    run()
+
+            run()
+            return many
+
+        turns = {name: partial(epochs, run) for name, run in runs.items()}
+        timings = in_turns(turns, rounds, lambda name: tick(f"epoch: {name}"))
+    timings = {name: timing.over(block) for name, timing in timings.items()}
     return EpochResult(timings, data.source, difference, reason or "")

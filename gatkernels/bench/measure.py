@@ -53,6 +53,10 @@ class Timing:
         q1, _, q3 = statistics.quantiles(samples, n=4, method="inclusive")
         return cls(statistics.median(samples), q1, q3, len(samples))
 
+    def over(self, count: int) -> Timing:
+        """Of one of so many."""
+        return Timing(self.median / count, self.q1 / count, self.q3 / count, self.rounds)
+
     @property
     def spread(self) -> float:
         """Interquartile range, as a part of the median."""
@@ -98,6 +102,28 @@ def frozen_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def in_turns(
+    prepare: Mapping[str, Callable[[], Callable[[], Any]]],
+    rounds: int,
+    tick: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
+    """Seconds of what each of ``prepare`` gives, in rounds that alternate in their order.
+
+    The first round warms up. ``tick`` is told the name before each turn.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in prepare}
+    names = list(prepare)
+    for turn in range(rounds + 1):
+        for name in reversed(names) if turn % 2 else names:
+            tick(name)
+            run = prepare[name]()
+            with no_collection():
+                start = time.perf_counter()
+                run()
+                samples[name].append(time.perf_counter() - start)
+    return {name: Timing.of(found[1:]) for name, found in samples.items()}
 
 
 def foreign_seconds() -> float | None:

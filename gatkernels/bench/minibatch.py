@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from torch import Tensor, nn
 import gatkernels
 from gatkernels.bench.generate import power_law
 from gatkernels.bench.graphs import GRAPHS, Unavailable
-from gatkernels.bench.measure import Timing, no_collection
+from gatkernels.bench.measure import Timing, in_turns
 from gatkernels.bench.results import environment
 from gatkernels.bench.sampling import Batch, Relation, Sampler
+from gatkernels.testing import assert_same_model
 
 WIDTH, HEADS = 64, 8  # features, of the input and of every layer
 BATCHES, ROUNDS = 8, 9
-#: Agreement of the first outputs, relative to their largest value.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def compare(workload: Workload, rounds: int | None = None) -> Result:
     """Time a step on the same batches, one model and then the other in every round.
 
     Raises:
-        RuntimeError: If the outputs differ by more than ``TOLERANCE``.
+        AssertionError: If their first outputs differ.
     """
     generator = torch.Generator().manual_seed(0)
     sampler, kind, features = _data(workload, generator)
@@ -188,26 +187,21 @@ def compare(workload: Workload, rounds: int | None = None) -> Result:
     theirs, ours = network(), network()
     gatkernels.accelerate(ours)
     first, second = (_step(model, drawn[0], features, kind) for model in (theirs, ours))
-    difference = float((first - second).abs().max() / first.abs().max())
-    if not difference < TOLERANCE:
-        raise RuntimeError(
-            f"{workload.layer} on {workload.graph}: outputs differ, {difference:.1e}"
-        )
+    difference = assert_same_model(f"{workload.layer} on {workload.graph}", second, first)
 
-    def seconds(model: nn.Module) -> float:
+    def steps(model: nn.Module) -> Callable[[], None]:
         fresh = [batch.fresh() for batch in drawn]
-        start = time.perf_counter()
-        for batch in fresh:
-            _step(model, batch, features, kind)
-        return (time.perf_counter() - start) / len(drawn)
 
-    times: tuple[list[float], list[float]] = ([], [])
-    with no_collection():
-        for _ in range((rounds or workload.rounds) + 1):  # the first warms up
-            for model, found in zip((theirs, ours), times, strict=True):
-                found.append(seconds(model))
+        def run() -> None:
+            for batch in fresh:
+                _step(model, batch, features, kind)
+
+        return run
+
+    turns = {"before": partial(steps, theirs), "after": partial(steps, ours)}
+    timings = in_turns(turns, rounds or workload.rounds)
+    before, after = (timings[name].over(len(drawn)) for name in turns)
     edges = sum(e.shape[1] for batch in drawn for e in batch.edges.values()) / len(drawn)
-    before, after = (Timing.of(found[1:]) for found in times)
     return Result(workload, before, after, edges, difference)
 
 

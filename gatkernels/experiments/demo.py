@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gatkernels import Graph, backends
+from gatkernels.bench.measure import in_turns
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.extras import require
 from gatkernels.nn import GATConv
+from gatkernels.testing import assert_same_model
 
 BACKENDS = ("reference", "cpu")
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Comparison:
 def compare_layers(dataset: Dataset, rounds: int = 20) -> list[Comparison]:
     """Time the two layers of the paper's GAT, with dropout, on the data set's graph.
 
-    Raises: RuntimeError where the two backends disagree: no time is given for a wrong result.
+    Raises: AssertionError where the two backends disagree: no time is given for a wrong result.
     """
     graph = Graph.from_edge_index(dataset.edge_index, dataset.num_nodes, self_loops=True)
     hidden = torch.randn(dataset.num_nodes, 64, generator=torch.Generator().manual_seed(0))
@@ -61,18 +60,12 @@ def _compare(
         ).eval()
     with torch.no_grad():
         expected, got = (layers[backend](x, graph) for backend in BACKENDS)
-    if not torch.allclose(expected, got, rtol=TOLERANCE, atol=TOLERANCE):
-        raise RuntimeError(f"layer {name}: the backends disagree")
+    assert_same_model(f"layer {name}", got, expected)
     grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     steps = [_step(layers[backend].train(), x, graph, grad) for backend in BACKENDS]
-    times: list[list[float]] = [[], []]
-    for turn in range(rounds + 3):
-        for step, taken in zip(steps, times, strict=True):
-            start = time.perf_counter()
-            step()
-            if turn >= 3:
-                taken.append(time.perf_counter() - start)
-    return Comparison(name, *(1e3 * statistics.median(taken) for taken in times))
+    turns = {b: lambda step=step: step for b, step in zip(BACKENDS, steps, strict=True)}
+    timings = in_turns(turns, rounds)
+    return Comparison(name, *(1e3 * timings[backend].median for backend in BACKENDS))
 
 
 def _step(layer: GATConv, x: Tensor, graph: Graph, grad: Tensor) -> Callable[[], None]:
