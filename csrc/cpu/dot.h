@@ -5,13 +5,13 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-inline Shape with_channels(Shape shape, int64_t channels) {
+static inline Shape with_channels(Shape shape, int64_t channels) {
   shape.channels = channels;
   return shape;
 }
 
 // Edges whose rows, of so many bytes together, stay in the first cache between score and sum.
-inline int64_t edges_in_cache(int64_t bytes) {
+static inline int64_t edges_in_cache(int64_t bytes) {
   const int64_t edges = kRowBytes / (bytes + 1);
   return edges < 8 ? 8 : edges < kBlock ? edges : kBlock;
 }
@@ -73,10 +73,10 @@ struct EdgeFeatures {
 
   explicit operator bool() const { return features > 0; }
   int64_t width() const { return heads * features; }
-  int lanes_at(int64_t f) const {
-    return features - f < V::kWidth ? int(features - f) : V::kWidth;
+  int lanes_at(int64_t f) const { return features - f < V::kWidth ? int(features - f) : V::kWidth; }
+  __attribute__((always_inline)) void prefetch(const int32_t* eid) const {
+    prefetch_row(rows, features, eid);
   }
-  void prefetch(const int32_t* eid) const { prefetch_row(rows, features, eid); }
 
   // dot[h] += sum_f query[h, f] row[f]
   template <class S>
@@ -119,9 +119,8 @@ struct EdgeFeatures {
         acc[k] = V::fma(row, V::set(w[k]), acc[k]);
       });
     }
-    unrolled<kHeads>([&](auto k) __attribute__((always_inline)) {
-      acc[k].store(sum + k * features, lanes);
-    });
+    unrolled<kHeads>(
+        [&](auto k) __attribute__((always_inline)) { acc[k].store(sum + k * features, lanes); });
   }
 };
 

@@ -52,7 +52,8 @@ struct DotBackwardJob {
   DotEnd<T> destinations() const { return {{p.scores.q, edges}, {p.grads.out, edges}}; }
   DotEnd<T> sources() const { return {{p.scores.k, edges}, {p.v.rows, edges}}; }
 
-  void prefetch(const int32_t* at, const int32_t* eid) const {
+  // always inlined, as prefetch_row
+  __attribute__((always_inline)) void prefetch(const int32_t* at, const int32_t* eid) const {
     prefetch_row(other.first, map.width, at);
     prefetch_row(other.second, v_map.width, at);
     if (edge) edge.prefetch(eid);
@@ -71,9 +72,7 @@ struct DotBackwardJob {
   struct OwnRows {
     const A *first, *second, *query, *grad_edge_out;
   };
-  int64_t own_width() const {
-    return map.width + v_map.width + (kBySource ? 0 : 2 * edge.width());
-  }
+  int64_t own_width() const { return map.width + v_map.width + (kBySource ? 0 : 2 * edge.width()); }
   OwnRows rows_of(int64_t i, const Scratch<A>& t) const {
     A* to = t.row_pos;
     OwnRows rows{};
