@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gatkernels import reference
-from gatkernels.ops.call import DotCall, DotGrads, DotSaved, Edges
+from gatkernels.ops.call import DotCall, DotDestinationGrads, DotGrads, DotSaved, Edges
 from gatkernels.ops.checks import SUM_DTYPES
 
 
@@ -62,7 +62,7 @@ class Kernels:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.others, name)
 
-    def dot_forward(self, call: DotCall, statistics: bool) -> tuple[Tensor, ...]:
+    def dot_forward(self, call: DotCall, statistics: bool) -> tuple[Tensor | None, ...]:
         q, (_, _, v, edge, _) = call.inputs.q, _wide(*call.inputs)
         nodes, heads, _ = q.shape
         dst, src, eid, keep = _rows(call, call.csr)
@@ -72,12 +72,12 @@ class Kernels:
         weight = torch.exp(logits - top[dst])
         inverse = 1.0 / _sum(weight, dst, nodes)
         weight = (weight * inverse[dst] * keep)[..., None]
-        edge_out = q.new_empty(0)
+        edge_out = None
         if edge is not None:
             edge_out = _sum(weight * edge[eid][:, None], dst, nodes).to(q.dtype)
         stats = torch.stack([top, inverse, torch.zeros_like(top)], 1)
         out = _sum(weight * v[src], dst, nodes).to(q.dtype)
-        return out, edge_out, stats if statistics else stats.new_empty(0)
+        return out, edge_out, stats if statistics else None
 
     def dot_alpha(self, call: DotCall, stats: Tensor) -> Tensor:
         dst, src, eid, keep = _rows(call, call.csr)
@@ -101,7 +101,7 @@ class Kernels:
 
     def dot_destinations(
         self, call: DotCall, saved: DotSaved, grads: DotGrads
-    ) -> tuple[Tensor, ...]:
+    ) -> DotDestinationGrads:
         q, (_, k, _, edge, edge_query) = call.inputs.q, _wide(*call.inputs)
         nodes = q.shape[0]
         rows = _rows(call, call.csr)
@@ -113,11 +113,12 @@ class Kernels:
         fields = torch.stack([top, inverse, delta, torch.zeros_like(delta)], 1)
         grad_q = _sum(slope * k[src], dst, nodes).to(q.dtype)
         if edge is None:
-            return grad_q, q.new_empty(0), q.new_empty(0), fields
+            return DotDestinationGrads(grad_q, None, None, fields)
         grad_query = _sum(slope * edge[eid][:, None], dst, nodes).to(q.dtype)
         (grad_edge_out,) = _wide(grads.edge_out)
         terms = slope * edge_query[dst] + (weight * keep)[..., None] * grad_edge_out[dst]
-        return grad_q, grad_query, _sum(terms.sum(1), eid, len(edge)).to(q.dtype), fields
+        grad_edge = _sum(terms.sum(1), eid, len(edge)).to(q.dtype)
+        return DotDestinationGrads(grad_q, grad_edge, grad_query, fields)
 
     def dot_sources(
         self, call: DotCall, csc: Edges, fields: Tensor, grads: DotGrads

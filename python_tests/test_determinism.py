@@ -10,7 +10,7 @@ from graphs import CHUNKS_OF_HUB, DEVICE, INTERPRETED, ON_GPU, THREADS, random_i
 from tolerance import BACKEND, DTYPES, Options, Results, by_kernel
 from torch import Tensor
 
-from gatkernels import Graph
+from gatkernels import Graph, dot_attention
 from gatkernels.models import GAT
 
 SEED = torch.tensor([31337], device=DEVICE)
@@ -56,6 +56,37 @@ def test_same_bits(dtype: torch.dtype, shape: tuple[int, int], everything: bool)
     for threads in THREADS[1:]:
         torch.set_num_threads(threads)
         assert_same(by_kernel(GRAPH, inputs, options), expected, f"with {threads} threads")
+
+
+@pytest.mark.usefixtures("dot_kernels")
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 16, 16, 8), (3, 5, 4, 2), (8, 8, 16, 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_of_dot_products(
+    dtype: torch.dtype, sizes: tuple[int, int, int, int], everything: bool
+) -> None:
+    heads, channels, values, features = sizes
+    widths = [channels, channels, values] + [features] * everything
+    leaves = [torch.randn(NODES, heads, width) for width in widths]
+    if everything:
+        leaves.insert(3, torch.randn(GRAPH.num_edges, features))
+    leaves = [t.to(DEVICE, dtype).requires_grad_() for t in leaves]
+
+    def run() -> Results:
+        torch.manual_seed(1)
+        dropout = 0.6 if everything else 0.0
+        out = dot_attention(
+            GRAPH, *leaves, dropout=dropout, return_attention=everything, backend=BACKEND
+        )
+        results = list(out) if isinstance(out, tuple) else [out]
+        grads = torch.autograd.grad(results, leaves, [t.detach() for t in results])
+        return {str(place): t for place, t in enumerate((*results, *grads))}
+
+    torch.set_num_threads(THREADS[0])
+    expected = run()
+    for threads in THREADS[1:]:
+        torch.set_num_threads(threads)
+        assert_same(run(), expected, f"with {threads} threads")
 
 
 @pytest.mark.parametrize("self_loops", [False, True])

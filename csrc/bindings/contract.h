@@ -148,6 +148,62 @@ void define_contract(py::module_& m, const Launcher& launcher) {
                                       grad_x.pointer};
           launcher.rowwise_sources(params, context);
         });
+
+  m.def("dot_forward",
+        [launcher](int dtype, const Context& context, const Edges& csr, const DotInputs& inputs,
+                   const Scoring& scoring, Data out, Data edge_out, Data stats) {
+          const DotForward params{inputs.q.shape(dtype, launcher.threads(context)),
+                                  csr,
+                                  inputs.scores(scoring),
+                                  inputs.values(),
+                                  out.pointer,
+                                  edge_out.pointer,
+                                  stats.pointer};
+          launcher.dot_forward(params, context);
+        });
+
+  m.def("dot_alpha",
+        [launcher](int dtype, const Context& context, const Edges& csr, const DotInputs& inputs,
+                   const Scoring& scoring, Data stats, Data alpha) {
+          const DotAlpha params{inputs.q.shape(dtype, launcher.threads(context)), csr,
+                                inputs.scores(scoring), stats.pointer, alpha.pointer};
+          launcher.dot_alpha(params, context);
+        });
+
+  m.def("dot_destinations",
+        [launcher](int dtype, const Context& context, const Edges& csr, const DotInputs& inputs,
+                   const Scoring& scoring, const DotSaved& saved, const DotOutGrads& grads,
+                   const DotDestinationGrads& results) {
+          const DotDestinations params{inputs.q.shape(dtype, launcher.threads(context)),
+                                       csr,
+                                       inputs.scores(scoring),
+                                       inputs.values(),
+                                       grads,
+                                       saved.out,
+                                       saved.edge_out,
+                                       saved.stats,
+                                       saved.alpha,
+                                       results.fields,
+                                       results.q,
+                                       results.edge,
+                                       results.edge_query};
+          launcher.dot_destinations(params, context);
+        });
+
+  m.def("dot_sources",
+        [launcher](int dtype, const Context& context, const Edges& csc, const DotInputs& inputs,
+                   const Scoring& scoring, const DotOutGrads& grads, Data fields,
+                   const DotSourceGrads& results) {
+          const DotSources params{inputs.q.shape(dtype, launcher.threads(context)),
+                                  csc,
+                                  inputs.scores(scoring),
+                                  inputs.values(),
+                                  grads,
+                                  fields.pointer,
+                                  results.k,
+                                  results.v};
+          launcher.dot_sources(params, context);
+        });
 }
 
 }  // namespace gatkernels

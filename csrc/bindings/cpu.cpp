@@ -158,6 +158,18 @@ struct Launcher {
   void rowwise_sources(const RowwiseSources& p, int) const {
     run([&] { return isa.of(p.shape).rowwise_sources(p); });
   }
+  void dot_forward(const DotForward& p, int) const {
+    run([&] { return isa.of(p.shape).dot_forward(p); });
+  }
+  void dot_alpha(const DotAlpha& p, int) const {
+    run([&] { return isa.of(p.shape).dot_alpha(p); });
+  }
+  void dot_destinations(const DotDestinations& p, int) const {
+    run([&] { return isa.of(p.shape).dot_destinations(p); });
+  }
+  void dot_sources(const DotSources& p, int) const {
+    run([&] { return isa.of(p.shape).dot_sources(p); });
+  }
 };
 
 }  // namespace

@@ -86,9 +86,9 @@ struct Data {
   static Data from(py::handle tensor) { return {TensorArgument(tensor).data()}; }
 };
 
-// As gatkernels/backends/native.py hands it on: the slope, and Dropout with or without a seed.
+// As gatkernels/backends/native.py hands it on: a number, and Dropout with or without a seed.
 struct Scoring {
-  double negative_slope;
+  double number;  // negative_slope, or the scale of dot products
   Dropout dropout;
 
   static Scoring from(py::handle given) {
@@ -126,7 +126,7 @@ struct GatInputs {
             record.data(5)};
   }
   GatScores scores(const Scoring& scoring) const {
-    return {src, dst, edge, scoring.negative_slope, scoring.dropout};
+    return {src, dst, edge, scoring.number, scoring.dropout};
   }
 };
 
@@ -141,8 +141,30 @@ struct RowwiseInputs {
             record.data(3)};
   }
   RowwiseScores scores(const Scoring& scoring) const {
-    return {dst, att, edge, scoring.negative_slope, scoring.dropout};
+    return {dst, att, edge, scoring.number, scoring.dropout};
   }
+};
+
+struct DotInputs {
+  Features q, v;
+  Matrix k, edge_query;
+  const void* edge;
+  int64_t features;
+
+  static DotInputs from(py::handle given) {
+    const RecordArgument record(given, "DotInputs", 5);
+    const bool with_edge = !record[3].is_none();
+    return {Features::from(record.tensor(0)),
+            Features::from(record.tensor(2)),
+            record.tensor(1).matrix(),
+            record.tensor(4).matrix(),
+            record.data(3),
+            with_edge ? size(record.tensor(3).shape(), 1) : 0};
+  }
+  DotScores scores(const Scoring& scoring) const {
+    return {q.rows, k, edge, edge_query, features, scoring.number, scoring.dropout};
+  }
+  DotValues values() const { return {v.rows, v.channels}; }
 };
 
 struct GatSaved {
@@ -160,6 +182,38 @@ struct RowwiseSaved {
   static RowwiseSaved from(py::handle given) {
     const RecordArgument record(given, "RowwiseSaved", 3);
     return {record.data(0), record.data(1), record.data(2)};
+  }
+};
+
+struct DotSaved {
+  const void *out, *edge_out, *stats, *alpha;
+
+  static DotSaved from(py::handle given) {
+    const RecordArgument record(given, "DotSaved", 4);
+    return {record.data(0), record.data(1), record.data(2), record.data(3)};
+  }
+};
+
+inline DotOutGrads dot_grads_from(py::handle given) {
+  const RecordArgument record(given, "DotGrads", 3);
+  return {record.tensor(0).matrix(), record.tensor(1).matrix(), record.data(2)};
+}
+
+struct DotDestinationGrads {
+  void *q, *edge, *edge_query, *fields;
+
+  static DotDestinationGrads from(py::handle given) {
+    const RecordArgument record(given, "DotDestinationGrads", 4);
+    return {record.data(0), record.data(1), record.data(2), record.data(3)};
+  }
+};
+
+struct DotSourceGrads {
+  void *k, *v;
+
+  static DotSourceGrads from(py::handle given) {
+    const RecordArgument record(given, "DotSourceGrads", 2);
+    return {record.data(0), record.data(1)};
   }
 };
 
@@ -239,6 +293,11 @@ GK_ARGUMENT(gatkernels::Edges, gatkernels::edges_from);
 GK_ARGUMENT(gatkernels::RowScorer, gatkernels::scorer_from);
 GK_ARGUMENT(gatkernels::GatInputs, gatkernels::GatInputs::from);
 GK_ARGUMENT(gatkernels::RowwiseInputs, gatkernels::RowwiseInputs::from);
+GK_ARGUMENT(gatkernels::DotInputs, gatkernels::DotInputs::from);
+GK_ARGUMENT(gatkernels::DotSaved, gatkernels::DotSaved::from);
+GK_ARGUMENT(gatkernels::DotOutGrads, gatkernels::dot_grads_from);
+GK_ARGUMENT(gatkernels::DotDestinationGrads, gatkernels::DotDestinationGrads::from);
+GK_ARGUMENT(gatkernels::DotSourceGrads, gatkernels::DotSourceGrads::from);
 GK_ARGUMENT(gatkernels::GatSaved, gatkernels::GatSaved::from);
 GK_ARGUMENT(gatkernels::RowwiseSaved, gatkernels::RowwiseSaved::from);
 GK_ARGUMENT(gatkernels::OutGrads, gatkernels::OutGrads::from);

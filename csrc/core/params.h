@@ -187,6 +187,76 @@ struct RowwiseSources {
   void* grad_src;          // [Ns, H * C]
 };
 
+// Scores that are dot products, <q_i, k_j> of `channels` each and <edge_query_i, edge_e> of
+// `features` (0 without edge), times scale.
+struct DotScores {
+  Matrix q;           // [Nd, H * C]
+  Matrix k;           // [Ns, H * C]
+  const void* edge;   // [E, F] in the user's order, shared by all heads; or null
+  Matrix edge_query;  // [Nd, H * F], with edge
+  int64_t features;
+  double scale;
+  Dropout dropout;
+};
+
+// Values [Ns, H * D]; D need not be C.
+struct DotValues {
+  Matrix rows;
+  int64_t channels;
+};
+
+struct DotForward {
+  Shape shape;
+  Edges csr;
+  DotScores scores;
+  DotValues v;
+  void* out;       // [Nd, H * D]
+  void* edge_out;  // [Nd, H * F], with edge
+  void* stats;     // [Nd, 3, H]: row maximum, 1 / sum, unused; or null
+};
+
+struct DotAlpha {
+  Shape shape;
+  Edges csr;
+  DotScores scores;
+  const void* stats;
+  void* alpha;  // [E, H] in the user's order, after dropout
+};
+
+// Gradients of what a DotForward returned.
+struct DotOutGrads {
+  Matrix out;         // [Nd, H * D]
+  Matrix edge_out;    // [Nd, H * F], with edge
+  const void* alpha;  // [E, H], or null
+};
+
+struct DotDestinations {
+  Shape shape;
+  Edges csr;
+  DotScores scores;
+  DotValues v;
+  DotOutGrads grads;
+  const void* out;        // [Nd, H * D]
+  const void* edge_out;   // [Nd, H * F], with edge
+  const void* stats;      // [Nd, 3, H]
+  const void* alpha;      // [E, H] after dropout, with its gradient
+  void* fields;           // [Nd, 4 * H] as the backend likes: row maximum, 1 / sum, delta
+  void* grad_q;           // [Nd, H * C]
+  void* grad_edge;        // [E, F] in the user's order, with edge
+  void* grad_edge_query;  // [Nd, H * F], with edge
+};
+
+struct DotSources {
+  Shape shape;
+  Edges csc;
+  DotScores scores;
+  DotValues v;
+  DotOutGrads grads;
+  const void* fields;  // [Nd, 4 * H] of DotDestinations
+  void* grad_k;        // [Ns, H * C]
+  void* grad_v;        // [Ns, H * D]
+};
+
 // out = S x, in float32 or float64. S in CSR; or in CSC with `order`, the place of each value.
 struct SparseProduct {
   DType dtype;

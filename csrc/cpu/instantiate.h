@@ -1,5 +1,6 @@
 // The table of kernels of the instruction set GK_ISA for features stored as GK_TYPE.
 #pragma once
+#include "dot_backward.h"
 #include "features.h"
 #include "kernels.h"
 #include "rowwise_backward.h"
@@ -29,6 +30,10 @@ Kernels kernels<GK_TYPE>() {
   table.rowwise_alpha = rowwise_alpha<T, A>;
   table.rowwise_destinations = rowwise_destinations<T, A>;
   table.rowwise_sources = rowwise_sources<T, A>;
+  table.dot_forward = dot_forward<T, A>;
+  table.dot_alpha = dot_alpha<T, A>;
+  table.dot_destinations = dot_destinations<T, A>;
+  table.dot_sources = dot_sources<T, A>;
 #ifdef GK_TYPE_OF_SUMS
   table.sparse_product = sparse_product<T>;
   table.sparse_transposed_product = sparse_transposed_product<T>;

@@ -16,6 +16,10 @@ struct Kernels {
   Status (*rowwise_alpha)(const RowwiseAlpha&);
   Status (*rowwise_destinations)(const RowwiseDestinations&);
   Status (*rowwise_sources)(const RowwiseSources&);
+  Status (*dot_forward)(const DotForward&);
+  Status (*dot_alpha)(const DotAlpha&);
+  Status (*dot_destinations)(const DotDestinations&);
+  Status (*dot_sources)(const DotSources&);
   // For float32 and float64 alone, null for others.
   Status (*sparse_product)(const SparseProduct&);
   Status (*sparse_transposed_product)(const SparseTransposedProduct&);

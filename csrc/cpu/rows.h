@@ -107,9 +107,11 @@ struct Gather {
         col_end(edges.col + edges.rowptr[edges.rows]) {}
 };
 
-// Asks for the row of an edge some way ahead of `col`.
+// Asks for the row of an edge some way ahead of `col`. Always inlined, as GCC drops calls of
+// functions that do nothing but prefetch.
 template <class T>
-static inline void prefetch_row(const Gather<T>& from, int64_t width, const int32_t* col) {
+__attribute__((always_inline)) inline void prefetch_row(const Gather<T>& from, int64_t width,
+                                                        const int32_t* col) {
   const int32_t* ahead = col + kPrefetch < from.col_end ? col + kPrefetch : col;
   const char* next = reinterpret_cast<const char*>(from.data + int64_t(*ahead) * from.stride);
   const int64_t bytes = width * int64_t(sizeof(T));

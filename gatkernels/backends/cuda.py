@@ -134,6 +134,10 @@ for _name in (
     "rowwise_alpha",
     "rowwise_destinations",
     "rowwise_sources",
+    "dot_forward",
+    "dot_alpha",
+    "dot_destinations",
+    "dot_sources",
 ):
     setattr(_Cuda, _name, _on_device_of_graph(getattr(Compiled, _name)))
 CUDA = _Cuda()

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from gatkernels.ops import philox
 from gatkernels.ops.call import (
+    DotCall,
+    DotDestinationGrads,
+    DotGrads,
+    DotInputs,
+    DotSaved,
+    DotScoring,
+    DotSourceGrads,
     Edges,
     GatCall,
     GatDestinationGrads,
@@ -23,7 +30,7 @@ from gatkernels.ops.call import (
     RowwiseSaved,
     Scoring,
 )
-from gatkernels.ops.checks import DTYPE_CODES
+from gatkernels.ops.checks import DTYPE_CODES, SUM_DTYPES
 
 _cpu: Any = None
 #: Why the compiled CPU module cannot be used; None where it can.
@@ -320,6 +327,64 @@ class Compiled:
         )
         return grad_x
 
+    def dot_forward(
+        self, call: DotCall, statistics: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        csr, inputs, scoring = call
+        how = rule(scoring)
+        q, _, v, _, edge_query = inputs = fit_dot(inputs)
+        rows, heads, _ = q.shape
+        out = empty(v, rows, heads, v.shape[2])
+        edge_out = None if edge_query is None else empty(q, *edge_query.shape)
+        sums = _sums(q)
+        stats = empty(sums, rows, 3, heads) if statistics else None
+        context, _alive = self._context(csr, sums, v, 2)
+        self._module().dot_forward(_code(q), context, csr, inputs, how, out, edge_out, stats)
+        return out, edge_out, stats
+
+    def dot_alpha(self, call: DotCall, stats: Tensor) -> Tensor:
+        csr, inputs, scoring = call
+        how = rule(scoring)
+        inputs = fit_dot(inputs)
+        alpha = stats.new_zeros(csr.col.shape[0], stats.shape[2])
+        context, _alive = self._context(csr, stats, inputs.k)
+        self._module().dot_alpha(_code(inputs.q), context, csr, inputs, how, stats, alpha)
+        return alpha
+
+    def dot_destinations(
+        self, call: DotCall, saved: DotSaved, grads: DotGrads
+    ) -> DotDestinationGrads:
+        csr, inputs, scoring = call
+        how = rule(scoring)
+        q, _, v, edge, edge_query = inputs = fit_dot(inputs)
+        grads = fit_dot_grads(grads)
+        results = DotDestinationGrads(
+            empty(q, *q.shape),
+            grad_of_edges(edge),
+            None if edge_query is None else empty(q, *edge_query.shape),
+            empty(saved.stats, q.shape[0], 4 * q.shape[1]),
+        )
+        context, _alive = self._context(csr, saved.stats, v, 2)
+        self._module().dot_destinations(_code(q), context, csr, inputs, how, saved, grads, results)
+        return results
+
+    def dot_sources(
+        self, call: DotCall, csc: Edges, fields: Tensor, grads: DotGrads
+    ) -> DotSourceGrads:
+        _, inputs, scoring = call
+        how = rule(scoring)
+        q, k, v, *_ = inputs = fit_dot(inputs)
+        grads = fit_dot_grads(grads)
+        results = DotSourceGrads(empty(k, *k.shape), empty(v, *v.shape))
+        context, _alive = self._context(csc, fields, grads.out, 2)
+        self._module().dot_sources(_code(q), context, csc, inputs, how, grads, fields, results)
+        return results
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Nothing, in the dtype of sums."""
+    return x.new_empty(0, dtype=SUM_DTYPES[x.dtype])
+
 
 def _code(x: Tensor) -> int:
     return DTYPE_CODES[x.dtype]
@@ -354,18 +419,34 @@ def fit_rows(inputs: RowwiseInputs) -> RowwiseInputs:
     return RowwiseInputs(_rows(x), _rows(x_dst), att.contiguous(), _contiguous(edge))
 
 
-def rule(scoring: Scoring) -> tuple[float, Tensor | None, int, float]:
-    """Slope, seed, and what dropout does: times ``scale`` where a word reaches ``threshold``."""
-    slope, p, seed = scoring
+def fit_dot(inputs: DotInputs) -> DotInputs:
+    if _contiguous_all(inputs):
+        return inputs
+    q, k, v, edge, edge_query = inputs
+    query = None if edge_query is None else _rows(edge_query)
+    return DotInputs(_rows(q), _rows(k), _rows(v), _contiguous(edge), query)
+
+
+def rule(scoring: Scoring | DotScoring) -> tuple[float, Tensor | None, int, float]:
+    """Slope or scale, seed, and what dropout does: times the last where a word reaches the third,
+    the threshold."""
+    number, p, seed = scoring
     if p == 0.0:
-        return slope, None, 0, 1.0
-    return slope, seed, philox.threshold(p), philox.scale(p)
+        return number, None, 0, 1.0
+    return number, seed, philox.threshold(p), philox.scale(p)
 
 
 def fit_grads(grads: OutGrads) -> OutGrads:
     if _contiguous_all(grads):
         return grads
     return OutGrads(_rows(grads.out), _contiguous(grads.alpha))
+
+
+def fit_dot_grads(grads: DotGrads) -> DotGrads:
+    if _contiguous_all(grads):
+        return grads
+    out, edge_out, alpha = grads
+    return DotGrads(_rows(out), None if edge_out is None else _rows(edge_out), _contiguous(alpha))
 
 
 def grad_of_edges(edge: Tensor | None) -> Tensor | None:

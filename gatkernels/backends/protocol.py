@@ -11,6 +11,11 @@ from typing import Protocol
 from torch import Tensor
 
 from gatkernels.ops.call import (
+    DotCall,
+    DotDestinationGrads,
+    DotGrads,
+    DotSaved,
+    DotSourceGrads,
     Edges,
     GatCall,
     GatDestinationGrads,
@@ -65,3 +70,21 @@ class Kernels(Protocol):
         self, call: RowwiseCall, csc: Edges, fields: Tensor, grads: OutGrads
     ) -> Tensor:
         """The gradient of x_src, from the rows and fields of its edges' destinations."""
+
+    def dot_forward(
+        self, call: DotCall, statistics: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``out``; ``edge_out`` where there are edge features, ``stats`` where ``statistics``."""
+
+    def dot_alpha(self, call: DotCall, stats: Tensor) -> Tensor:
+        """``[E, H]`` after dropout, from a forward's statistics."""
+
+    def dot_destinations(
+        self, call: DotCall, saved: DotSaved, grads: DotGrads
+    ) -> DotDestinationGrads:
+        """Of each destination, and the edges into it."""
+
+    def dot_sources(
+        self, call: DotCall, csc: Edges, fields: Tensor, grads: DotGrads
+    ) -> DotSourceGrads:
+        """Of each source, from the rows and fields of its edges' destinations."""

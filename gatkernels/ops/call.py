@@ -142,6 +142,18 @@ class DotSaved(NamedTuple):
     alpha: Tensor | None
 
 
+class DotDestinationGrads(NamedTuple):
+    q: Tensor  # [Nd, H, C]
+    edge: Tensor | None  # [E, F]
+    edge_query: Tensor | None  # [Nd, H, F]
+    fields: Tensor  # [Nd, 4 H]
+
+
+class DotSourceGrads(NamedTuple):
+    k: Tensor  # [Ns, H, C]
+    v: Tensor  # [Ns, H, D]
+
+
 class DotGrads(NamedTuple):
     out: Tensor  # [Nd, H, D]
     edge_out: Tensor | None  # [Nd, H, F], where there is edge

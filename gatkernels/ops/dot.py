@@ -10,11 +10,9 @@ from gatkernels.ops.checks import SUM_DTYPES
 from gatkernels.ops.library import define
 
 
-def _dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
-    """``out``, ``edge_out`` (empty without edge features), and ``stats`` where ``statistics``,
-    else empty."""
-    results: tuple[Tensor, ...] = kernels(backend).dot_forward(call, statistics)
-    return results
+def _dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Tensor | None, ...]:
+    """``out``, ``edge_out`` where there are edge features, and ``stats`` where ``statistics``."""
+    return kernels(backend).dot_forward(call, statistics)
 
 
 def _fake_dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
@@ -28,8 +26,7 @@ def _fake_dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Te
 
 
 def _dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
-    alpha: Tensor = kernels(backend).dot_alpha(call, stats)
-    return alpha
+    return kernels(backend).dot_alpha(call, stats)
 
 
 def _fake_dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
@@ -38,16 +35,12 @@ def _fake_dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
 
 def _dot_backward(
     call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
-) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v, and of edge and edge_query (empty without them).
-
-    What belongs to destinations, their edges among it, comes by CSR, and leaves by the way in
-    ``fields [Nd, 4, H]`` what the pass by CSC, for what belongs to sources, gathers of them.
-    """
+) -> tuple[Tensor | None, ...]:
+    """Gradients of q, k, v, edge and edge_query."""
     run = kernels(backend)
-    grad_q, grad_edge_query, grad_edge, fields = run.dot_destinations(call, saved, grads)
-    grad_k, grad_v = run.dot_sources(call, csc, fields, grads)
-    return grad_q, grad_k, grad_v, grad_edge, grad_edge_query
+    q, edge, edge_query, fields = run.dot_destinations(call, saved, grads)
+    k, v = run.dot_sources(call, csc, fields, grads)
+    return q, k, v, edge, edge_query
 
 
 def _fake_dot_backward(
