@@ -130,16 +130,14 @@ struct Launcher {
   }
   void dot_forward(const DotForward& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::dot_forward<decltype(type)>(p, context.plan);
-      });
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::dot_forward<decltype(type)>(p, context.plan); });
     });
   }
   void dot_alpha(const DotAlpha& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::dot_alpha<decltype(type)>(p, context.plan);
-      });
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::dot_alpha<decltype(type)>(p, context.plan); });
     });
   }
   void dot_destinations(const DotDestinations& p, const Context& context) const {
@@ -151,9 +149,8 @@ struct Launcher {
   }
   void dot_sources(const DotSources& p, const Context& context) const {
     run(context, [&] {
-      return of_type(p.shape.dtype, [&](auto type) {
-        return cuda::dot_sources<decltype(type)>(p, context.plan);
-      });
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::dot_sources<decltype(type)>(p, context.plan); });
     });
   }
 };

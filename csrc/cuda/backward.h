@@ -54,7 +54,8 @@ cudaError_t backward_prologue(const Shape& shape, bool rows_aligned, Prologue ca
                               cudaStream_t stream);
 
 // The terms of U edges from e on: w = alpha m and dl, from this lane's shares of their logits and
-// of <dO, x>. kPlain: there is no gradient of attention weights. Every lane of the warp comes here; zeros where there is no edge.
+// of <dO, x>. kPlain: there is no gradient of attention weights. Every lane of the warp comes here;
+// zeros where there is no edge.
 template <bool kPlain, bool kWhole, int U, class Call, class A, int V, int K>
 GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const Fields<A> (&f)[U][K],
                           const Board<A>& board, int e, int n, A (&logits)[U][K], A (&gains)[U][K],

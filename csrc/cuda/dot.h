@@ -42,8 +42,9 @@ struct DotLanes : Lane<V, K> {
   }
   template <DotWidth kWidth>
   GK_DEVICE const Keys& of() const {
-    return kWidth == kOfKeys ? static_cast<const Keys&>(*this)
-                           : kWidth == kOfValues ? values : features;
+    return kWidth == kOfKeys     ? static_cast<const Keys&>(*this)
+           : kWidth == kOfValues ? values
+                                 : features;
   }
 };
 
@@ -63,8 +64,7 @@ struct DotRows {
   // What other parts of a wide head add to a score.
   template <class Lanes>
   GK_DEVICE A other_parts(int64_t i, int64_t j, int64_t id, const Lanes& lanes, int part) const {
-    const A keys =
-        lanes.over_other_parts(part, [&](int f) { return q.at(i, f) * k.at(j, f); });
+    const A keys = lanes.over_other_parts(part, [&](int f) { return q.at(i, f) * k.at(j, f); });
     return scale * (keys + of_edge(queries, i, id, lanes, part));
   }
   // The same of <dO, v> and <dE, edge>.

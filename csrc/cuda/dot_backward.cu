@@ -2,8 +2,8 @@
 // grad_k and grad_v. Per edge and head, with w = alpha m and
 // dl = w (<dO_i, v_j> + <dE_i, edge_e>) - alpha delta:
 //   grad_q += s dl k_j,  grad_edge_query += s dl edge_e,  grad_k += s dl q_i,  grad_v += w dO_i,
-// where s is the scale. The first pass leaves s dl and w of every edge and head where there are edge
-// features: grad_edge, a sum over heads, is made of them.
+// where s is the scale. The first pass leaves s dl and w of every edge and head where there are
+// edge features: grad_edge, a sum over heads, is made of them.
 #include "backward.h"
 #include "dot.h"
 #include "kernels.h"
@@ -46,15 +46,18 @@ GK_DEVICE void put(const Call& call, const Item& item, const Lanes& lanes, const
 }
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
-template <class T, int V, int K, bool kPlain>
-constexpr int kBlocks = 1;
+template <class T, int V, int K, bool kPlain, bool kBySource>
+constexpr int kBlocks = sizeof(T) == 8     ? 1
+                        : V == 4 && K == 1 ? (kPlain && !kBySource ? 5 : 4)
+                        : kPlain           ? 3
+                                           : 2;
 
 // By destination. A group of lanes has an item (edge_loop.h), a lane K vectors of its rows: of q_i,
-// dO_i, edge_query_i and dE_i, of the sums for both gradients, and of the U rows k_j, v_j and edge_e
-// that are gathered at a time. kPlain: values are as wide as keys, there are no edge features and no
-// gradient of attention weights, and heads are no wider than the lanes.
+// dO_i, edge_query_i and dE_i, of the sums for both gradients, and of the U rows k_j, v_j and
+// edge_e that are gathered at a time. kPlain: values are as wide as keys, there are no edge
+// features and no gradient of attention weights, and heads are no wider than the lanes.
 template <class T, int V, int K, bool kPlain>
-GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
+GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain, false>))
 by_destination(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = sizeof(T) == 8 || !kPlain ? 2 : kGathered<K>;
@@ -150,7 +153,7 @@ by_destination(GK_CONSTANT Call call) {
 // and the sums for their gradients, and of the U rows q_i, dO_i, edge_query_i, dE_i and edge_e that
 // are gathered at a time.
 template <class T, int V, int K, bool kPlain>
-GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
+GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain, true>))
 by_source(GK_CONSTANT Call call) {
   using A = Sum<T>;
   constexpr int U = (K > 1 || !kPlain ? 2 : 4) / (sizeof(T) == 8 ? 2 : 1);
@@ -219,7 +222,8 @@ by_source(GK_CONSTANT Call call) {
           if (!kPlain && k == 0 && call.layout.parts > 1 && e + u < n) {
             const int64_t i = board.nodes[e + u], j = item.row, id = board.ids[e + u];
             logits[u][k] += from.other_parts(i, j, id, lanes, part);
-            gains[u][k] += from.other_gain(from_grad, from_v, from_edge_grad, i, j, id, lanes, part);
+            gains[u][k] +=
+                from.other_gain(from_grad, from_v, from_edge_grad, i, j, id, lanes, part);
           }
         });
         edge_terms<kPlain, kWhole>(call, lanes, f, board, e, n, logits, gains, w, dl);
@@ -255,10 +259,10 @@ struct EdgeCall {
   Edges csr;
   Schedule schedule;
   int heads, features;
-  int log2_lanes;           // that an edge has
-  Matrix query, grad;       // edge_query and dE [Nd, H * F]
-  const void* terms;        // [edges of CSR, H, 2]
-  void* grad_edge;          // [E, F] in the user's order
+  int log2_lanes;      // that an edge has
+  Matrix query, grad;  // edge_query and dE [Nd, H * F]
+  const void* terms;   // [edges of CSR, H, 2]
+  void* grad_edge;     // [E, F] in the user's order
 };
 
 // grad_edge from the terms, for each edge the sum over its heads in their order. A warp has an item
@@ -284,8 +288,7 @@ edge_gradients(GK_CONSTANT EdgeCall call) {
           const int64_t e = first + u * apart;
           if (e >= item.count) continue;
           A terms[2];
-          load<A, 2>(static_cast<const A*>(call.terms) +
-                         2 * ((item.begin + e) * call.heads + head),
+          load<A, 2>(static_cast<const A*>(call.terms) + 2 * ((item.begin + e) * call.heads + head),
                      terms);
           sums[u] += terms[0] * query + terms[1] * grad;
         }
@@ -315,7 +318,7 @@ cudaError_t launch_edge_gradients(const DotDestinations& p, const Plan& plan) {
   call.grad = p.grads.edge_out;
   call.terms = plan.edge_terms;
   call.grad_edge = p.grad_edge;
-  const int64_t items = items_of(p.csr, plan.schedule);
+  const int64_t items = plan.schedule.chunks + p.csr.rows;
   return launch(edge_gradients<T>, (items + kWarps - 1) / kWarps, 1, kThreads, 0, plan.stream,
                 call);
 }
@@ -368,9 +371,9 @@ cudaError_t dot_sources(const DotSources& p, const Plan& plan) {
     constexpr int V = v(), K = k();
     call.first = p.grad_k;
     call.second = p.grad_v;
-    const cudaError_t error = launch_items<Sum<T>>(
-        plain(call) ? by_source<T, V, K, true> : by_source<T, V, K, false>, call, kDotTables,
-        plan.stream);
+    const cudaError_t error =
+        launch_items<Sum<T>>(plain(call) ? by_source<T, V, K, true> : by_source<T, V, K, false>,
+                             call, kDotTables, plan.stream);
     if (error != cudaSuccess) return error;
     return launch_merge<KeySums<T, V, K>>(merge<KeySums<T, V, K>>, call, plan.stream);
   });

@@ -14,12 +14,13 @@ struct Call {
   DotLayout layout;
   DotScores scores;
   Dropout dropout;
-  Matrix v;     // [Ns, H * D]
-  void* out;       // [Nd, H * D]
-  void* edge_out;  // [Nd, H * F]
-  void* stats;     // [Nd, 3, H]: written by a forward unless null, read with alpha
-  void* alpha;     // null in a forward
-  void* partials;  // of sums: out, edge_out, maximum, sum
+  Matrix v;             // [Ns, H * D]
+  void* out;            // [Nd, H * D]
+  void* edge_out;       // [Nd, H * F]
+  void* stats;          // [Nd, 3, H], or null
+  const void* softmax;  // such stats of a forward, with alpha
+  void* alpha;          // null in a forward
+  void* partials;       // of sums: out, edge_out, maximum, sum
 };
 
 // The running softmax of each vector's head, and sums of rows.
@@ -105,13 +106,15 @@ struct DotState {
 
 // Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K, bool kPlain>
-constexpr int kBlocks = 1;
+constexpr int kBlocks = sizeof(T) == 8     ? 1
+                        : V == 4 && K == 1 ? (kPlain ? 5 : 4)
+                                           : 3;
 
-// A group of lanes has an item (edge_loop.h), a lane K vectors of its rows: of q_i and edge_query_i,
-// of the sums of both results, and of the U rows k_j, v_j and edge_e that are scored and added at a
-// time. The softmax of a head is held by each lane of the head.
-// kPlain: values are as wide as keys, there are no edge features, and heads are no wider than the
-// lanes; writes no attention weights.
+// A group of lanes has an item (edge_loop.h), a lane K vectors of its rows: of q_i and
+// edge_query_i, of the sums of both results, and of the U rows k_j, v_j and edge_e that are scored
+// and added at a time. The softmax of a head is held by each lane of the head. kPlain: values are
+// as wide as keys, there are no edge features, and heads are no wider than the lanes; writes no
+// attention weights.
 template <class T, int V, int K, bool kPlain>
 GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain>))
 forward(GK_CONSTANT Call call) {
@@ -145,7 +148,7 @@ forward(GK_CONSTANT Call call) {
     GK_UNROLL
     for (int k = 0; k < K; ++k) {
       if (!alphas || !item.there || lanes.head_of(k) >= lanes.tile_heads) continue;
-      const A* stats = static_cast<const A*>(call.stats) + item.row * 3 * all_heads +
+      const A* stats = static_cast<const A*>(call.softmax) + item.row * 3 * all_heads +
                        lanes.first_head + lanes.head_of(k);
       state.top[k] = __ldg(stats);
       inverse[k] = __ldg(stats + all_heads);
@@ -267,7 +270,7 @@ template <class T>
 cudaError_t dot_alpha(const DotAlpha& p, const Plan& plan) {
   if (p.alpha == nullptr) return cudaSuccess;  // no edges
   return with_dot_call<T, Call>(p, p.csr, 0, true, plan, [&](auto v, auto k, Call& call) {
-    call.stats = const_cast<void*>(p.stats);
+    call.softmax = p.stats;
     call.alpha = p.alpha;
     return launch_items<Sum<T>>(forward<T, v(), k(), false>, call, kDotTables, plan.stream);
   });
