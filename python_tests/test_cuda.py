@@ -129,6 +129,23 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
             test_dot.check(graph, test_dot.inputs_of(graph, heads, sizes, torch.float32, True), 0.6)
 
 
+@on_cuda
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (4, 0, 4), (4, 4, 0), (0, 3, 0), (0, 0, 0)], ids=str)
+def test_dot_products_of_rows_without_channels(sizes: tuple[int, int, int]) -> None:
+    graph = GRAPHS["hub_block"]()
+    inputs = test_dot.inputs_of(graph, 2, sizes, torch.float32, True)
+    found = {}
+    for backend in ("cuda", "reference"):
+
+        def attend(*tensors: torch.Tensor, backend: str = backend) -> Any:
+            how: dict[str, Any] = {"scale": 0.5, "return_attention": True, "backend": backend}
+            return dot_attention(graph, *tensors, **how)
+
+        found[backend] = test_dot.results(attend, inputs, torch.float32)
+    for got, expected in zip(found["cuda"], found["reference"], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def _check(
     kind: str, graph: Graph, shape: tuple[int, int], dtype: torch.dtype, others: bool
 ) -> None:
