@@ -39,6 +39,8 @@ X86_ISAS = {
 }
 CUDA_SOURCES = (
     "csrc/cuda/backward_prologue.cu",
+    "csrc/cuda/dot_backward.cu",
+    "csrc/cuda/dot_forward.cu",
     "csrc/cuda/merge_forward.cu",
     "csrc/cuda/node_scores.cu",
     "csrc/cuda/rowwise_backward.cu",

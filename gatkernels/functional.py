@@ -294,7 +294,7 @@ def _rowwise_of_one(
 
 
 #: Backends with kernels for dot products.
-DOT_BACKENDS = {"cpu"}
+DOT_BACKENDS: set[str] = {"cpu", "cuda"}
 
 
 def _select_dot(op: str, backend: str, q: Tensor) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 
 import emulator
 import pytest
+import test_dot
 import test_gatv2
 import torch
 from graphs import DEVICE, GRAPHS, random_inputs
 from tolerance import BACKEND, Options, assert_right, by_kernel
 
-from gatkernels import Graph, backends, gat_attention, gatv2_attention
+from gatkernels import Graph, backends, dot_attention, gat_attention, gatv2_attention
 from gatkernels.backends import BackendUnavailable, Case, cuda, schedule, tiles
 from gatkernels.functional import gat_attention_of_features
 
@@ -65,6 +66,15 @@ def test_no_result_depends_on_the_order_of_threads(name: str, shape: tuple[int, 
         torch.manual_seed(1)
         out = gatv2_attention(graph, *leaves, dropout=0.4, backend="cuda")
         got += [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+        for edges in (False, True):
+            given = test_dot.inputs_of(graph, shape[0], (shape[1],) * 3, torch.float32, edges)
+
+            def attend(*tensors: torch.Tensor) -> Any:
+                torch.manual_seed(2)
+                out = dot_attention(graph, *tensors, dropout=0.4, backend="cuda")
+                return out if isinstance(out, tuple) else (out,)
+
+            got += test_dot.results(attend, given, torch.float32)
         found.append(got)
     assert all(map(torch.equal, *found))
 
@@ -84,6 +94,10 @@ def test_rows_that_begin_at_odd_places() -> None:
         torch.testing.assert_close(got, expected)
         packed = inputs._replace(x=rows)
         assert_right(graph, packed)
+        query = inputs.grad_out
+        wanted = dot_attention(graph, query, inputs.x, inputs.x, backend="cuda")
+        got = dot_attention(graph, query, rows, rows, backend="cuda")
+        torch.testing.assert_close(got, wanted)
 
 
 @on_cuda
@@ -100,6 +114,8 @@ def test_rows_four_gibibytes_apart() -> None:
     att = torch.randn(4, 8)
     got = gatv2_attention(graph, rows, rows, att, backend="cuda")
     assert torch.equal(got, gatv2_attention(graph, *[rows.contiguous()] * 2, att, backend="cuda"))
+    got = dot_attention(graph, rows, rows, rows, backend="cuda")
+    assert torch.equal(got, dot_attention(graph, *[rows.contiguous()] * 3, backend="cuda"))
 
 
 @on_cuda
@@ -108,11 +124,44 @@ def test_heads_too_wide_for_a_warp_and_too_many_for_a_block() -> None:
     for shape in ((1, 1025), (2, 2049), (70, 9), (129, 1)):
         inputs = random_inputs(graph, *shape, torch.float32, edge_score=True, attention=True)
         assert_right(graph, inputs, Options(0.2, 0.6, SEED))
+        heads, channels = shape
+        for sizes in ((channels, 3, channels // 2), (3, channels, 1), (1, 3, channels)):
+            test_dot.check(graph, test_dot.inputs_of(graph, heads, sizes, torch.float32, True), 0.6)
+
+
+@on_cuda
+@pytest.mark.parametrize("sizes", [(0, 4, 4), (4, 0, 4), (4, 4, 0), (0, 3, 0), (0, 0, 0)], ids=str)
+def test_dot_products_of_rows_without_channels(sizes: tuple[int, int, int]) -> None:
+    graph = GRAPHS["hub_block"]()
+    inputs = test_dot.inputs_of(graph, 2, sizes, torch.float32, True)
+    found = {}
+    for backend in ("cuda", "reference"):
+
+        def attend(*tensors: torch.Tensor, backend: str = backend) -> Any:
+            how: dict[str, Any] = {"scale": 0.5, "return_attention": True, "backend": backend}
+            return dot_attention(graph, *tensors, **how)
+
+        found[backend] = test_dot.results(attend, inputs, torch.float32)
+    for got, expected in zip(found["cuda"], found["reference"], strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def _check(
+    kind: str, graph: Graph, shape: tuple[int, int], dtype: torch.dtype, others: bool
+) -> None:
+    """With all that there can be, or without edge features and attention weights."""
+    heads, channels = shape
+    if kind == "dot":
+        inputs = test_dot.inputs_of(graph, heads, (channels, channels, 8), dtype, others)
+        test_dot.check(graph, inputs, 0.6, others)
+    else:
+        rows = test_gatv2.inputs_of(kind, graph, heads, channels, dtype, others)
+        test_gatv2.check(kind, graph, rows, 0.2, 0.6, others)
 
 
 @on_cuda
 @pytest.mark.parametrize("shape", [(4, 16), (1, 1025)], ids=str)
-@pytest.mark.parametrize("kind", ["gat", "gatv2"])
+@pytest.mark.parametrize("kind", ["gat", "gatv2", "dot"])
 def test_hubs_of_many_chunks(
     monkeypatch: pytest.MonkeyPatch, kind: str, shape: tuple[int, int]
 ) -> None:
@@ -124,8 +173,7 @@ def test_hubs_of_many_chunks(
     for ends in ((src, dst), (dst, src)):
         graph = Graph.from_edge_index(torch.stack(ends).to(DEVICE), 40)
         for others in (True, False):
-            inputs = test_gatv2.inputs_of(kind, graph, *shape, torch.float32, others)
-            test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
+            _check(kind, graph, shape, torch.float32, others)
 
 
 @on_cuda
@@ -135,9 +183,8 @@ def test_some_heads_at_a_time(monkeypatch: pytest.MonkeyPatch, most_heads: int) 
     for shape, dtype in (((5, 64), torch.float32), ((4, 8), torch.bfloat16)):
         for name in ("random", "hub_block"):
             graph = GRAPHS[name]()
-            for kind, others in itertools.product(("gat", "gatv2"), (True, False)):
-                inputs = test_gatv2.inputs_of(kind, graph, *shape, dtype, others)
-                test_gatv2.check(kind, graph, inputs, 0.2, 0.6, others)
+            for kind, others in itertools.product(("gat", "gatv2", "dot"), (True, False)):
+                _check(kind, graph, shape, dtype, others)
 
 
 def test_rows_that_fit_the_cache_need_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +248,15 @@ def test_launches_of_a_step(degrees: list[int], merges: int) -> None:
         torch.autograd.grad(out, leaves, out.detach())
         found = middle - start, cuda.module.launches() - middle
         assert found == (forward + merges, backward)
+    for edges in (False, True):  # their gradient takes a kernel more
+        given = test_dot.inputs_of(graph, 2, (8, 8, 4), torch.float32, edges)
+        leaves = [t.requires_grad_() for t in given]
+        start = cuda.module.launches()
+        outs = dot_attention(graph, *leaves, backend="cuda")
+        middle = cuda.module.launches()
+        torch.autograd.grad(outs, leaves, outs if edges else outs.detach())
+        found = middle - start, cuda.module.launches() - middle
+        assert found == (1 + merges, 3 + edges + merges)
 
 
 @on_cuda

@@ -128,6 +128,31 @@ struct Launcher {
       });
     });
   }
+  void dot_forward(const DotForward& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::dot_forward<decltype(type)>(p, context.plan); });
+    });
+  }
+  void dot_alpha(const DotAlpha& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::dot_alpha<decltype(type)>(p, context.plan); });
+    });
+  }
+  void dot_destinations(const DotDestinations& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype, [&](auto type) {
+        return cuda::dot_destinations<decltype(type)>(p, context.plan);
+      });
+    });
+  }
+  void dot_sources(const DotSources& p, const Context& context) const {
+    run(context, [&] {
+      return of_type(p.shape.dtype,
+                     [&](auto type) { return cuda::dot_sources<decltype(type)>(p, context.plan); });
+    });
+  }
 };
 
 }  // namespace
@@ -146,9 +171,9 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<Schedule>(m, "Schedule", py::module_local()).def(py::init(&schedule));
   py::class_<Context>(m, "Context", py::module_local())
       .def(py::init([](int device, uintptr_t stream, const Schedule& schedule, Data partials,
-                       Data att_parts, int64_t most_heads) {
+                       Data edge_terms, Data att_parts, int64_t most_heads) {
         return Context{device,
-                       {schedule, partials.pointer, att_parts.pointer,
+                       {schedule, partials.pointer, edge_terms.pointer, att_parts.pointer,
                         reinterpret_cast<cudaStream_t>(stream), most_heads}};
       }));
   define_contract(m, Launcher());

@@ -1,7 +1,7 @@
-// What the backward passes of both families share.
+// What the backward passes share.
 #pragma once
+#include "gather.h"
 #include "launch.h"
-#include "rows.h"
 
 namespace gatkernels {
 namespace cuda {
@@ -21,7 +21,10 @@ struct Prologue {
   const void* alpha;       // with grad_alpha
   const void* grad_alpha;  // or null
   void* fields;
-  Matrix grad_dst{};  // separable only
+  Matrix grad_dst{};   // separable only
+  Matrix edge_grad{};  // [Nd, H * features]; these three for dot products with edge features
+  const void* edge_out = nullptr;
+  int features = 0;
 
   template <class Params>
   explicit Prologue(const Params& p)
@@ -32,12 +35,56 @@ struct Prologue {
         alpha(p.alpha),
         grad_alpha(p.grad_alpha),
         fields(p.fields) {}
+  explicit Prologue(const DotDestinations& p)
+      : csr(p.csr),
+        grad(p.grads.out),
+        out(p.out),
+        stats(p.stats),
+        alpha(p.alpha),
+        grad_alpha(p.grads.alpha),
+        fields(p.fields),
+        edge_grad(p.grads.edge_out),
+        edge_out(p.edge_out),
+        features(int(p.scores.features)) {}
 };
 
 // Fills the fields, and separable scores' grad_dst = (1 - slope) (<dO, out_pos> - delta share).
 template <class T>
 cudaError_t backward_prologue(const Shape& shape, bool rows_aligned, Prologue call,
                               cudaStream_t stream);
+
+// The terms of U edges from e on: w = alpha m and dl, from this lane's shares of their logits and
+// of <dO, x>. kPlain: there is no gradient of attention weights. Every lane of the warp comes here;
+// zeros where there is no edge.
+template <bool kPlain, bool kWhole, int U, class Call, class A, int V, int K>
+GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const Fields<A> (&f)[U][K],
+                          const Board<A>& board, int e, int n, A (&logits)[U][K], A (&gains)[U][K],
+                          A (&w)[U][K], A (&dl)[U][K]) {
+  lane.add_channels_of_each(logits);
+  lane.add_channels_of_each(gains);
+  GK_UNROLL
+  for (int k = 0; k < K; ++k) {
+    A factors[U];
+    if (call.dropout.seed) {
+      load_plain(board.weights + lane.weight_of(k) * board.pitch + e, factors);
+    }
+    GK_UNROLL
+    for (int u = 0; u < U; ++u) {
+      w[u][k] = dl[u][k] = A(0);
+      if (!kWhole && e + u >= n) continue;
+      const A(&field)[4] = f[u][k].values;
+      const A alpha = exp_below(logits[u][k], field[kTop]) * field[kInverse];
+      A outer = gains[u][k];
+      if (!kPlain && call.grad_alpha && lane.head_of(k) < lane.tile_heads) {
+        outer += __ldg(static_cast<const A*>(call.grad_alpha) +
+                       int64_t(board.ids[e + u]) * call.layout.heads + lane.first_head +
+                       lane.head_of(k));
+      }
+      w[u][k] = call.dropout.seed ? alpha * factors[u] : alpha;
+      dl[u][k] = w[u][k] * outer - alpha * field[kDelta];
+    }
+  }
+}
 
 GK_HOST_DEVICE inline int64_t backward_partial_width(int64_t heads, int64_t channels) {
   return (2 * heads * channels + heads + 3) / 4 * 4;  // rows begin at 16 bytes

@@ -41,6 +41,8 @@ prologue(GK_CONSTANT Prologue call) {
   const int width = call.layout.width();
   const Rows<T, V, K> grads(call.grad), outs(call.out, width);
   const Rows<A, V, K> outs_pos(call.out_pos, width);
+  Lane<V, K> edge_lane = lane.in_rows_of(call.features);
+  const Rows<T, V, K> edge_grads(call.edge_grad), edge_outs(call.edge_out, edge_lane.width());
   A delta[K] = {}, positive[K] = {};
   for (int part = 0; part < call.layout.parts; ++part) {
     lane.enter(part);
@@ -49,6 +51,13 @@ prologue(GK_CONSTANT Prologue call) {
     outs.get(row, there, lane, out);
     GK_UNROLL
     for (int k = 0; k < K; ++k) delta[k] += dot(grad[k], out[k]);
+    if (call.features > 0) {
+      edge_lane.enter(part);
+      edge_grads.get(row, there, edge_lane, grad);
+      edge_outs.get(row, there, edge_lane, out);
+      GK_UNROLL
+      for (int k = 0; k < K; ++k) delta[k] += dot(grad[k], out[k]);
+    }
     if (!call.grad_dst.data) continue;
     outs_pos.get(row, there, lane, out);
     GK_UNROLL
@@ -91,13 +100,16 @@ prologue(GK_CONSTANT Prologue call) {
 template <class T>
 cudaError_t backward_prologue(const Shape& shape, bool rows_aligned, Prologue call,
                               cudaStream_t stream) {
+  Shape widest = shape;
+  if (call.features > widest.channels) widest.channels = call.features;
   const auto run = [&](auto v, auto k) {
-    call.layout = make_layout(shape, v, k);
+    call.layout = make_layout(widest, v, k);
+    call.layout.channels = int(shape.channels);
     const int groups = kThreads >> call.layout.log2_group;
     const int64_t blocks = (call.csr.rows + groups - 1) / groups;
     return launch(prologue<T, v(), k()>, blocks, call.layout.tiles, kThreads, 0, stream, call);
   };
-  return with_vectors<T, kShare>(shape, rows_aligned, shape.heads, run);
+  return with_vectors<T, kShare>(widest, rows_aligned, shape.heads, run);
 }
 
 template cudaError_t backward_prologue<GK_TYPE>(const Shape&, bool, Prologue, cudaStream_t);

@@ -28,6 +28,14 @@ template <class T>
 cudaError_t rowwise_destinations(const RowwiseDestinations&, const Plan&);
 template <class T>
 cudaError_t rowwise_sources(const RowwiseSources&, const Plan&);
+template <class T>
+cudaError_t dot_forward(const DotForward&, const Plan&);
+template <class T>
+cudaError_t dot_alpha(const DotAlpha&, const Plan&);
+template <class T>
+cudaError_t dot_destinations(const DotDestinations&, const Plan&);
+template <class T>
+cudaError_t dot_sources(const DotSources&, const Plan&);
 
 }  // namespace cuda
 }  // namespace gatkernels

@@ -61,7 +61,8 @@ cudaError_t launch(Kernel kernel, int64_t blocks, int64_t tiles, int threads, in
 
 // What every kernel over edges reads, the scorer's too.
 template <class Call, class Params>
-Call call_of(const Params& p, const Edges& edges, const Schedule& schedule, const Layout& layout) {
+Call call_of(const Params& p, const Edges& edges, const Schedule& schedule,
+             const decltype(Call::layout)& layout) {
   Call call{};
   call.edges = edges;
   call.schedule = schedule;

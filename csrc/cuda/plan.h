@@ -16,6 +16,7 @@ namespace cuda {
 struct Plan {
   Schedule schedule;    // of the edges' rows
   void* partials;       // of hubs: [chunks + slices, width]
+  void* edge_terms;     // [edges, H, 2], where dot products have a gradient of edge features
   void* att_parts;      // [kAttParts, vectors, H * C], where a backward has attention vectors
   cudaStream_t stream;  // torch's current one
   int64_t most_heads;   // of a tile, in kernels that gather rows

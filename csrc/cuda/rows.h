@@ -92,6 +92,8 @@ struct Lane {
   int head;        // of the tile, where lanes are edges
   int first_edge;  // in the group's edges, where lanes are edges
   int edges_apart;
+  int channels;    // of a head
+  int head_apart;  // features from a head to the next
   int feature[K];  // of each vector, -1 where it is none
 
   GK_DEVICE explicit Lane(const Layout& l)
@@ -103,8 +105,19 @@ struct Lane {
         tile_heads(at_most(l.heads - first_head, l.tile_heads)),
         head(lane & (l.padded_heads() - 1)),
         first_edge(lane >> l.log2_heads),
-        edges_apart(group_lanes >> l.log2_heads) {
+        edges_apart(group_lanes >> l.log2_heads),
+        channels(l.channels),
+        head_apart(l.channels) {
     enter(0);
+  }
+  // The same lane in rows of other channels, at most as many as the layout was made for; or in rows
+  // that all heads share.
+  GK_DEVICE Lane in_rows_of(int other_channels, bool shared = false) const {
+    Lane other = *this;
+    other.channels = other_channels;
+    other.head_apart = shared ? 0 : other_channels;
+    other.enter(0);
+    return other;
   }
   // Turns to a part of the heads.
   GK_DEVICE void enter(int part) {
@@ -113,11 +126,12 @@ struct Lane {
   }
   GK_DEVICE int feature_in(int k, int part) const {
     const int channel = (part * layout.slots() + slot_of(k)) * V;
-    const bool there = head_of(k) < tile_heads && channel < layout.channels;
-    return there ? (first_head + head_of(k)) * layout.channels + channel : -1;
+    const bool there = head_of(k) < tile_heads && channel < channels;
+    return there ? (first_head + head_of(k)) * head_apart + channel : -1;
   }
   GK_DEVICE int slot_of(int k) const { return (k * group_lanes + lane) & (layout.slots() - 1); }
 
+  GK_DEVICE int width() const { return layout.heads * channels; }         // of a row
   GK_DEVICE int groups() const { return kThreads >> layout.log2_group; }  // of a block
   GK_DEVICE bool scores() const { return head < tile_heads; }
   GK_DEVICE bool has(int k) const { return feature[k] >= 0; }
@@ -183,6 +197,19 @@ struct Lane {
   template <class A>
   GK_DEVICE void add_channels(A (&sums)[K]) const {
     add_channels_of_each(reinterpret_cast<A(&)[1][K]>(sums));
+  }
+  // The sum of term(feature) over this lane's features of parts other than `part`.
+  template <class Term>
+  GK_DEVICE auto over_other_parts(int part, Term term) const {
+    decltype(term(0)) sum = 0;
+    for (int other = 0; other < layout.parts; ++other) {
+      for (int k = 0; k < K; ++k) {
+        const int f = feature_in(k, other);
+        if (other == part || f < 0) continue;
+        for (int v = 0; v < V; ++v) sum += term(f + v);
+      }
+    }
+    return sum;
   }
 };
 

@@ -36,7 +36,7 @@ struct RowScores {
   // The same of the other parts of a wide head, and of <grad, x>: read anew for every edge.
   GK_DEVICE A other_parts(int64_t j, int64_t i, int64_t id, const Lane<V, K>& lane,
                           int part) const {
-    return over_parts(lane, part, [&](int f) {
+    return lane.over_other_parts(part, [&](int f) {
       A key = x.at(j, f);
       if (edge.data) key += edge.at(id, f);
       return scorer.term(scorer.prepare(atts.at(0, f)), key, dst.at(i, f));
@@ -44,22 +44,7 @@ struct RowScores {
   }
   GK_DEVICE A other_gain(const Rows<T, V, K>& grad, int64_t j, int64_t i, const Lane<V, K>& lane,
                          int part) const {
-    return over_parts(lane, part, [&](int f) { return x.at(j, f) * grad.at(i, f); });
-  }
-
- private:
-  // The sum of term(feature) over this lane's features of parts other than `part`.
-  template <class Term>
-  GK_DEVICE A over_parts(const Lane<V, K>& lane, int part, Term term) const {
-    A sum = A(0);
-    for (int other = 0; other < lane.layout.parts; ++other) {
-      for (int k = 0; k < K; ++k) {
-        const int f = lane.feature_in(k, other);
-        if (other == part || f < 0) continue;
-        for (int v = 0; v < V; ++v) sum += term(f + v);
-      }
-    }
-    return sum;
+    return lane.over_other_parts(part, [&](int f) { return x.at(j, f) * grad.at(i, f); });
   }
 };
 

@@ -48,38 +48,6 @@ GK_DEVICE void put(const Call& call, const Item& item, const Lane<V, K>& lane,
   }
 }
 
-// The terms of U edges from e on: w = alpha m and dl, from this lane's shares of their logits and
-// of <dO, x>. Every lane of the warp comes here; zeros where there is no edge.
-template <bool kPlain, bool kWhole, int U, class A, int V, int K>
-GK_DEVICE void edge_terms(const Call& call, const Lane<V, K>& lane, const Fields<A> (&f)[U][K],
-                          const Board<A>& board, int e, int n, A (&logits)[U][K], A (&gains)[U][K],
-                          A (&w)[U][K], A (&dl)[U][K]) {
-  lane.add_channels_of_each(logits);
-  lane.add_channels_of_each(gains);
-  GK_UNROLL
-  for (int k = 0; k < K; ++k) {
-    A factors[U];
-    if (call.dropout.seed) {
-      load_plain(board.weights + lane.weight_of(k) * board.pitch + e, factors);
-    }
-    GK_UNROLL
-    for (int u = 0; u < U; ++u) {
-      w[u][k] = dl[u][k] = A(0);
-      if (!kWhole && e + u >= n) continue;
-      const A(&field)[4] = f[u][k].values;
-      const A alpha = exp_below(logits[u][k], field[kTop]) * field[kInverse];
-      A outer = gains[u][k];
-      if (!kPlain && call.grad_alpha && lane.head_of(k) < lane.tile_heads) {
-        outer += __ldg(static_cast<const A*>(call.grad_alpha) +
-                       int64_t(board.ids[e + u]) * call.layout.heads + lane.first_head +
-                       lane.head_of(k));
-      }
-      w[u][k] = call.dropout.seed ? alpha * factors[u] : alpha;
-      dl[u][k] = w[u][k] * outer - alpha * field[kDelta];
-    }
-  }
-}
-
 // Blocks on a multiprocessor that registers leave room for without spilling.
 template <class T, int V, int K, bool kPlain>
 constexpr int kBlocks = sizeof(T) == 8     ? 1

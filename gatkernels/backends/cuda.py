@@ -93,20 +93,25 @@ class _Cuda(Compiled):
         rows: Tensor | None = None,
         matrices: int = 1,
         vectors: int = 0,
+        channels: int | None = None,
+        terms: int = 0,
     ) -> Any:
-        heads = channels = most_heads = 0
+        count = edges.col.shape[0]
+        heads = gathered = most_heads = 0
         if rows is not None:
-            nodes, heads, channels = rows.shape
-            head_bytes = matrices * channels * rows.element_size()
-            most_heads = _most_heads(sums.device, nodes, edges.col.shape[0], heads, head_bytes)
+            nodes, heads, gathered = rows.shape
+            head_bytes = matrices * gathered * rows.element_size()
+            most_heads = _most_heads(sums.device, nodes, count, heads, head_bytes)
         plan, chunks = _schedule_of(edges)
         places = chunks + chunks // module.slice
-        partials = sums.new_empty(places * (2 * heads * channels + 3 * heads + 3))
-        att_parts = sums.new_empty(module.att_parts * vectors * heads * channels)
+        per_head = 3 + (2 * gathered if channels is None else channels)
+        partials = sums.new_empty(places * (heads * per_head + 3))
+        edge_terms = sums.new_empty(count * heads * terms) if terms else None
+        att_parts = sums.new_empty(module.att_parts * vectors * heads * gathered)
         device = max(sums.get_device(), 0)
         stream = torch._C._cuda_getCurrentRawStream(device) if sums.is_cuda else 0
-        context = module.Context(device, stream, plan, partials, att_parts, most_heads)
-        return context, (partials, att_parts)
+        scratch = partials, edge_terms, att_parts
+        return module.Context(device, stream, plan, *scratch, most_heads), scratch
 
 
 def _on_device_of_graph(run: Callable[..., Any]) -> Callable[..., Any]:

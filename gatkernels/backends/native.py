@@ -197,11 +197,15 @@ class Compiled:
         rows: Tensor | None = None,
         matrices: int = 1,
         vectors: int = 0,
+        channels: int | None = None,
+        terms: int = 0,
     ) -> Any:
         """What kernels need besides the records, and what must live until they have run.
 
         For edges that gather from so many matrices like ``rows [nodes, H, C]``, and gradients of so
-        many attention vectors; ``sums`` has their dtype.
+        many attention vectors; ``sums`` has their dtype. The results of a row have so many
+        ``channels`` per head, two C where nothing is said; so many ``terms`` of an edge and head
+        go from one kernel to the next.
         """
         return torch.get_num_threads(), None
 
@@ -338,7 +342,8 @@ class Compiled:
         edge_out = None if edge_query is None else empty(q, *edge_query.shape)
         sums = _sums(q)
         stats = empty(sums, rows, 3, heads) if statistics else None
-        context, _alive = self._context(csr, sums, v, 2)
+        results = v.shape[2] + _channels(edge_query)
+        context, _alive = self._context(csr, sums, v, 2, channels=results)
         self._module().dot_forward(_code(q), context, csr, inputs, how, out, edge_out, stats)
         return out, edge_out, stats
 
@@ -364,7 +369,14 @@ class Compiled:
             None if edge_query is None else empty(q, *edge_query.shape),
             empty(saved.stats, q.shape[0], 4 * q.shape[1]),
         )
-        context, _alive = self._context(csr, saved.stats, v, 2)
+        context, _alive = self._context(
+            csr,
+            saved.stats,
+            v,
+            2,
+            channels=q.shape[2] + _channels(edge_query),
+            terms=0 if edge is None else 2,
+        )
         self._module().dot_destinations(_code(q), context, csr, inputs, how, saved, grads, results)
         return results
 
@@ -376,7 +388,7 @@ class Compiled:
         q, k, v, *_ = inputs = fit_dot(inputs)
         grads = fit_dot_grads(grads)
         results = DotSourceGrads(empty(k, *k.shape), empty(v, *v.shape))
-        context, _alive = self._context(csc, fields, grads.out, 2)
+        context, _alive = self._context(csc, fields, grads.out, 2, channels=k.shape[2] + v.shape[2])
         self._module().dot_sources(_code(q), context, csc, inputs, how, grads, fields, results)
         return results
 
@@ -384,6 +396,10 @@ class Compiled:
 def _sums(x: Tensor) -> Tensor:
     """Nothing, in the dtype of sums."""
     return x.new_empty(0, dtype=SUM_DTYPES[x.dtype])
+
+
+def _channels(rows: Tensor | None) -> int:
+    return 0 if rows is None else rows.shape[2]
 
 
 def _code(x: Tensor) -> int:
