@@ -294,7 +294,7 @@ def _rowwise_of_one(
 
 
 #: Backends with kernels for dot products.
-DOT_BACKENDS: set[str] = set()
+DOT_BACKENDS = {"triton"}
 
 
 def _select_dot(op: str, backend: str, q: Tensor) -> str:
