@@ -135,9 +135,9 @@ def compile_all(case: str, drivers: Target) -> None:
         found = nvidia(built.asm["cubin"]) if "cubin" in built.asm else amd(built.asm["amdgcn"])
         found["case"], found["kernel"], found["gathers"] = case, name, name in GATHER
         threads = cut.warps * drivers.target.warp_size
-        widths = cut.BC if isinstance(cut, Tile) else cut.keys.BC
+        widths = cut.BC if isinstance(cut, Tile) else cut.k.BC
         if isinstance(cut, DotTile) and name != "dot.alpha":
-            widths += cut.values.BC
+            widths += cut.v.BC
         found["row_bytes_per_thread"] = cut.big.edges * cut.BH * widths * dtype.itemsize / threads
         if not everything:  # Philox multiplies in 32 bits, too
             found["narrow_products"] = narrow_products(built.asm["ttir"])

@@ -1,8 +1,8 @@
 """Attention by dot products, forward: rows of keys give the logits, rows of values the sum.
 
 ``l_e = scale (<q_i, k_j> + <query_i, edge_e>)``. The running maximum is raised, and the sums
-rescaled, once per step of D edges. Rows are of three widths: ``tile.keys`` is of q and k,
-``tile.values`` of v and out, ``tile.query`` of what edge features meet, which are ``tile.edge``.
+rescaled, once per step of D edges. Rows are of three widths: ``tile.k`` is of q and k,
+``tile.v`` of v and out, ``tile.query`` of what edge features meet, which are ``tile.edge``.
 Without edge features nothing is compiled of them.
 """
 
@@ -88,18 +88,18 @@ def forward_rows(
     """A part's maxima and sums ``[R, BH]``, weighted sums of values and of edge features."""
     dtype: tl.constexpr = partial.nodes.rows.dtype.element_ty
     row, here = part.row[:, None], (part.row >= 0)[:, None]
-    q = gather(given.q, row, here, head, dtype, tile.keys)
+    q = gather(given.q, row, here, head, dtype, tile.k)
     query = gather(given.query, row, here, head, dtype, tile.query)
     top = tl.full([block.rows, tile.BH], LOWEST, dtype)
     total = tl.zeros([block.rows, block.edges, tile.BH], dtype)
-    acc = no_sums(block, dtype, tile.values)
+    acc = no_sums(block, dtype, tile.v)
     edge_acc = no_sums(block, dtype, tile.query)
     for step in range(0, tl.max(part.end - part.begin, axis=0), block.edges):
         # gather D rows of keys and values, and score them
         place, there = edges(part.begin, part.end, step, block.edges)
         src = ids(work.col, place, there)
-        k = gather(given.k, src, there, head, dtype, tile.keys)
-        v = gather(given.v, src, there, head, dtype, tile.values)
+        k = gather(given.k, src, there, head, dtype, tile.k)
+        v = gather(given.v, src, there, head, dtype, tile.v)
         edge = gather_edges(work, given, place, there, dtype, tile)
         logit = logits(q, k, query, edge, scale)
         logit = tl.where(there[:, :, None], logit, float("-inf"))
@@ -116,7 +116,7 @@ def forward_rows(
         top = higher
     total, acc = tl.sum(total, axis=1), tl.sum(acc, axis=1)
     none = tl.zeros([block.rows, tile.BH], dtype)
-    store_forward(to.nodes, partial.nodes, part, top, total, none, acc, acc, head, tile.values)
+    store_forward(to.nodes, partial.nodes, part, top, total, none, acc, acc, head, tile.v)
     if given.edge is not None:
         edge_acc = tl.sum(edge_acc, axis=1)
         store_forward(
@@ -160,13 +160,13 @@ def alpha_rows(
     """The weights ``[R, D, BH]`` of a part's edges, each to its place in the user's order."""
     dtype: tl.constexpr = stats.dtype.element_ty
     row, here = part.row[:, None], (part.row >= 0)[:, None]
-    q = gather(given.q, row, here, head, dtype, tile.keys)
+    q = gather(given.q, row, here, head, dtype, tile.k)
     query = gather(given.query, row, here, head, dtype, tile.query)
     top = load_heads(stats, 3 * tile.H, row, here, head, tile)
     inverse = load_heads(stats + tile.H, 3 * tile.H, row, here, head, tile)
     for step in range(0, tl.max(part.end - part.begin, axis=0), block.edges):
         place, there = edges(part.begin, part.end, step, block.edges)
-        k = gather(given.k, ids(work.col, place, there), there, head, dtype, tile.keys)
+        k = gather(given.k, ids(work.col, place, there), there, head, dtype, tile.k)
         edge = gather_edges(work, given, place, there, dtype, tile)
         weight = tl.exp(logits(q, k, query, edge, scale) - top) * inverse
         weight = dropped(weight, drop, work, place, there, head, tile)

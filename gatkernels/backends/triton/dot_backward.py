@@ -74,9 +74,9 @@ def prologue(work, rows, grads, saved, tile: tl.constexpr):
     head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
     there = row < rows
     dtype: tl.constexpr = grads.fields.dtype.element_ty
-    d_out = gather(grads.out, row, there, head, dtype, tile.values)
-    at = row * (tile.H * tile.values.C)
-    delta = tl.sum(load_rows(saved.out, at, there, head, tile.values).to(dtype) * d_out, axis=2)
+    d_out = gather(grads.out, row, there, head, dtype, tile.v)
+    at = row * (tile.H * tile.v.C)
+    delta = tl.sum(load_rows(saved.out, at, there, head, tile.v).to(dtype) * d_out, axis=2)
     if grads.edge_out is not None:
         d_out = gather(grads.edge_out, row, there, head, dtype, tile.query)
         at = row * (tile.H * tile.query.C)
@@ -90,9 +90,9 @@ def prologue(work, rows, grads, saved, tile: tl.constexpr):
 @triton.jit
 def load_destination(given, grads, node, there, head, tile: tl.constexpr):
     dtype: tl.constexpr = grads.fields.dtype.element_ty
-    q = gather(given.q, node, there, head, dtype, tile.keys)
+    q = gather(given.q, node, there, head, dtype, tile.k)
     query = gather(given.query, node, there, head, dtype, tile.query)
-    d_out = gather(grads.out, node, there, head, dtype, tile.values)
+    d_out = gather(grads.out, node, there, head, dtype, tile.v)
     d_edge_out = gather(grads.edge_out, node, there, head, dtype, tile.query)
     fields = load_fields(grads.fields, node, there, head, tile)
     return Destination(q, query, d_out, d_edge_out, fields)
@@ -145,13 +145,13 @@ def destination_rows(
     dtype: tl.constexpr = grads.fields.dtype.element_ty
     used = part.end > part.begin  # what belongs to a row without edges may not be finite
     dst = load_destination(given, grads, part.row[:, None], used[:, None], head, tile)
-    grad_q = no_sums(block, dtype, tile.keys)
+    grad_q = no_sums(block, dtype, tile.k)
     grad_query = no_sums(block, dtype, tile.query)
     for step in range(0, tl.max(part.end - part.begin, axis=0), block.edges):
         place, there = edges(part.begin, part.end, step, block.edges)
         src = ids(work.col, place, there)
-        k = gather(given.k, src, there, head, dtype, tile.keys)
-        v = gather(given.v, src, there, head, dtype, tile.values)
+        k = gather(given.k, src, there, head, dtype, tile.k)
+        v = gather(given.v, src, there, head, dtype, tile.v)
         edge = gather_edges(work, given, place, there, dtype, tile)
         weight, d_logit = edge_gradients(
             work, grads, dst, k, v, edge, place, there, scale, drop, head, tile
@@ -162,7 +162,7 @@ def destination_rows(
             share = tl.sum(d_logit * dst.query + weight * dst.d_edge_out, axis=2, keep_dims=True)
             at = ids(work.eid, place, there) * tile.groups + tl.program_id(1)
             store_rows(to.edge, at * tile.edge.C, share, there, tl.arange(0, 1), tile.edge)
-    store_gradient(to.q, partial.nodes, part, grad_q, head, tile.keys)
+    store_gradient(to.q, partial.nodes, part, grad_q, head, tile.k)
     if given.edge is not None:
         store_gradient(to.edge_query, partial.edges, part, grad_query, head, tile.query)
 
@@ -216,10 +216,10 @@ def source_rows(
     dtype: tl.constexpr = grads.fields.dtype.element_ty
     used = part.end > part.begin  # what belongs to a row without edges may not be finite
     row, used = part.row[:, None], used[:, None]
-    k = gather(given.k, row, used, head, dtype, tile.keys)
-    v = gather(given.v, row, used, head, dtype, tile.values)
-    grad_k = no_sums(block, dtype, tile.keys)
-    grad_v = no_sums(block, dtype, tile.values)
+    k = gather(given.k, row, used, head, dtype, tile.k)
+    v = gather(given.v, row, used, head, dtype, tile.v)
+    grad_k = no_sums(block, dtype, tile.k)
+    grad_v = no_sums(block, dtype, tile.v)
     for step in range(0, tl.max(part.end - part.begin, axis=0), block.edges):
         place, there = edges(part.begin, part.end, step, block.edges)
         node = ids(work.col, place, there)
@@ -230,8 +230,8 @@ def source_rows(
         )
         grad_k = fold(grad_k, d_logit * dst.q)
         grad_v = fold(grad_v, weight * dst.d_out)
-    store_gradient(to.k, partial_k, part, grad_k, head, tile.keys)
-    store_gradient(to.v, partial_v, part, grad_v, head, tile.values)
+    store_gradient(to.k, partial_k, part, grad_k, head, tile.k)
+    store_gradient(to.v, partial_v, part, grad_v, head, tile.v)
 
 
 @triton.jit(do_not_specialize=SIZES)

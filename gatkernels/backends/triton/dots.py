@@ -74,7 +74,7 @@ def dot_forward(call: DotCall, statistics: bool) -> tuple[Tensor, Tensor | None,
     with guard(q):
         args: tuple[Any, ...] = (given, to, partial, *options(call.scoring))
         launch(dot.forward, job.programs(cut), cut, *job.args(), *args)
-        launch(separable.merge, job.chunks, cut.values, job.work, to.nodes, partial.nodes)
+        launch(separable.merge, job.chunks, cut.v, job.work, to.nodes, partial.nodes)
         if query is not None:
             launch(separable.merge, job.chunks, cut.query, job.work, to.edges, partial.edges)
     return out, edge_out, stats
@@ -112,7 +112,7 @@ def dot_destinations(call: DotCall, saved: DotSaved, grads: DotGrads) -> DotDest
         run_prologue(dot_backward.prologue, job, cut, walk, of_results, left)
         args = (given, of_results, to, partial, *options(call.scoring))
         launch(dot_backward.by_destination, job.programs(cut), cut, *job.args(), *args)
-        launch(dot_backward.merge, job.chunks, cut.keys, job.work, grad_q, partial.nodes)
+        launch(dot_backward.merge, job.chunks, cut.k, job.work, grad_q, partial.nodes)
         if query is not None:
             launch(dot_backward.merge, job.chunks, cut.query, job.work, grad_query, partial.edges)
         if shares is not None:
@@ -131,6 +131,6 @@ def dot_sources(call: DotCall, csc: Edges, fields: Tensor, grads: DotGrads) -> D
     with guard(k):
         args = (given, of_results, to, *partials, *options(call.scoring))
         launch(dot_backward.by_source, job.programs(cut), cut, *job.args(), *args)
-        for grad, partial, rows in zip(to, partials, (cut.keys, cut.values), strict=True):
+        for grad, partial, rows in zip(to, partials, (cut.k, cut.v), strict=True):
             launch(dot_backward.merge, job.chunks, rows, job.work, grad, partial)
     return to

@@ -93,8 +93,8 @@ class DotTile(NamedTuple):
 
     H: int
     BH: int
-    keys: Tile  # of rows [H, C]
-    values: Tile  # [H, D]
+    k: Tile  # of rows [H, C], keys and queries
+    v: Tile  # [H, D]
     query: Tile  # [H, F]
     edge: Tile  # [1, F], which the heads share
     big: Block
@@ -118,8 +118,6 @@ def dot_tile(
         big, tiny = (b._replace(sums=1 if alone else b.edges) for b in (cut.big, cut.tiny))
         return cut._replace(C=channels, BC=block_c, UNIT=unit, big=big, tiny=tiny)
 
-    keys, values, query = map(rows, sizes, units)
+    k, v, query = map(rows, sizes, units)
     edge = query._replace(H=1, BH=1)
-    return DotTile(
-        cut.H, cut.BH, keys, values, query, edge, cut.big, cut.tiny, cut.groups, cut.warps
-    )
+    return DotTile(cut.H, cut.BH, k, v, query, edge, cut.big, cut.tiny, cut.groups, cut.warps)
