@@ -293,25 +293,6 @@ def _rowwise_of_one(
     return few.spread(out, x_src, graph.num_dst), alpha
 
 
-#: Backends with kernels for dot products.
-DOT_BACKENDS: set[str] = {"cpu", "cuda"}
-
-
-def _select_dot(op: str, backend: str, q: Tensor) -> str:
-    if library.exporting_to_onnx():
-        return "reference"
-    case = backends.Case(q.device, q.dtype)
-    able = [name for name in backends.BACKENDS if name in DOT_BACKENDS or name == "reference"]
-    if backend == "auto":
-        return next(name for name in able if backends.supports(name, case) is None)
-    chosen = backends.select(op, backend, case)
-    if chosen not in able:
-        raise backends.BackendUnavailable(
-            f"{op}: backend '{chosen}' cannot run this: it has no kernels for dot products yet"
-        )
-    return chosen
-
-
 def dot_attention(
     graph: Graph,
     q: Tensor,
@@ -391,7 +372,7 @@ def _dot(
         scale = 1.0 / math.sqrt(max(q.shape[2], 1))
     checks.number(op, "scale", scale)
     checks.probability(op, dropout)
-    options = DotOptions(scale, dropout, return_attention, _select_dot(op, backend, q))
+    options = DotOptions(scale, dropout, return_attention, _select(op, backend, q))
     seed = _seed(options, q)
     few = None if options.backend == "reference" or graph.self_loops else compact(graph)
     if few is None:

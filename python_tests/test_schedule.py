@@ -268,11 +268,11 @@ def test_a_graph_made_in_a_compiled_function_has_bounded_schedules(
 
 def test_what_a_launch_of_triton_is_compiled_with_is_looked_up() -> None:
     pytest.importorskip("triton")
-    from gatkernels.backends import triton as kernels
+    from gatkernels.backends.triton import job, tiling
 
-    cut = kernels.tile(4, 8, torch.float32)
-    found = kernels.constants(kernels.tile(4, 8, torch.float32))
-    assert found is kernels.constants(cut)
+    cut = tiling.tile(4, 8, torch.float32)
+    found = job.constants(tiling.tile(4, 8, torch.float32))
+    assert found is job.constants(cut)
     assert found["tile"].H == 4
 
 

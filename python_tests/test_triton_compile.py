@@ -31,6 +31,9 @@ KERNELS = {
     "rowwise.forward", "rowwise.alpha",
     "rowwise_backward.prologue", "rowwise_backward.by_destination", "rowwise_backward.by_source",
     "rowwise_backward.merge",
+    "dot.forward", "dot.alpha",
+    "dot_backward.prologue", "dot_backward.by_destination", "dot_backward.by_source",
+    "dot_backward.merge",
 }  # fmt: skip
 
 

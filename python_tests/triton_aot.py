@@ -23,9 +23,15 @@ from triton.runtime import driver
 
 from gatkernels.backends import schedule
 from gatkernels.backends import triton as kernels
-from gatkernels.backends.triton.tiling import Tile
+from gatkernels.backends.triton import dots, job
+from gatkernels.backends.triton.tiling import DotTile, Tile
 from gatkernels.ops import checks
 from gatkernels.ops.call import (
+    DotCall,
+    DotGrads,
+    DotInputs,
+    DotSaved,
+    DotScoring,
     Edges,
     GatCall,
     GatInputs,
@@ -56,7 +62,12 @@ GATHER = {
     "rowwise.alpha",
     "rowwise_backward.by_destination",
     "rowwise_backward.by_source",
+    "dot.forward",
+    "dot.alpha",
+    "dot_backward.by_destination",
+    "dot_backward.by_source",
 }
+FEATURES = 8  # of edges, for dot products
 SEED = torch.tensor([5])
 
 
@@ -115,21 +126,25 @@ def narrow_products(ttir: str) -> list[str]:
 def compile_all(case: str, drivers: Target) -> None:
     heads, channels, dtype, everything = CASES[case]
 
-    def report(kernel: Any, programs: int, cut: Tile, *args: Any) -> None:
+    def report(kernel: Any, programs: int, cut: Tile | DotTile, *args: Any) -> None:
         name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
         if case != "wide" and name not in GATHER:
             return
         grid = (programs, cut.groups)
-        built = kernel.warmup(*args, **kernels.constants(cut), grid=grid)
+        built = kernel.warmup(*args, **job.constants(cut), grid=grid)
         found = nvidia(built.asm["cubin"]) if "cubin" in built.asm else amd(built.asm["amdgcn"])
         found["case"], found["kernel"], found["gathers"] = case, name, name in GATHER
         threads = cut.warps * drivers.target.warp_size
-        found["row_bytes_per_thread"] = cut.big.edges * cut.BH * cut.BC * dtype.itemsize / threads
+        widths = cut.BC if isinstance(cut, Tile) else cut.k.BC
+        if isinstance(cut, DotTile) and name != "dot.alpha":
+            widths += cut.v.BC
+        found["row_bytes_per_thread"] = cut.big.edges * cut.BH * widths * dtype.itemsize / threads
         if not everything:  # Philox multiplies in 32 bits, too
             found["narrow_products"] = narrow_products(built.asm["ttir"])
         print(json.dumps(found), flush=True)
 
-    kernels.launch = report
+    for module in (kernels, dots, job):
+        module.launch = report
     schedule.ORDERED = 1 << 30 if case in UNORDERED else 0
     graph = GRAPHS["hub_chunks"]()
     by_row, by_column = graph.schedules("triton")
@@ -161,6 +176,18 @@ def compile_all(case: str, drivers: Target) -> None:
     kernels.rowwise_alpha(by_rows, stats)
     by_row = kernels.rowwise_destinations(by_rows, RowwiseSaved(out, stats, grad_alpha), grads)
     kernels.rowwise_sources(by_rows, csc, by_row.fields, grads)
+
+    q, k, v = inputs.grad_out, inputs.x, inputs.x.clone()
+    edge = torch.zeros(graph.num_edges, FEATURES, dtype=dtype) if everything else None
+    query = torch.zeros(graph.num_dst, heads, FEATURES, dtype=dtype) if everything else None
+    dot_scoring = DotScoring(0.1, scoring.dropout, SEED)
+    by_dots = DotCall(csr, DotInputs(q, k, v, edge, query), dot_scoring)
+    out, edge_out, stats = kernels.dot_forward(by_dots, True)
+    kernels.dot_alpha(by_dots, stats)
+    of_dots = DotGrads(inputs.grad_out, query, grad_alpha)
+    left = DotSaved(out, edge_out, stats, grad_alpha)
+    of_rows = kernels.dot_destinations(by_dots, left, of_dots)
+    kernels.dot_sources(by_dots, csc, of_rows.fields, of_dots)
 
 
 if __name__ == "__main__":

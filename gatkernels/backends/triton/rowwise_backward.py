@@ -49,6 +49,27 @@ class Given(NamedTuple):
     grad_stride: int
 
 
+@triton.jit
+def store_fields(to, stats, delta, row, there, head, tile: tl.constexpr):
+    """``[Nd, 3, H]`` of rows: maximum, 1 / sum, delta."""
+    H: tl.constexpr = tile.H
+    top = load_heads(stats, 3 * H, row, there, head, tile)
+    store_heads(to, 3 * H, row, top, there, head, tile)
+    inverse = load_heads(stats + H, 3 * H, row, there, head, tile)
+    store_heads(to + H, 3 * H, row, inverse, there, head, tile)
+    store_heads(to + 2 * H, 3 * H, row, delta, there, head, tile)
+
+
+@triton.jit
+def load_fields(fields, node, there, head, tile: tl.constexpr):
+    """What :func:`store_fields` left of nodes, each ``[..., BH]``."""
+    H: tl.constexpr = tile.H
+    top = load_heads(fields, 3 * H, node, there, head, tile)
+    inverse = load_heads(fields + H, 3 * H, node, there, head, tile)
+    delta = load_heads(fields + 2 * H, 3 * H, node, there, head, tile)
+    return top, inverse, delta
+
+
 @triton.jit(do_not_specialize=SIZES)
 def prologue(work, rows, grad, saved, fields, tile: tl.constexpr):
     """A program owns R destinations, and writes their ``fields [Nd, 3, H]``: maximum, 1 / sum,
@@ -65,24 +86,17 @@ def prologue(work, rows, grad, saved, fields, tile: tl.constexpr):
     delta = tl.sum(out * d_out, axis=2)
     if saved.grad_alpha is not None:
         delta += attention_share(work, saved, None, row, there, delta, head, tile)[0]
-    top = load_heads(saved.stats, 3 * H, row, there, head, tile)
-    store_heads(fields, 3 * H, row, top, there, head, tile)
-    inverse = load_heads(saved.stats + H, 3 * H, row, there, head, tile)
-    store_heads(fields + H, 3 * H, row, inverse, there, head, tile)
-    store_heads(fields + 2 * H, 3 * H, row, delta, there, head, tile)
+    store_fields(fields, saved.stats, delta, row, there, head, tile)
 
 
 @triton.jit
 def load_destination(given, scores, node, there, head, tile: tl.constexpr):
     """dO and x_dst ``[..., BH, BC]``; maximum, 1 / sum, delta ``[..., BH]`` of destinations."""
-    H: tl.constexpr = tile.H
     dtype: tl.constexpr = given.fields.dtype.element_ty
     d_out = load_rows(given.grad, node * given.grad_stride * tile.UNIT, there, head, tile)
     x_dst = load_rows(scores.dst, node * scores.dst_stride * tile.UNIT, there, head, tile)
-    top = load_heads(given.fields, 3 * H, node, there, head, tile)
-    inverse = load_heads(given.fields + H, 3 * H, node, there, head, tile)
-    delta = load_heads(given.fields + 2 * H, 3 * H, node, there, head, tile)
-    return d_out.to(dtype), x_dst.to(dtype), (top, inverse, delta)
+    fields = load_fields(given.fields, node, there, head, tile)
+    return d_out.to(dtype), x_dst.to(dtype), fields
 
 
 @triton.jit

@@ -9,6 +9,7 @@ thread, and at most as many for each sum it keeps; at about 128 registers 16 suc
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -85,3 +86,38 @@ def tile(heads: int, channels: int, dtype: torch.dtype, unit: int = 1, tiles: in
         groups=-(-heads // block_h),
         warps=warps,
     )
+
+
+class DotTile(NamedTuple):
+    """A launch's constants where rows differ in width, by the same heads and edges."""
+
+    H: int
+    BH: int
+    k: Tile  # of rows [H, C], keys and queries
+    v: Tile  # [H, D]
+    query: Tile  # [H, F]
+    edge: Tile  # [1, F], which the heads share
+    big: Block
+    tiny: Block
+    groups: int
+    warps: int
+
+
+@functools.cache
+def dot_tile(
+    heads: int, sizes: tuple[int, int, int], dtype: torch.dtype, units: tuple[int, int, int]
+) -> DotTile:
+    """The tile for dot products of ``sizes`` C, D and F, where 0 may be no edge features at all."""
+    blocks = [power_of_two(size) if size else 0 for size in sizes]
+    widest = max(*blocks, 1)
+    cut = tile(heads, widest, dtype, tiles=power_of_two(sum(blocks) // widest))
+
+    def rows(channels: int, unit: int) -> Tile:
+        block_c = power_of_two(channels)
+        alone = cut.BH * block_c >= ALONE
+        big, tiny = (b._replace(sums=1 if alone else b.edges) for b in (cut.big, cut.tiny))
+        return cut._replace(C=channels, BC=block_c, UNIT=unit, big=big, tiny=tiny)
+
+    k, v, query = map(rows, sizes, units)
+    edge = query._replace(H=1, BH=1)
+    return DotTile(cut.H, cut.BH, k, v, query, edge, cut.big, cut.tiny, cut.groups, cut.warps)
