@@ -293,19 +293,19 @@ def _rowwise_of_one(
     return few.spread(out, x_src, graph.num_dst), alpha
 
 
-#: Backends with kernels for dot products.
-DOT_BACKENDS: set[str] = set()
+#: Backends that can run dot products.
+DOT_BACKENDS = {"reference"}
 
 
 def _select_dot(op: str, backend: str, q: Tensor) -> str:
     if library.exporting_to_onnx():
         return "reference"
     case = backends.Case(q.device, q.dtype)
-    able = [name for name in backends.BACKENDS if name in DOT_BACKENDS or name == "reference"]
     if backend == "auto":
+        able = (name for name in backends.BACKENDS if name in DOT_BACKENDS)
         return next(name for name in able if backends.supports(name, case) is None)
     chosen = backends.select(op, backend, case)
-    if chosen not in able:
+    if chosen not in DOT_BACKENDS:
         raise backends.BackendUnavailable(
             f"{op}: backend '{chosen}' cannot run this: it has no kernels for dot products yet"
         )

@@ -143,5 +143,5 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def dot_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a backend that has none yet, those of torch."""
     if BACKEND not in functional.DOT_BACKENDS:
-        monkeypatch.setattr(functional, "DOT_BACKENDS", {BACKEND})
+        monkeypatch.setattr(functional, "DOT_BACKENDS", {BACKEND, "reference"})
         monkeypatch.setitem(backends._loaded, BACKEND, Kernels(backends.kernels(BACKEND)))

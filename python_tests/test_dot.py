@@ -501,7 +501,7 @@ def test_a_batch_shares_its_edge_features() -> None:
 
 
 def test_a_backend_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "DOT_BACKENDS", set())
+    monkeypatch.setattr(functional, "DOT_BACKENDS", {"reference"})
     graph = GRAPHS["bipartite"]()
     inputs = inputs_of(graph, 2, (3, 4, 2), torch.float32, False)
     with pytest.raises(BackendUnavailable, match="it has no kernels for dot products yet"):

@@ -74,6 +74,7 @@ def test_drawn_graphs_have_their_size_and_skew(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.usefixtures("dot_kernels")
 def test_operators_pass_on_all_rows_and_on_some(
     layer: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
