@@ -297,10 +297,10 @@ def _rowwise_of_one(
 DOT_BACKENDS = {"reference"}
 
 
-def _select_dot(op: str, backend: str, q: Tensor) -> str:
+def select_dot(op: str, backend: str, case: backends.Case) -> str:
+    """:func:`gatkernels.backends.select` among those that can run dot products."""
     if library.exporting_to_onnx():
         return "reference"
-    case = backends.Case(q.device, q.dtype)
     if backend == "auto":
         able = (name for name in backends.BACKENDS if name in DOT_BACKENDS)
         return next(name for name in able if backends.supports(name, case) is None)
@@ -391,7 +391,8 @@ def _dot(
         scale = 1.0 / math.sqrt(max(q.shape[2], 1))
     checks.number(op, "scale", scale)
     checks.probability(op, dropout)
-    options = DotOptions(scale, dropout, return_attention, _select_dot(op, backend, q))
+    backend = select_dot(op, backend, backends.Case(q.device, q.dtype))
+    options = DotOptions(scale, dropout, return_attention, backend)
     seed = _seed(options, q)
     few = None if options.backend == "reference" or graph.self_loops else compact(graph)
     if few is None:

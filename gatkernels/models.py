@@ -108,7 +108,7 @@ class GAT(nn.Module):
 
 
 class GraphTransformer(nn.Module):
-    """Layers of dot-product attention beside a projection of their input, which a gate mixes.
+    """Layers of dot-product attention, mixed with a projection of their input by a learned gate.
 
     Shi et al. (IJCAI 2021). A layer norm and a ReLU follow all layers but the last, whose heads are
     averaged. Dropout, and ``forward``, are as in :class:`GAT`; no self loop is added or removed.
@@ -117,7 +117,7 @@ class GraphTransformer(nn.Module):
         in_channels, hidden_channels, out_channels, heads, out_heads, dropout, backend: As in
             :class:`GAT`.
         layers: Number of layers, at least 2.
-        beta: Mix both by a gate that is learned; otherwise they are added.
+        residual: Mix in the projection; otherwise layers are attention alone.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class GraphTransformer(nn.Module):
         dropout: float = 0.6,
         *,
         layers: int = 2,
-        beta: bool = True,
+        residual: bool = True,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -138,7 +138,12 @@ class GraphTransformer(nn.Module):
             raise ValueError(f"GraphTransformer: 'layers' must be at least 2, got {layers}")
         self.dropout = dropout
         width = hidden_channels * heads
-        options: dict[str, Any] = {"beta": beta, "dropout": dropout, "backend": backend}
+        options: dict[str, Any] = {
+            "beta": residual,
+            "root_weight": residual,
+            "dropout": dropout,
+            "backend": backend,
+        }
         self.convs = nn.ModuleList(
             TransformerConv(in_channels if place == 0 else width, hidden_channels, heads, **options)
             for place in range(layers - 1)

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from gatkernels import Graph, dot_attention, gat_attention, gatv2_attention
 from gatkernels.bench.peers import import_failure
 from gatkernels.models import GAT
-from gatkernels.nn import GATConv, GATv2Conv
+from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 
 pytestmark = [
     pytest.mark.usefixtures("dot_kernels"),
@@ -228,6 +228,7 @@ def layers() -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {
         "GATConv": lambda: GATConv(4, 3, 2, residual=True),
         "GATv2Conv": lambda: GATv2Conv(4, 3, 2, share_weights=True),
+        "TransformerConv": lambda: TransformerConv(4, 3, 2, beta=True),
         "mean": lambda: GATConv(4, 3, 2, concat=False),
         "GAT": lambda: GAT(4, 3, 2, heads=2, dropout=0.0),
     }
@@ -236,6 +237,7 @@ def layers() -> dict[str, Callable[[], Any]]:
 
         found["pyg.GATConv"] = lambda: pyg.GATConv(4, 3, 2)
         found["pyg.GATv2Conv"] = lambda: pyg.GATv2Conv(4, 3, 2)
+        found["pyg.TransformerConv"] = lambda: pyg.TransformerConv(4, 3, 2)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gatkernels import backends
+from gatkernels import backends, functional
 from gatkernels.experiments import datasets, progress, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
@@ -63,7 +63,8 @@ def prepare(
     console = require("rich.console", "rich").Console(highlight=False)
     require("matplotlib.figure", "matplotlib")
     device = checks.usable_device(options.device)
-    resolved = backends.select("train", options.backend, backends.Case(device, torch.float32))
+    select = functional.select_dot if preset.model == "transformer" else backends.select
+    resolved = select("train", options.backend, backends.Case(device, torch.float32))
     options = replace(options, backend=resolved)
     out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
     check_folder(out)

@@ -113,7 +113,7 @@ _GAT: dict[str, dict[str, Any]] = {
 }
 # By validation score, see docs/training.md.
 _TRANSFORMER: dict[str, dict[str, Any]] = {
-    "ppi": _GAT["ppi"] | {"hidden": 64, "residual": False},
+    "ppi": _GAT["ppi"] | {"hidden": 64},
 }
 _TRANSFORMER_ELSE: dict[str, Any] = {"monitor": "loss"}
 _PLAIN: dict[str, Any] = {"hidden": 16, "dropout": 0.5, "lr": 0.01, "monitor": "loss"}

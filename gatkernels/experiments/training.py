@@ -149,6 +149,7 @@ def build_model(preset: Preset, dataset: Dataset, backend: str = "auto") -> nn.M
             out_heads=preset.out_heads,
             dropout=preset.dropout,
             layers=preset.layers,
+            residual=preset.residual,
             backend=backend,
         )
     return GAT(
