@@ -127,7 +127,7 @@ tests() { # SECONDS BACKEND FILES...
 suite() {
   local own=cuda
   if [ "$device" = cpu ]; then own=cpu; fi
-  tests 70 "$own" python_tests/test_{gat,gatv2,node_scores,cuda,schedule,determinism,philox,ops}.py
+  tests 70 "$own" python_tests/test_{gat,gatv2,dot,node_scores,cuda,schedule,determinism,philox,ops}.py
 }
 
 # Workers compile what they meet into one cache.
@@ -136,7 +136,7 @@ triton() {
     echo "nothing to compile for on a CPU"
     return
   fi
-  tests 110 triton python_tests/test_{gat,gatv2,node_scores,philox,determinism}.py
+  tests 110 triton python_tests/test_{gat,gatv2,dot,node_scores,philox,determinism}.py
 }
 
 gpu() {

@@ -128,14 +128,15 @@ def _look_options(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def _reproduce_options(table: argparse.ArgumentParser) -> None:
-    from gatkernels.experiments.presets import DATASETS, MODELS
+    from gatkernels.experiments.presets import DATASETS, MODELS, PUBLISHED
 
+    published = [name for name in MODELS if any(model == name for _, model in PUBLISHED)]
     citation = ["cora", "citeseer", "pubmed"]
     table.add_argument(
         "--datasets", nargs="+", default=citation, metavar="NAME", help=", ".join(DATASETS)
     )
     table.add_argument(
-        "--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS)
+        "--models", nargs="+", default=published, metavar="NAME", help=", ".join(MODELS)
     )
     table.add_argument("--seeds", type=int, default=10, metavar="N", help="runs of each (10)")
     table.add_argument("--seed", type=int, default=0, help="seed of the first run (0)")

@@ -1,4 +1,4 @@
-"""Networks: GAT, and the GCN and MLP it is compared with."""
+"""Networks: GAT, the graph transformer, and the GCN and MLP they are compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.layers.shared import Features, product
-from gatkernels.nn import GATConv, GATv2Conv
+from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 from gatkernels.ops import dense
 from gatkernels.ops.sparse import SparseRows
 
@@ -103,6 +103,64 @@ class GAT(nn.Module):
         out: Tensor = first(dropout(x, self.dropout, self.training), edge_index)
         for conv in others:
             inputs = dense.elu_dropout(out, self.dropout if self.training else 0.0)
+            out = conv(inputs, edge_index)
+        return out
+
+
+class GraphTransformer(nn.Module):
+    """Layers of dot-product attention, mixed with a projection of their input by a learned gate.
+
+    Shi et al. (IJCAI 2021). A layer norm and a ReLU follow all layers but the last, whose heads are
+    averaged. Dropout, and ``forward``, are as in :class:`GAT`; no self loop is added or removed.
+
+    Args:
+        in_channels, hidden_channels, out_channels, heads, out_heads, dropout, backend: As in
+            :class:`GAT`.
+        layers: Number of layers, at least 2.
+        residual: Mix in the projection; otherwise layers are attention alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        heads: int = 8,
+        out_heads: int = 1,
+        dropout: float = 0.6,
+        *,
+        layers: int = 2,
+        residual: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if layers < 2:
+            raise ValueError(f"GraphTransformer: 'layers' must be at least 2, got {layers}")
+        self.dropout = dropout
+        width = hidden_channels * heads
+        options: dict[str, Any] = {
+            "beta": residual,
+            "root_weight": residual,
+            "dropout": dropout,
+            "backend": backend,
+        }
+        self.convs = nn.ModuleList(
+            TransformerConv(in_channels if place == 0 else width, hidden_channels, heads, **options)
+            for place in range(layers - 1)
+        )
+        self.convs.append(TransformerConv(width, out_channels, out_heads, False, **options))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers - 1))
+
+    def reset_parameters(self) -> None:
+        for part in (*self.convs, *self.norms):
+            assert isinstance(part, TransformerConv | nn.LayerNorm)
+            part.reset_parameters()
+
+    def forward(self, x: Features, edge_index: Tensor | Graph) -> Tensor:
+        first, *others = self.convs
+        out: Tensor = first(dropout(x, self.dropout, self.training), edge_index)
+        for norm, conv in zip(self.norms, others, strict=True):
+            inputs = dropout(F.relu(norm(out)), self.dropout, self.training)
             out = conv(inputs, edge_index)
         return out
 

@@ -16,16 +16,26 @@ from gatkernels import functional, reference
 from gatkernels.backends import INTERPRETED, Case, explain
 from gatkernels.graph import Graph
 from gatkernels.ops import checks, philox
-from gatkernels.ops.call import GatInputs, OutGrads, RowwiseInputs, Scoring
+from gatkernels.ops.call import (
+    DotGrads,
+    DotInputs,
+    DotScoring,
+    GatInputs,
+    OutGrads,
+    RowwiseInputs,
+    Scoring,
+)
 from gatkernels.testing import (
     adversarial_graphs,
+    dot_scales,
     gat_scales,
     gatv2_scales,
     longest_row,
     share_of_allowed,
 )
 
-_SLOPE, _DROPOUT = 0.2, 0.6
+_SLOPE, _SCALE, _DROPOUT = 0.2, 0.3, 0.6
+KINDS = ("gat", "gatv2", "dot")
 #: Heads, channels, dropout probabilities.
 _SHAPES = ((8, 8, (0.0, _DROPOUT, 1.0)), (1, 3, (0.0,)), (3, 7, (_DROPOUT,)))
 
@@ -55,7 +65,7 @@ def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
             return Check(backend, f"{name}: {type(error).__name__}: {error}", float("inf"), False)
         return Check(backend, name, worst, worst <= 1.0)
 
-    for kind in ("gat", "gatv2"):
+    for kind in KINDS:
         for dtype in checks.DTYPE_CODES if backend != "reference" else ():
             name = f"{kind} parity, {str(dtype).removeprefix('torch.')}"
             yield check(name, lambda k=kind, d=dtype: _parity(k, backend, device, d))  # type: ignore[misc]
@@ -93,6 +103,9 @@ def _inputs(kind: str, graph: Graph, heads: int, channels: int, dtype: torch.dty
     sizes: list[tuple[int, ...]]
     if kind == "gat":
         sizes = [(ns, heads, channels), (ns, heads), (nd, heads), (edges, heads)]
+    elif kind == "dot":
+        sizes = [(nd, heads, channels), (ns, heads, channels), (ns, heads, channels + 1)]
+        sizes += [(edges, 2), (nd, heads, 2)]
     else:
         sizes = [(ns, heads, channels), (nd, heads, channels), (heads, channels)]
         sizes.append((edges, heads, channels))
@@ -101,16 +114,12 @@ def _inputs(kind: str, graph: Graph, heads: int, channels: int, dtype: torch.dty
 
 
 def _apply(kind: str, backend: str, graph: Graph, inputs: list[Tensor], dropout: float) -> Any:
-    call = functional.gat_attention if kind == "gat" else functional.gatv2_attention
+    how: dict[str, Any] = {"dropout": dropout, "return_attention": True, "backend": backend}
     torch.manual_seed(7)
-    return call(
-        graph,
-        *inputs,
-        negative_slope=_SLOPE,
-        dropout=dropout,
-        return_attention=True,
-        backend=backend,
-    )
+    if kind == "dot":
+        return functional.dot_attention(graph, *inputs, scale=_SCALE, **how)
+    call = functional.gat_attention if kind == "gat" else functional.gatv2_attention
+    return call(graph, *inputs, negative_slope=_SLOPE, **how)
 
 
 def _results(
@@ -128,9 +137,20 @@ def _grads(outputs: list[Tensor]) -> list[Tensor]:
 
 
 def _scales(
-    kind: str, graph: Graph, inputs: list[Tensor], grads: list[Tensor], scoring: Scoring
+    kind: str,
+    graph: Graph,
+    inputs: list[Tensor],
+    grads: list[Tensor],
+    dropout: float,
+    seed: Tensor,
 ) -> list[Tensor]:
     """Of each result, as :mod:`gatkernels.testing` has them."""
+    if kind == "dot":
+        how = DotScoring(_SCALE, dropout, seed)
+        scales = dot_scales(graph, DotInputs(*inputs), DotGrads(*grads), how)
+        results = ("out", "edge_out", "alpha")
+        return [scales[name] for name in (*results, *(f"grad of {f}" for f in DotInputs._fields))]
+    scoring = Scoring(_SLOPE, dropout, seed)
     of_results = OutGrads(*grads)
     if kind == "gat":
         x, src, dst, edge = inputs
@@ -156,9 +176,10 @@ def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -
                     for given in (inputs, exact)
                 )
                 torch.manual_seed(7)
-                scoring = Scoring(_SLOPE, dropout, philox.draw_seed(device).cpu())
+                seed = philox.draw_seed(device).cpu()
                 given = [t.cpu() for t in exact]
-                scales = _scales(kind, on_cpu, given, _grads(truth[:2]), scoring)
+                grads = _grads(truth[: len(truth) - len(inputs)])
+                scales = _scales(kind, on_cpu, given, grads, dropout, seed)
                 for four in zip(ours, plain, truth, scales, strict=True):
                     share = share_of_allowed(*four, longest)
                     share = share.nan_to_num(nan=float("inf")) / (2.0 if cut_off else 1.0)

@@ -14,14 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import emulator
 import pytest
 import torch
-from dot_kernels import Kernels
 from graphs import DEVICE, INTERPRETED
 from hypothesis import settings
 from tolerance import BACKEND
 from torch import Tensor
 from torch._dynamo import trace_rules
 
-from gatkernels import backends, functional
+from gatkernels import backends
 from gatkernels.backends import cuda, native, schedule
 
 if BACKEND == "cuda" and DEVICE.type == "cpu":
@@ -137,11 +136,3 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (torch.Tensor, "new_empty"),
     ):
         monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
-
-
-@pytest.fixture
-def dot_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a backend that has none yet, those of torch."""
-    if BACKEND not in functional.DOT_BACKENDS:
-        monkeypatch.setattr(functional, "DOT_BACKENDS", {BACKEND})
-        monkeypatch.setitem(backends._loaded, BACKEND, Kernels(backends.kernels(BACKEND)))

@@ -58,7 +58,6 @@ def test_same_bits(dtype: torch.dtype, shape: tuple[int, int], everything: bool)
         assert_same(by_kernel(GRAPH, inputs, options), expected, f"with {threads} threads")
 
 
-@pytest.mark.usefixtures("dot_kernels")
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("sizes", [(1, 16, 16, 8), (3, 5, 4, 2), (8, 8, 16, 1)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

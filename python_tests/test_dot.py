@@ -11,10 +11,10 @@ from graphs import DEVICE, GRAPHS, INTERPRETED, MANY, THREADS
 from tolerance import BACKEND
 from torch import Tensor
 
-from gatkernels import BackendUnavailable, Graph, dot_attention, functional, reference
-from gatkernels.ops import autograd, checks, dot
+from gatkernels import Graph, dot_attention, reference
+from gatkernels.ops import autograd, checks
 from gatkernels.ops.autograd import DotOptions
-from gatkernels.ops.call import DotCall, DotGrads, DotInputs, DotSaved, DotScoring, Edges
+from gatkernels.ops.call import DotGrads, DotInputs, DotScoring
 from gatkernels.ops.philox import draw_seed
 from gatkernels.testing import assert_within, dot_scales, longest_row
 
@@ -23,7 +23,6 @@ AGAIN = 0.0 if DEVICE.type == "cpu" else 1e-12  # the reference adds up by atomi
 NAMES = ("q", "k", "v", "edge", "edge_query")
 dtypes = pytest.mark.parametrize("dtype", list(checks.DTYPE_CODES), ids=str)
 with_edges = pytest.mark.parametrize("edges", [False, True], ids=["", "edges"])
-pytestmark = pytest.mark.usefixtures("dot_kernels")
 
 
 def inputs_of(
@@ -371,140 +370,3 @@ def test_few_nodes_with_edges_among_many() -> None:
     got, expected = (results(call(b), inputs, torch.float32) for b in (BACKEND, "reference"))
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
-
-
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="the same rule on a GPU")
-def test_autocast_brings_mixed_dtypes_together() -> None:
-    graph = GRAPHS["random"]()
-    q, k, v, edge, query = inputs_of(graph, 2, (4, 4, 3), torch.float32, True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, edge_out = dot_attention(
-            graph, q.bfloat16(), k.bfloat16(), v, edge, query.bfloat16(), backend=BACKEND
-        )
-    assert out.dtype == edge_out.dtype == torch.float32
-    expected = dot_attention(graph, *(t.bfloat16().float() for t in (q, k)), v, edge, query)
-    torch.testing.assert_close(out, expected[0], rtol=2e-2, atol=2e-2)
-
-
-def _flat(*parts: Any) -> tuple[Any, ...]:
-    found: list[Any] = []
-    for part in parts:
-        found += _flat(*part) if hasattr(part, "_fields") else [part]
-    return tuple(found)
-
-
-@with_edges
-def test_opcheck(edges: bool) -> None:
-    graph = GRAPHS["self_loops_replaced"]()
-    by_row, by_column = (list(parts) for parts in graph.schedules(BACKEND))
-    csr = Edges(graph.rowptr, graph.col, graph.eid, by_row)
-    csc = Edges(graph.colptr, graph.row, graph.ceid, by_column)
-    given = inputs_of(graph, 2, (3, 5, 2), torch.float32, edges)
-    inputs = DotInputs(*given, *[None] * (5 - len(given)))
-    call = DotCall(csr, inputs, DotScoring(0.5, 0.4, SEED) if edges else DotScoring(0.5, 0.0, None))
-    out, edge_out, stats = dot.dot_forward(call, True, BACKEND)
-    alpha = dot.dot_alpha(call, stats, BACKEND)
-    saved = DotSaved(out, edge_out if edges else None, stats, alpha if edges else None)
-    of_results = grads_of((out, edge_out, alpha) if edges else (out,), torch.float32)
-    grads = DotGrads(*of_results) if edges else DotGrads(*of_results, None, None)
-    ops = torch.ops.gatkernels
-    torch.library.opcheck(ops.dot_forward.default, (*_flat(call, edges), BACKEND))
-    torch.library.opcheck(ops.dot_alpha.default, (*_flat(call, stats), BACKEND))
-    samples = (*_flat(call, csc, saved, grads), BACKEND)
-    torch.library.opcheck(ops.dot_backward.default, samples)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@with_edges
-def test_compiles_into_one_graph(dynamic: bool, edges: bool) -> None:
-    graph = GRAPHS["random"]()
-    leaves = [t.requires_grad_() for t in inputs_of(graph, 4, (6, 5, 3), torch.float32, edges)]
-
-    def step(q: Tensor, *rest: Tensor) -> Any:
-        found = dot_attention(graph, q.sin(), *rest, return_attention=True, backend=BACKEND)
-        return tuple(t.cos() for t in found)
-
-    compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-    found = []
-    for call in (compiled, step):
-        out = call(*leaves)
-        found.append([*out, *torch.autograd.grad(out, leaves, grads_of(out, torch.float32))])
-    for got, expected in zip(*found, strict=True):
-        torch.testing.assert_close(got, expected)
-
-
-def test_exports() -> None:
-    graph = GRAPHS["random"]()
-    inputs = tuple(inputs_of(graph, 4, (6, 5, 3), torch.float32, True))
-
-    class Module(torch.nn.Module):
-        def forward(self, *given: Tensor) -> Any:
-            return dot_attention(graph, *given, backend=BACKEND)
-
-    program = torch.export.export(Module(), inputs)
-    for got, expected in zip(program.module()(*inputs), Module()(*inputs), strict=True):
-        torch.testing.assert_close(got, expected)
-    targets = {str(node.target) for node in program.graph.nodes}
-    assert "gatkernels.dot_forward.default" in targets
-
-
-@pytest.mark.parametrize(
-    ("place", "bad", "error", "message"),
-    [
-        (0, None, TypeError, "'q' must be a torch.Tensor, got NoneType"),
-        (0, torch.tensor(1.0), ValueError, "'q' must have shape [num_dst, heads, channels]"),
-        (0, torch.ones(11, 2, 3).long(), TypeError, "'q' must have dtype float32"),
-        (1, torch.ones(11, 2, 3), ValueError, "'k' must have shape [num_src, heads, channels]"),
-        (1, torch.ones(7, 2, 3).double(), TypeError, "'k' must have the dtype of 'q'"),
-        (2, torch.ones(7, 3, 4), ValueError, "'v' must have shape [num_src, heads, channels]"),
-        (2, None, TypeError, "'v' must be a torch.Tensor, got NoneType"),
-        (3, torch.ones(60, 2, 2), ValueError, "'edge' must have shape [num_edges, features]"),
-        (3, None, ValueError, "'edge_query' was given without 'edge'; give both or neither"),
-        (4, None, ValueError, "'edge' was given without 'edge_query'; give both or neither"),
-        (4, torch.ones(11, 2, 4), ValueError, "'edge_query' must have shape [num_dst, heads, fea"),
-    ],
-)
-def test_rejects(place: int, bad: Any, error: type[Exception], message: str) -> None:
-    graph = GRAPHS["bipartite"]()
-    arguments: list[Any] = inputs_of(graph, 2, (3, 4, 2), torch.float32, True)
-    arguments[place] = None if bad is None else bad.to(DEVICE)
-    with pytest.raises(error) as caught:
-        dot_attention(graph, *arguments)
-    assert f"dot_attention: {message}" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"scale": "1"}, TypeError, "'scale' must be a number, got str"),
-        ({"dropout": 1.5}, ValueError, "'dropout' must be a probability"),
-        ({"backend": "tpu"}, ValueError, "'backend' must be one of auto"),
-    ],
-)
-def test_rejects_options(options: Any, error: type[Exception], message: str) -> None:
-    graph = GRAPHS["bipartite"]()
-    arguments = inputs_of(graph, 2, (3, 4, 2), torch.float32, False)
-    with pytest.raises(error) as caught:
-        dot_attention(graph, *arguments, **options)
-    assert f"dot_attention: {message}" in str(caught.value)
-
-
-def test_a_batch_shares_its_edge_features() -> None:
-    graph = GRAPHS["bipartite"]()
-    q, k, v, edge, query = (
-        torch.stack([t, t]) for t in inputs_of(graph, 2, (3, 4, 2), torch.float32, True)
-    )
-    with pytest.raises(ValueError, match=r"'edge' must have shape \[num_edges, features\]"):
-        dot_attention(graph, q, k, v, edge, query)
-    with pytest.raises(ValueError, match="'k' must begin with the batch size 2"):
-        dot_attention(graph, q, k[:1], v)
-
-
-def test_a_backend_without_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "DOT_BACKENDS", set())
-    graph = GRAPHS["bipartite"]()
-    inputs = inputs_of(graph, 2, (3, 4, 2), torch.float32, False)
-    with pytest.raises(BackendUnavailable, match="it has no kernels for dot products yet"):
-        dot_attention(graph, *inputs, backend=BACKEND)
-    expected = dot_attention(graph, *inputs, backend="reference")
-    assert torch.equal(dot_attention(graph, *inputs), expected)

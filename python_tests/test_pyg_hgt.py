@@ -15,7 +15,6 @@ from torch_geometric.utils import to_torch_csr_tensor
 import gatkernels
 from gatkernels.layers.dropin import fallbacks
 
-pytestmark = pytest.mark.usefixtures("dot_kernels")
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 RELATIONS = [
     ("paper", "cites", "paper"),

@@ -16,7 +16,6 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 import gatkernels
 from gatkernels.layers.dropin import fallbacks
 
-pytestmark = pytest.mark.usefixtures("dot_kernels")
 CLOSE: dict[torch.dtype, dict[str, float]] = {
     torch.float32: {"rtol": 2e-4, "atol": 2e-5},
     torch.float64: {"rtol": 1e-10, "atol": 1e-10},

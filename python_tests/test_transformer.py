@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_pyg_transformer import OPTIONS, outcome, pyg, some_edges
+from test_pyg_transformer import OPTIONS, fused, outcome, pyg, some_edges
 from torch import Tensor
 
 from gatkernels import Graph
 from gatkernels.layers import transformer
+from gatkernels.models import GraphTransformer
 from gatkernels.nn import TransformerConv
 from gatkernels.ops.sparse import SparseRows
 
-pytestmark = pytest.mark.usefixtures("dot_kernels")
 NODES = 20
 
 
@@ -71,13 +71,13 @@ def test_a_graph_is_used_as_it_is() -> None:
     torch.testing.assert_close(layer(x, index), out)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("bias", [False, True])
 def test_sparse_features(bias: bool) -> None:
     layer = TransformerConv(6, 5, 2, bias=bias)
     x = torch.randn(NODES, 6) * (torch.rand(NODES, 6) < 0.4)
     expected = layer(x, some_edges())
-    with pytest.warns(UserWarning, match="Sparse"):
-        sparse = x.to_sparse_csr()
+    sparse = x.to_sparse_csr()
     for given in (sparse, SparseRows.of(sparse)):
         torch.testing.assert_close(layer(given, some_edges()), expected)
 
@@ -134,3 +134,58 @@ def test_one_model_on_two_backends() -> None:
         found.append([out, *torch.autograd.grad(out.square().sum(), list(layer.parameters()))])
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [TransformerConv, fused.TransformerConv], ids=["nn", "pyg"])
+@pytest.mark.parametrize("edge_dim", [None, 3, 40])
+def test_one_program_for_any_graph_in_training(kind: Any, edge_dim: int | None) -> None:
+    torch._dynamo.reset()
+    layer = kind(6, 4, 2, beta=True, dropout=0.3, edge_dim=edge_dim)
+    compiled = torch.compile(layer, backend="aot_eager", dynamic=True, fullgraph=True)
+    for step in range(4):
+        nodes, count = 10 + 3 * step, 50 + 7 * step
+        x, edges = torch.randn(nodes, 6), some_edges(nodes, nodes, count)
+        attr = None if edge_dim is None else torch.randn(count, edge_dim)
+        found = []
+        for call in (compiled, layer):
+            torch.manual_seed(step)
+            with torch._dynamo.config.patch(error_on_recompile=step > 0):
+                out = call(x, edges, attr)
+                grads = torch.autograd.grad(out.square().sum(), list(layer.parameters()))
+            found.append([out, *grads])
+        for got, expected in zip(*found, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+def test_exports_without_a_bound_on_sizes() -> None:
+    layer = TransformerConv(6, 4, 2, edge_dim=3).eval()
+    x, edges, attr = torch.randn(20, 6), some_edges(), torch.randn(80, 3)
+    nodes, count = torch.export.Dim("nodes", min=2), torch.export.Dim("count", min=2)
+    shapes = ({0: nodes}, {1: count}, {0: count})
+    program = torch.export.export(layer, (x, edges, attr), dynamic_shapes=shapes)
+    for n, e in ((20, 80), (50, 30)):
+        given = torch.randn(n, 6), some_edges(n, n, e), torch.randn(e, 3)
+        torch.testing.assert_close(program.module()(*given), layer(*given))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_network(residual: bool) -> None:
+    model = GraphTransformer(
+        6, 4, 3, heads=2, out_heads=2, dropout=0.5, layers=3, residual=residual
+    )
+    x, edges = torch.randn(NODES, 6), some_edges()
+    out = model(x, edges)
+    assert out.shape == (NODES, 3)
+    assert not torch.equal(out, model(x, edges))
+    model.eval()
+    torch.testing.assert_close(model(x, edges), model(x, Graph.from_edge_index(edges, NODES)))
+    model(x, edges).sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    unused = {name for name, grad in grads.items() if grad is None}
+    assert unused == {n for n in grads if "lin_skip" in n and not residual}
+    assert all(grad.isfinite().all() for grad in grads.values() if grad is not None)
+    before = [p.clone() for p in model.parameters()]
+    model.reset_parameters()
+    assert not all(map(torch.equal, before, model.parameters()))
+    with pytest.raises(ValueError, match="GraphTransformer: 'layers' must be at least 2, got 1"):
+        GraphTransformer(6, 4, 3, layers=1)

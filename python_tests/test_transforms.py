@@ -17,10 +17,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from gatkernels import Graph, dot_attention, gat_attention, gatv2_attention
 from gatkernels.bench.peers import import_failure
 from gatkernels.models import GAT
-from gatkernels.nn import GATConv, GATv2Conv
+from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 
 pytestmark = [
-    pytest.mark.usefixtures("dot_kernels"),
     pytest.mark.skipif(DEVICE.type != "cpu", reason="torch's transforms are the same on a GPU"),
     pytest.mark.filterwarnings("error:There is a performance drop"),  # no batching rule
 ]
@@ -228,6 +227,7 @@ def layers() -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {
         "GATConv": lambda: GATConv(4, 3, 2, residual=True),
         "GATv2Conv": lambda: GATv2Conv(4, 3, 2, share_weights=True),
+        "TransformerConv": lambda: TransformerConv(4, 3, 2, beta=True),
         "mean": lambda: GATConv(4, 3, 2, concat=False),
         "GAT": lambda: GAT(4, 3, 2, heads=2, dropout=0.0),
     }
@@ -236,6 +236,7 @@ def layers() -> dict[str, Callable[[], Any]]:
 
         found["pyg.GATConv"] = lambda: pyg.GATConv(4, 3, 2)
         found["pyg.GATv2Conv"] = lambda: pyg.GATv2Conv(4, 3, 2)
+        found["pyg.TransformerConv"] = lambda: pyg.TransformerConv(4, 3, 2)
     return found
 
 

@@ -22,10 +22,13 @@ class PyG(Peer):
         return import_failure("torch_geometric.nn")
 
     def layer(self, case: Case, graph: Any) -> Layer:
-        from torch_geometric.nn import GATConv, GATv2Conv
-
-        conv, parameters = pyg_layer({"gat": GATConv, "gatv2": GATv2Conv}, case)
+        conv, parameters = self.conv(case)
         return Layer(lambda x: conv(x, graph), parameters)
+
+    def conv(self, case: Case) -> tuple[Any, list[Tensor]]:
+        from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
+
+        return pyg_layer({"gat": GATConv, "gatv2": GATv2Conv, "dot": TransformerConv}, case)
 
 
 @register
@@ -36,9 +39,7 @@ class PyGCompiled(PyG):
     compiles = True
 
     def layer(self, case: Case, graph: Any) -> Layer:
-        from torch_geometric.nn import GATConv, GATv2Conv
-
-        conv, parameters = pyg_layer({"gat": GATConv, "gatv2": GATv2Conv}, case)
+        conv, parameters = self.conv(case)
         compiled: Any = torch.compile(conv, dynamic=False)
         return Layer(lambda x: compiled(x, graph), parameters)
 
@@ -48,6 +49,8 @@ class DGL(Peer):
     name = "dgl"
 
     def unavailable(self, spec: Spec) -> str | None:
+        if spec.layer == "dot":
+            return "DGL has no layer of dot products"
         if spec.dtype in ("bfloat16", "float16") and spec.device == "cpu":
             return "DGL's CPU kernels have no 16-bit types"
         return import_failure("dgl.nn.pytorch")
@@ -132,7 +135,7 @@ class TorchSparse(Peer):
 
     def unavailable(self, spec: Spec) -> str | None:
         if spec.layer != "gat":
-            return "GATv2's scores are no sparse product"
+            return "its layer is GAT's alone"
         if spec.dtype in ("bfloat16", "float16"):
             return "torch.sparse.softmax has no 16-bit types"
         return None

@@ -18,7 +18,7 @@ from gatkernels.bench.graphs import GRAPHS, Edges, Unavailable, cached
 from gatkernels.bench.measure import copies_for_cold_caches
 
 SEED = 0
-LAYERS = ("gat", "gatv2")
+LAYERS = ("gat", "gatv2", "dot")
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -127,13 +127,17 @@ class Case:
         """Seeded weights of unit-variance features, the same for every peer, by name.
 
         GAT has `lin [H*C, F]`, `att_src`, `att_dst` `[1, H, C]` and `bias [H*C]`; GATv2 has
-        `lin_src`, `lin_dst` and `att`, without biases, because DGL's layer has no output bias.
+        `lin_src`, `lin_dst` and `att`, without biases, because DGL's layer has no output bias;
+        dot products have `lin_query`, `lin_key`, `lin_value` and `lin_skip`, without biases.
         """
         heads, channels = self.heads, self.channels
-        lin, lin_dst = (
+        lin, lin_dst, *more = (
             self.random(self.width, self.in_channels, seed) / self.in_channels**0.5
-            for seed in (4, 5)
+            for seed in ((4, 5, 9, 10) if self.spec.layer == "dot" else (4, 5))
         )
+        if self.spec.layer == "dot":
+            names = ("lin_query", "lin_key", "lin_value", "lin_skip")
+            return dict(zip(names, (lin, lin_dst, *more), strict=True))
         att, att_dst = (
             self.random(heads, channels, seed).view(1, heads, channels) / channels**0.5
             for seed in (6, 7)
@@ -219,6 +223,7 @@ QUICK = [
     Spec("pubmed"),
     Spec("arxiv", scale=0.25),
     Spec("arxiv", layer="gatv2", scale=0.25),
+    Spec("arxiv", layer="dot", scale=0.25),
 ]
 #: The cases of a full run in which every peer takes part; the naive formulas and torch.sparse take
 #: 20 times as long as our layers, so that half of arxiv is what there is time for.
@@ -227,6 +232,7 @@ CORE = [
     Spec("pubmed"),
     Spec("arxiv", "8x16", scale=0.5),
     Spec("arxiv", "8x16", "gatv2", scale=0.5),
+    Spec("arxiv", "8x16", "dot", scale=0.5),
 ]
 FULL = [
     *CORE,

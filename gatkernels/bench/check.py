@@ -160,6 +160,15 @@ def _layer(
         source, target = project(x_src[sources], lin), project(x_dst[rows], lin)
         score_src, score_dst = (source * att_src).sum(-1), (target * att_dst).sum(-1)
         out = reference.gat_attention(graph, source, score_src, score_dst)[0].flatten(1) + bias
+    elif case.spec.layer == "dot":
+        q, k, v, skip = (
+            project(x, lin)
+            for x, lin in zip(
+                (x_dst[rows], x_src[sources], x_src[sources], x_dst[rows]), leaves, strict=True
+            )
+        )
+        out = reference.dot_attention(graph, q, k, v, scale=case.channels**-0.5)[0] + skip
+        return out.flatten(1), torch.zeros(rows.numel(), dtype=torch.bool)
     else:
         lin_src, lin_dst, att = leaves
         source, target = project(x_src[sources], lin_src), project(x_dst[rows], lin_dst)

@@ -46,14 +46,20 @@ class Projection:
 
     def __init__(self, case: Case) -> None:
         weights = [weight for name, weight in case.weights.items() if name.startswith("lin")]
+        if case.spec.layer == "dot":  # side by side, of each side or of both
+            query, key, value, skip = weights
+            weights = [torch.cat([key, value]), torch.cat([query, skip])]
+            weights = weights if case.bipartite else [torch.cat(weights)]
         sides = 2 if case.bipartite or len(weights) > 1 else 1
         self.weights = [weights[0], weights[-1]][:sides]
+        copies = self.weights[0].shape[0] // case.width
         source_grad = case.random(case.edges.num_src, case.width, 9)
         turns = []
         for x, grad_out in case.rotation:
             pair = x if isinstance(x, tuple) else (x, x)
             grads = (source_grad, grad_out) if case.bipartite else (grad_out, grad_out)
-            turns.append(list(zip(pair, grads, strict=True))[:sides])
+            wide = (grad.repeat(1, copies) if copies > 1 else grad for grad in grads)
+            turns.append(list(zip(pair, wide, strict=True))[:sides])
         self.rotation = Rotating(turns)
         self.sides = self.rotation.next()
 

@@ -28,9 +28,15 @@ from gatkernels.bench.measure import (
 from gatkernels.bench.process import Tick
 from gatkernels.bench.results import Measured
 
+
+def _naive_dot(graph: Graph, q: Tensor, k: Tensor, v: Tensor) -> Any:
+    return reference.dot_attention(graph, q, k, v, scale=q.shape[2] ** -0.5)
+
+
 OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "gat": (gatkernels.gat_attention, reference.gat_attention),
     "gatv2": (gatkernels.gatv2_attention, reference.gatv2_attention),
+    "dot": (gatkernels.dot_attention, _naive_dot),
 }
 
 
@@ -49,6 +55,8 @@ class Operator:
         source, target = (edges.num_src, self.heads), (edges.num_dst, self.heads)
         if spec.layer == "gat":
             inputs = [normal(*source, self.channels), normal(*source), normal(*target)]
+        elif spec.layer == "dot":
+            inputs = [normal(*ends, self.channels) for ends in (target, source, source)]
         else:
             inputs = [normal(*source, self.channels), normal(*target, self.channels)]
             inputs.append(normal(self.heads, self.channels) / self.channels**0.5)
@@ -111,7 +119,11 @@ def excess(step: Operator) -> float:
     step.rotation.hold = False
 
     heads = torch.arange(step.heads, device=rows.device)
-    nodes = {"gat": (sources, sources, rows), "gatv2": (sources, rows, heads)}[spec.layer]
+    nodes = {
+        "gat": (sources, sources, rows),
+        "gatv2": (sources, rows, heads),
+        "dot": (rows, sources, sources),
+    }[spec.layer]
     have = [out[rows], *(grad[ids] for grad, ids in zip(gradients, nodes, strict=True))]
     leaves = [tensor.detach()[ids] for tensor, ids in zip(step.inputs, nodes, strict=True)]
     wanted = _formula(spec.layer, part, leaves, given[rows], torch.float64)

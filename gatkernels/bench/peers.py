@@ -139,18 +139,17 @@ def import_failure(module: str) -> str | None:
 def pyg_layer(classes: dict[str, Any], case: Case, **options: Any) -> tuple[Any, list[Tensor]]:
     """A layer with PyG's arguments and parameter names, and its parameters holding the weights.
 
-    `classes` has the class for "gat" and for "gatv2".
+    `classes` has the class for each of `cases.LAYERS`.
     """
     layer, weights = case.spec.layer, case.weights
+    if layer != "dot":
+        options["add_self_loops"] = False
     conv = classes[layer](
-        case.in_channels,
-        case.channels,
-        case.heads,
-        add_self_loops=False,
-        bias=layer == "gat",
-        **options,
+        case.in_channels, case.channels, case.heads, bias=layer == "gat", **options
     ).to(case.spec.device, case.dtype)
-    if layer == "gat":
+    if layer == "dot":
+        parameters = [getattr(conv, name).weight for name in weights]
+    elif layer == "gat":
         # The fused subclass of PyG's layer, and PyG before 2.5, keep one projection as lin_src.
         lin = conv.lin if getattr(conv, "lin", None) is not None else conv.lin_src
         parameters = [lin.weight, conv.att_src, conv.att_dst, conv.bias]
@@ -179,11 +178,10 @@ class Ours(Peer):
         return Graph.from_edge_index(case.edge_index, (case.edges.num_src, case.edges.num_dst))
 
     def layer(self, case: Case, graph: Any) -> Layer:
-        from gatkernels.nn import GATConv, GATv2Conv
+        from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 
-        conv, parameters = pyg_layer(
-            {"gat": GATConv, "gatv2": GATv2Conv}, case, backend=self.backend
-        )
+        classes = {"gat": GATConv, "gatv2": GATv2Conv, "dot": TransformerConv}
+        conv, parameters = pyg_layer(classes, case, backend=self.backend)
         return Layer(lambda x: conv(x, graph), parameters)
 
 

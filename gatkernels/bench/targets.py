@@ -40,6 +40,11 @@ _LARGE_CASES = (
     *_narrow(LARGE, *_BOTH),
 )
 _ARXIV_CASES = (*_wide(["arxiv"], *_BOTH), *_wide(["arxiv"], *_BOTH, dtype="bfloat16"))
+_DOT_CASES = (
+    *_wide(LARGE, "dot"),
+    *_wide(LARGE, "dot", dtype="bfloat16"),
+    *_narrow(LARGE, "dot"),
+)
 _CORA = _narrow(["cora"], "gat")
 
 
@@ -76,6 +81,10 @@ TARGETS = (
            "operator", _wide(LARGE[:2], "gat"), _PHASES, base=_FLOOR),
     Target("triton-floor-gatv2", "triton", "GATv2 operator over the gather floor, both phases", 2.0,
            "operator", _wide(LARGE[:2], "gatv2"), base=_FLOOR),
+    Target("cuda-floor-dot", "cuda", "dot-product operator over the gather floor, each phase", 1.25,
+           "operator", _DOT_CASES, _PHASES, base=_FLOOR),
+    Target("triton-floor-dot", "triton", "dot-product operator over the floor, both phases", 2.0,
+           "operator", _wide(LARGE[:2], "dot"), base=_FLOOR),
     Target("triton-bfloat16", "triton", "GAT operator, bfloat16 against float32", 1.7,
            "operator", _wide(LARGE[:2], "gat", dtype="bfloat16"), base_dtype="float32",
            at_least=True),

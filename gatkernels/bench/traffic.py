@@ -20,6 +20,9 @@ def compulsory(case: Case) -> dict[str, int]:
     if case.spec.layer == "gatv2":
         forward += target
         backward += 2 * target
+    if case.spec.layer == "dot":  # keys and values, queries and results
+        forward += rows
+        backward += 2 * rows - source
     return _phases(forward, backward)
 
 
@@ -40,6 +43,9 @@ def attention(
     if layer == "gat":
         forward = edges * (row + max(32, 4 * heads) + 4) + target + 12 * heads * counts[1]
         backward = edges * (row + max(32, 16 * heads) + 8) + source + 2 * target
+    elif layer == "dot":
+        forward = edges * (2 * row + 4) + 2 * target
+        backward = edges * (4 * row + max(32, 12 * heads) + 8) + 4 * (source + target)
     else:
         forward = edges * (row + 4) + 2 * target
         backward = edges * (3 * row + max(32, 8 * heads) + 8) + 3 * (source + target)
@@ -54,8 +60,11 @@ def _sizes(case: Case) -> tuple[int, int, int, int]:
 
 def _projected(case: Case) -> int:
     """Input read, features written (backward: their gradient read), once per projection."""
-    per_row = (case.in_channels + case.width) * case.dtype.itemsize
     source, target = case.edges.num_src, case.edges.num_dst
+    if case.spec.layer == "dot":  # side by side: two of each side, or four
+        inputs = case.in_channels * (source + target if case.bipartite else source)
+        return (inputs + 2 * case.width * (source + target)) * case.dtype.itemsize
+    per_row = (case.in_channels + case.width) * case.dtype.itemsize
     if case.bipartite or case.spec.layer == "gatv2":
         return (source + target) * per_row
     return source * per_row

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatkernels.nn import GATConv, GATv2Conv
+from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def watch(model: nn.Module, *inputs: Any) -> tuple[Tensor, list[Layer]]:
     was_training = model.training
     with ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, (GATConv, GATv2Conv)):
+            if isinstance(module, (GATConv, GATv2Conv, TransformerConv)):
                 hooks.enter_context(module.register_forward_pre_hook(ask, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(take, with_kwargs=True))
         model.eval()

@@ -63,7 +63,8 @@ def prepare(
     console = require("rich.console", "rich").Console(highlight=False)
     require("matplotlib.figure", "matplotlib")
     device = checks.usable_device(options.device)
-    resolved = backends.select("train", options.backend, backends.Case(device, torch.float32))
+    case = backends.Case(device, torch.float32)
+    resolved = backends.select("train", options.backend, case)
     options = replace(options, backend=resolved)
     out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
     check_folder(out)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gatkernels import Graph
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
-from gatkernels.models import GAT, GCN, MLP
+from gatkernels.models import GAT, GCN, MLP, GraphTransformer
 
 CURVES = ("train_loss", "train_score", "val_loss", "val_score")
 
@@ -142,6 +142,16 @@ def build_model(preset: Preset, dataset: Dataset, backend: str = "auto") -> nn.M
         return GCN(*sizes, preset.dropout, layers=preset.layers)
     if preset.model == "mlp":
         return MLP(*sizes, preset.dropout, layers=preset.layers)
+    if preset.model == "transformer":
+        return GraphTransformer(
+            *sizes,
+            heads=preset.heads,
+            out_heads=preset.out_heads,
+            dropout=preset.dropout,
+            layers=preset.layers,
+            residual=preset.residual,
+            backend=backend,
+        )
     return GAT(
         *sizes,
         heads=preset.heads,

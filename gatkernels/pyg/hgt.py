@@ -57,7 +57,7 @@ class HGTConv(Fused, conv.HGTConv):  # type: ignore[misc]
         return {name: self._past(name, found[name], x_dict[name]) for name in targets}
 
     def _relations(self, x_dict: dict[str, Tensor], edge_index_dict: dict[Any, Any]) -> list[Any]:
-        """Those that have edges, in PyG's order; raises Unfused where its own code must run."""
+        """Those that are given, in their order; raises Unfused where PyG's own code must run."""
         relations = list(edge_index_dict)
         given, lins = list(edge_index_dict.values()), (self.k_rel, self.v_rel)
         self._check(list(x_dict.values()), given, *(lin.weight for lin in lins))

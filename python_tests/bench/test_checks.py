@@ -51,7 +51,10 @@ LIBRARIES = [name for name, peer in PEERS.items() if not (peer.compiles or peer.
 SMALL = "power-law:400"
 
 
-@pytest.mark.parametrize("spec", [Spec(SMALL), Spec(SMALL, "1x3", "gatv2"), Spec("tiny:70")])
+@pytest.mark.parametrize(
+    "spec",
+    [Spec(SMALL), Spec(SMALL, "1x3", "gatv2"), Spec("tiny:70"), Spec("tiny:70", layer="dot")],
+)
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_peer_agrees_with_the_reference(name: str, spec: Spec) -> None:
     if reason := PEERS[name].unavailable(spec):
@@ -280,7 +283,7 @@ def test_smoke_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(process, "call", call)
     found = {name: (text, well) for name, text, well in smoke.outcomes("cpu", ["reference"], 1, 2)}
-    assert len(found) == 8
+    assert len(found) == 12
     assert found["reference gat float32"] == ("0.50 of what is allowed", True)
     assert found["reference gatv2 bfloat16"] == ("2.50 of what is allowed", False)
     crashed = "FAIL: error, the process ended with status -11"

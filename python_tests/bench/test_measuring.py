@@ -184,6 +184,11 @@ def test_traffic_counts_every_row() -> None:
     assert 2 * nodes * row < compulsory["forward"] < gathered["forward"]
     second = traffic.gathered(cases.build(Spec("tiny", layer="gatv2")))
     assert second["backward"] > 2 * gathered["backward"]
+    dot = cases.build(Spec("tiny", layer="dot"))
+    gathered, projected = traffic.gathered(dot), nodes * (12 + 4 * 64) * 4
+    assert gathered["forward"] == projected + edges * (2 * row + 4) + 2 * nodes * row
+    assert gathered["backward"] == projected + edges * (4 * row + 96 + 8) + 8 * nodes * row
+    assert traffic.compulsory(dot)["forward"] < gathered["forward"]
 
 
 def test_copy_bandwidth_is_that_of_memory() -> None:

@@ -285,5 +285,7 @@ def test_preset_options():
     ):
         with pytest.raises(ValueError, match=message):
             preset.with_options(**options)
-    with pytest.raises(ValueError, match="unknown model 'gan'; choose from gat, gatv2, gcn, mlp"):
+    with pytest.raises(
+        ValueError, match="unknown model 'gan'; choose from gat, gatv2, transformer, gcn, mlp"
+    ):
         get_preset("cora", "gan")
