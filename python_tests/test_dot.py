@@ -413,8 +413,10 @@ def test_opcheck(edges: bool) -> None:
     out, edge_out, stats = dot.dot_forward(call, True, BACKEND)
     alpha = dot.dot_alpha(call, stats, BACKEND)
     saved = DotSaved(out, edge_out if edges else None, stats, alpha if edges else None)
-    of_results = grads_of((out, edge_out, alpha), torch.float32)
-    grads = DotGrads(*of_results) if edges else DotGrads(of_results[0], None, None)
+    if edges:
+        grads = DotGrads(*grads_of((out, edge_out, alpha), torch.float32))
+    else:
+        grads = DotGrads(*grads_of((out,), torch.float32), None, None)
     ops = torch.ops.gatkernels
     torch.library.opcheck(ops.dot_forward.default, (*_flat(call, edges), BACKEND))
     torch.library.opcheck(ops.dot_alpha.default, (*_flat(call, stats), BACKEND))
@@ -449,9 +451,11 @@ def test_exports() -> None:
         def forward(self, *given: Tensor) -> Any:
             return dot_attention(graph, *given, backend=BACKEND)
 
+    # before the export: on the CPU it is the first call that makes the schedule of Triton's kernels
+    expected = Module()(*inputs)
     program = torch.export.export(Module(), inputs)
-    for got, expected in zip(program.module()(*inputs), Module()(*inputs), strict=True):
-        torch.testing.assert_close(got, expected)
+    for got, wanted in zip(program.module()(*inputs), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
     targets = {str(node.target) for node in program.graph.nodes}
     assert "gatkernels.dot_forward.default" in targets
 
