@@ -109,7 +109,7 @@ def check(
     on_cpu, dtype, edges = graph.to("cpu"), inputs[0].dtype, len(inputs) > 3
     torch.manual_seed(3)
     seed = draw_seed(DEVICE).cpu()  # as the call draws it
-    factor = 1.0 / math.sqrt(inputs[0].shape[2]) if scale is None else scale
+    factor = 1.0 / math.sqrt(max(inputs[0].shape[2], 1)) if scale is None else scale
     scoring = DotScoring(factor, dropout, seed)
 
     def plain(*tensors: Tensor) -> Any:
@@ -150,6 +150,8 @@ SHAPES = [
     (2, (121, 40, 130)),
     (4, (256, 256, 16)),
     (2, (8, 24, 1)),
+    (3, (0, 4, 0)),
+    (3, (4, 0, 2)),
 ]
 
 
@@ -162,6 +164,12 @@ def test_of_every_shape(shape: Any, dtype: torch.dtype, edges: bool) -> None:
         inputs = inputs_of(graph, *shape, dtype, edges)
         for dropout, attention in ((0.0, True), (0.6, False)):
             check(graph, inputs, dropout, attention)
+
+
+def test_heads_so_wide_that_several_programs_share_an_edge() -> None:
+    """Each adds its heads' share to the gradient of the edge's features."""
+    graph = GRAPHS["bipartite"]()
+    check(graph, inputs_of(graph, 3, (1100, 3, 2), torch.float32, True), 0.6)
 
 
 @pytest.mark.parametrize("scale", [None, 0.0, 1.0, -0.7])
