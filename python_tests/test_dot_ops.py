@@ -48,8 +48,8 @@ def test_opcheck(edges: bool) -> None:
     out, edge_out, stats = dot.dot_forward(call, True, BACKEND)
     alpha = dot.dot_alpha(call, stats, BACKEND)
     saved = DotSaved(out, edge_out if edges else None, stats, alpha if edges else None)
-    of_results = grads_of((out, edge_out, alpha), torch.float32)
-    grads = DotGrads(*of_results) if edges else DotGrads(of_results[0], None, None)
+    of_results = grads_of((out, edge_out, alpha) if edges else (out,), torch.float32)
+    grads = DotGrads(*of_results) if edges else DotGrads(*of_results, None, None)
     ops = torch.ops.gatkernels
     torch.library.opcheck(ops.dot_forward.default, (*_flat(call, edges), BACKEND))
     torch.library.opcheck(ops.dot_alpha.default, (*_flat(call, stats), BACKEND))
