@@ -36,8 +36,8 @@ struct Loops {
     return V::template fold<kHeads>(v, [](V a, V b) { return a + b; });
   }
   // Asks for the `count` values from p + col[k] * stride on, of edges some way ahead.
-  static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col, int edges,
-                       const int32_t* col_end) {
+  GK_INLINE static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col,
+                                 int edges, const int32_t* col_end) {
     constexpr int64_t kLine = 64 / int64_t(sizeof(A));
     for (int k = 0; k < edges; ++k) {
       const int32_t* ahead = col + kScorePrefetch + k < col_end ? col + kScorePrefetch + k : col;

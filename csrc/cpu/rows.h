@@ -111,9 +111,11 @@ struct Gather {
 };
 
 // Asks for features [feature, feature + count) of the row of an edge some way ahead of `col`.
+// Inlined, as GCC takes a function that only prefetches for one without effect, and leaves out
+// calls.
 template <class T>
-static inline void prefetch_row(const Gather<T>& from, int64_t feature, int64_t count,
-                                const int32_t* col, int distance = kPrefetch) {
+GK_INLINE void prefetch_row(const Gather<T>& from, int64_t feature, int64_t count,
+                            const int32_t* col, int distance = kPrefetch) {
   const int32_t* ahead = col + distance < from.col_end ? col + distance : col;
   const T* row = from.data + int64_t(*ahead) * from.stride;
   const char* end = reinterpret_cast<const char*>(row + feature + count);

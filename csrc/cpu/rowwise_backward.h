@@ -42,7 +42,7 @@ struct RowwiseBackwardJob {
   const T* grad_of(int64_t i) const { return grad.data + i * grad.stride; }
   const T* dst_of(int64_t i) const { return x_dst.data + i * x_dst.stride; }
 
-  void prefetch_fields(const int32_t* at) const {
+  GK_INLINE void prefetch_fields(const int32_t* at) const {
     const int32_t* ahead = at + kPrefetch < grad.col_end ? at + kPrefetch : at;
     const A* next = fields + *ahead * fields_stride;
     for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
