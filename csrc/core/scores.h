@@ -23,6 +23,15 @@ GK_INLINE V if_positive(V s, V a, V b) {
     return V::if_positive(s, a, b);
   }
 }
+// s < 0 ? a : b, or either where s is -0
+template <class V>
+GK_INLINE V if_negative(V s, V a, V b) {
+  if constexpr (std::is_floating_point_v<V>) {
+    return s < V(0) ? a : b;
+  } else {
+    return V::if_negative(s, a, b);
+  }
+}
 // a b + c
 template <class V>
 GK_INLINE V multiply_add(V a, V b, V c) {
@@ -40,8 +49,9 @@ struct Reach {
 };
 
 // How a gradient adds up over edges: here the sum of dl reach.PART, PART being j, i or att. On a
-// CPU such a struct has one vector, `sum`, which kernels load and store; on a GPU as much as it
-// likes.
+// CPU such a struct has one vector, `sum`, which kernels load and store, and is given dl and the
+// row of its own end (x_j for the gradient of x_j, else x_i) as its scorer has prepared them; on a
+// GPU as much as it likes.
 template <class V, V Reach<V>::* kPart>
 struct ReachSum {
   V sum;
@@ -64,6 +74,9 @@ struct RowwiseScorer {
 
   using Att = V;  // att as a scorer likes it
   GK_INLINE Att prepare(V att) const { return att; }
+  using Dl = V;  // dl, and a row for all its edges, as the sums of a CPU like them
+  GK_INLINE Dl prepare_dl(V dl) const { return dl; }
+  GK_INLINE V prepare_own(V x) const { return x; }
 
   using GradJ = ReachSum<V, &Reach<V>::j>;
   using GradI = ReachSum<V, &Reach<V>::i>;
@@ -82,22 +95,39 @@ struct Gatv2 : RowwiseScorer<V> {
 
   GK_INLINE V term(const Att& att, V x_j, V x_i) const {
     const V u = x_j + x_i;
-    if constexpr (kLane) return if_positive(u, att.above, att.below) * u;  // att stays at hand
-    return att.above * if_positive(u, u, this->slope * u);
+    return if_negative(u, att.below, att.above) * u;
   }
   GK_INLINE Reach<V> reach(const Att& att, V x_j, V x_i) const {
     const V u = x_j + x_i, steepness = if_positive(u, att.above, att.below);
     return {steepness, steepness, step(u) * u};
   }
 
-  // On a CPU: sum dl att leaky'(u) = att sum dl leaky'(u)
+  // On a CPU the sign bit of minus u says whether u is above zero, as it is never -0 where minus x
+  // of the own end is not: a comparison saved. sum dl att leaky'(u) = att sum dl leaky'(u).
+  struct Dl {
+    V above, below;  // dl leaky'(u) above zero and below
+  };
+  GK_INLINE Dl prepare_dl(V dl) const { return {dl, this->slope * dl}; }
+  GK_INLINE V prepare_own(V x) const { return V::set(0) - x; }
+
+  template <bool kOwnIsJ>
   struct VectorGrad {
     V sum;
 
-    GK_INLINE void add(const Gatv2& scorer, V dl, const Att&, V x_j, V x_i) {
-      sum = multiply_add(dl, scorer.step(x_j + x_i), sum);
+    GK_INLINE void add(const Gatv2&, const Dl& dl, const Att&, V x_j, V x_i) {
+      const V minus_u = kOwnIsJ ? x_j - x_i : x_i - x_j;
+      sum = sum + if_negative(minus_u, dl.above, dl.below);
     }
     GK_INLINE V gradient(const Gatv2&, const Att& att, V) const { return att.above * sum; }
+  };
+  struct VectorGradAtt {  // sum dl leaky(u)
+    V sum;
+
+    GK_INLINE void add(const Gatv2&, const Dl& dl, const Att&, V x_j, V x_i) {
+      const V minus_u = x_i - x_j;
+      sum = multiply_add(if_negative(minus_u, dl.above, dl.below), minus_u, sum);
+    }
+    GK_INLINE V gradient(const Gatv2&, const Att&, V) const { return V::set(0) - sum; }
   };
   // On a GPU: sum dl att leaky'(u) = att (slope sum dl + (1 - slope) sum of dl where u > 0)
   struct LaneGrad {
@@ -126,9 +156,9 @@ struct Gatv2 : RowwiseScorer<V> {
       return scorer.slope * negative + positive;
     }
   };
-  using GradI = std::conditional_t<kLane, LaneGrad, VectorGrad>;
-  using GradJ = GradI;
-  using GradAtt = std::conditional_t<kLane, LaneGradAtt, typename RowwiseScorer<V>::GradAtt>;
+  using GradI = std::conditional_t<kLane, LaneGrad, VectorGrad<false>>;
+  using GradJ = std::conditional_t<kLane, LaneGrad, VectorGrad<true>>;
+  using GradAtt = std::conditional_t<kLane, LaneGradAtt, VectorGradAtt>;
 };
 
 enum class RowScorer { kGatv2 };

@@ -1,5 +1,6 @@
 // Scores that are dot products, scale (<q_i, k_j> + <edge_query_i, edge_e>), and their forward.
 #pragma once
+#include "head_sums.h"
 #include "rowwise.h"
 
 namespace gatkernels {
@@ -57,6 +58,26 @@ static inline void add_rows(const HeadMap<A>& map, const Gather<T>& from, const 
   accumulate<A, T>(map, from, col, n, w, w, int(slots<A>(map.heads)), carry, sum, nullptr);
 }
 
+// totals[e, h] = the dot products of row `own` and the rows `col` of n edges, [n, slots]; `also`
+// (e) prefetches what else an edge reads.
+template <class A, class T, class Also>
+static inline void sum_dots(const HeadMap<A>& map, const A* own, const Gather<T>& rows,
+                            const int32_t* col, int n, A* totals, const Also& also) {
+  A* const to[] = {totals};
+  sum_heads<2>(
+      map, n, to,
+      [&](int e) GK_INLINED {
+        const T* row = row_of(rows, col[e]);
+        return [own, row](int64_t f, int lanes) GK_INLINED {
+          return Kinds<A, 1>{{load_row<A>(own + f, lanes) * load_row<A>(row + f, lanes)}};
+        };
+      },
+      [&](int e, int64_t f, int64_t count) GK_INLINED {
+        prefetch_row(rows, f, count, col + e);
+        if (f == 0) also(e);
+      });
+}
+
 // Features of edges [E, F], of which every head reads the same row.
 template <class T, class A>
 struct EdgeFeatures {
@@ -74,9 +95,7 @@ struct EdgeFeatures {
   explicit operator bool() const { return features > 0; }
   int64_t width() const { return heads * features; }
   int lanes_at(int64_t f) const { return features - f < V::kWidth ? int(features - f) : V::kWidth; }
-  __attribute__((always_inline)) void prefetch(const int32_t* eid) const {
-    prefetch_row(rows, features, eid);
-  }
+  GK_INLINE void prefetch(const int32_t* eid) const { prefetch_row(rows, 0, features, eid); }
 
   // dot[h] += sum_f query[h, f] row[f]
   template <class S>
@@ -161,14 +180,12 @@ struct DotScorer {
     const A* q_i = widened(row_of(q, row), map.width, t.row_pos);
     const A* query = nullptr;
     if (edge) query = widened(row_of(edge_query, row), edge.width(), t.row_pos + map.width);
-    for (int e = 0; e < edges.n; ++e) {
-      A* logit = t.weight + e * of.stride;
-      prefetch_row(k, map.width, edges.col + e);
-      prefetch_row(v, v_width, edges.col + e);
-      dot_heads(map, q_i, row_of(k, edges.col[e]), logit);
-      if (!edge) continue;
-      edge.prefetch(edges.eid + e);
-      edge.add_dots(query, edges.eid[e], logit);
+    sum_dots(map, q_i, k, edges.col, edges.n, t.weight, [&](int e) GK_INLINED {
+      prefetch_row(v, 0, v_width, edges.col + e);
+      if (edge) edge.prefetch(edges.eid + e);
+    });
+    for (int e = 0; edge && e < edges.n; ++e) {
+      edge.add_dots(query, edges.eid[e], t.weight + e * of.stride);
     }
     multiply(scale, edges.n * of.stride, t.weight);
     of.loops.raise_top(of, edges.n, t, top, carry);
@@ -217,7 +234,7 @@ struct DotForwardJob : Scored<T, A, DotScorer<T, A>> {
           scale_results(factor, h, sums);
         }
       }
-      of.loops.exponentials(of, n, t, top, sum, t.sum_pos, carry);
+      of.loops.exponentials(of, n, t, top, sum, t.sum_pos, carry, false);
       if (of.drop) of.loops.weigh(of, block, t, nullptr, false);
       add_rows(v_map, scorer.v, block.col, n, t.weight, carry, sums);
       if (scorer.edge) {

@@ -52,18 +52,16 @@ struct DotBackwardJob {
   DotEnd<T> destinations() const { return {{p.scores.q, edges}, {p.grads.out, edges}}; }
   DotEnd<T> sources() const { return {{p.scores.k, edges}, {p.v.rows, edges}}; }
 
-  // always inlined, as prefetch_row
-  __attribute__((always_inline)) void prefetch(const int32_t* at, const int32_t* eid) const {
-    prefetch_row(other.first, map.width, at);
-    prefetch_row(other.second, v_map.width, at);
+  // Of an edge, all but the rows of `other`.
+  GK_INLINE void prefetch(const int32_t* at, const int32_t* eid) const {
     if (edge) edge.prefetch(eid);
     if constexpr (kBySource) {
       const int32_t* ahead = at + kPrefetch < other.first.col_end ? at + kPrefetch : at;
       const A* next = fields + *ahead * fields_stride;
       for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
       if (edge) {
-        prefetch_row(of_edges.first, edge.width(), at);
-        prefetch_row(of_edges.second, edge.width(), at);
+        prefetch_row(of_edges.first, 0, edge.width(), at);
+        prefetch_row(of_edges.second, 0, edge.width(), at);
       }
     }
   }
@@ -87,13 +85,16 @@ struct DotBackwardJob {
   // weight = alpha m and score = scale dl for n edges between row i and the rows `at`.
   void terms(int64_t i, const OwnRows& rows, const int32_t* at, const int32_t* eid, int n,
              const Scratch<A>& t) const {
-    for (int e = 0; e < n; ++e) {
+    if (map.channels == v_map.channels) {
+      sum_both(rows, at, eid, n, t);
+    } else {
+      sum_dots(map, rows.first, other.first, at, n, t.weight,
+               [&](int e) GK_INLINED { prefetch(at + e, eid + e); });
+      sum_dots(v_map, rows.second, other.second, at, n, t.score, [](int) {});
+    }
+    for (int e = 0; edge && e < n; ++e) {
       A* logit = t.weight + e * of.stride;
       A* gain = t.score + e * of.stride;
-      prefetch(at + e, eid + e);
-      dot_heads(map, rows.first, row_of(other.first, at[e]), logit);
-      dot_heads(v_map, rows.second, row_of(other.second, at[e]), gain);
-      if (!edge) continue;
       if constexpr (kBySource) {
         edge.add_dots(row_of(of_edges.first, at[e]), eid[e], logit);
         edge.add_dots(row_of(of_edges.second, at[e]), eid[e], gain);
@@ -104,14 +105,34 @@ struct DotBackwardJob {
     }
     multiply(scale, n * of.stride, t.weight);
     const Block block{at, eid, other.first.col_end, n};
+    const auto* grad_alpha = static_cast<const A*>(p.grads.alpha);
     if (kBySource) {
-      of.loops.alpha_of_edges(of, {fields, fields_stride}, block, t);
+      of.loops.gradients_of_edges(of, {fields, fields_stride}, grad_alpha, block, t);
     } else {
-      of.loops.alpha_of_row(of, fields + i * fields_stride, block, t);
+      of.loops.gradients_of_row(of, {fields + i * fields_stride, 0}, grad_alpha, block, t);
     }
-    if (of.drop) of.loops.weigh(of, block, t, nullptr, false);
-    of.loops.score_gradient(of, static_cast<const A*>(p.grads.alpha), block, t);
     multiply(scale, n * of.stride, t.score);
+  }
+  // weight = <q, k> and score = <dO, v>, of rows of the same width.
+  void sum_both(const OwnRows& rows, const int32_t* at, const int32_t* eid, int n,
+                const Scratch<A>& t) const {
+    A* const totals[] = {t.weight, t.score};
+    sum_heads<2>(
+        map, n, totals,
+        [&](int e) GK_INLINED {
+          const A *own_first = rows.first, *own_second = rows.second;
+          const T *first = row_of(other.first, at[e]), *second = row_of(other.second, at[e]);
+          return [own_first, own_second, first, second](int64_t f, int lanes) GK_INLINED {
+            return Kinds<A, 2>{
+                {load_row<A>(own_first + f, lanes) * load_row<A>(first + f, lanes),
+                 load_row<A>(own_second + f, lanes) * load_row<A>(second + f, lanes)}};
+          };
+        },
+        [&](int e, int64_t f, int64_t count) GK_INLINED {
+          prefetch_row(other.first, f, count, at + e);
+          prefetch_row(other.second, f, count, at + e);
+          if (f == 0) prefetch(at + e, eid + e);
+        });
   }
 
   void grad_of_edge(const OwnRows& rows, int32_t eid, const A* dl, const A* w) const {

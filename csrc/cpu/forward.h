@@ -80,10 +80,17 @@ struct ForwardJob : Scored<T, A, Scorer> {
           if (out_pos) scale_head(factor, h, out_pos);
         }
       }
-      of.loops.exponentials(of, n, t, top, sum, sum_pos, carry);
-      of.loops.weigh(of, block, t, nullptr, out_pos != nullptr);
+      weights(block, top, sum, sum_pos, carry, t);
       accumulate(map, x, block.col, n, t.weight, t.weight_pos, of.stride, carry, out, out_pos);
     }
+  }
+  // Whether sums over positive edges are wanted; a row without channels has a share of them, too.
+  bool pair() const { return Scorer::kSigned && to.stats != nullptr; }
+  // weight, and weight_pos of positive edges, before they are divided by their sum
+  void weights(const Block& block, const A* top, A* sum, A* sum_pos, bool carry,
+               const Scratch<A>& t) const {
+    of.loops.exponentials(of, block.n, t, top, sum, sum_pos, carry, pair());
+    if (of.drop) of.loops.weigh(of, block, t, nullptr, pair());
   }
   void scale_head(A factor, int h, A* row) const {
     for (int64_t f = int64_t(h) * map.channels; f < int64_t(h + 1) * map.channels; ++f) {
@@ -130,8 +137,8 @@ struct ForwardJob : Scored<T, A, Scorer> {
   }
   // A row of one edge from j whose score is finite: alpha = 1.
   void copy_row(int64_t row, const int32_t* col, const Scratch<A>& t) const {
-    prefetch_row(x, width, col);
-    for (int h = 0; h < heads; ++h) t.sum_pos[h] = t.score[h] > A(0) ? A(1) : A(0);
+    prefetch_row(x, 0, width, col);
+    for (int h = 0; h < heads; ++h) t.sum_pos[h] = pair() && t.score[h] > A(0) ? A(1) : A(0);
     if (A* stats = stats_of(row)) {
       for (int h = 0; h < heads; ++h) {
         stats[h] = t.top[h];
@@ -158,14 +165,13 @@ struct ForwardJob : Scored<T, A, Scorer> {
     } else {
       scorer.score(of, row, block, t, t.top, false);
       if (n == 1 && !of.drop && finite(t.top)) return copy_row(row, block.col, t);
-      of.loops.exponentials(of, n, t, t.top, t.sum, t.sum_pos, false);
+      weights(block, t.top, t.sum, t.sum_pos, false, t);
       finish_stats(row, t);
-      of.loops.weigh(of, block, t, t.sum, to.out_pos != nullptr);
     }
     A* out = t.row;
     if constexpr (std::is_same_v<T, A>) out = static_cast<A*>(to.out) + row * width;
-    accumulate(map, x, block.col, n, t.weight, t.weight_pos, of.stride, false, out,
-               out_pos_of(row));
+    accumulate(map, x, block.col, n, t.weight, t.weight_pos, of.stride, false, out, out_pos_of(row),
+               n == 0 ? nullptr : t.sum);
     if constexpr (!std::is_same_v<T, A>) store_out(row, out);
   }
 
@@ -232,7 +238,7 @@ struct AlphaJob {
       const int n = int(end - edge < scorer.block ? end - edge : scorer.block);
       const Block block = of_edges.block_of(edge, n);
       scorer.score(of, row, block, t, t.top, false);
-      of.loops.exponentials(of, n, t, stats, t.sum, t.sum_pos, false);
+      of.loops.exponentials(of, n, t, stats, t.sum, t.sum_pos, false, false);
       of.loops.weigh(of, block, t, stats + heads, false);
       for (int e = 0; e < n; ++e) {
         std::memcpy(alpha + int64_t(block.eid[e]) * heads, t.weight + e * of.stride,

@@ -36,8 +36,8 @@ struct Loops {
     return V::template fold<kHeads>(v, [](V a, V b) { return a + b; });
   }
   // Asks for the `count` values from p + col[k] * stride on, of edges some way ahead.
-  static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col, int edges,
-                       const int32_t* col_end) {
+  GK_INLINE static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col,
+                                 int edges, const int32_t* col_end) {
     constexpr int64_t kLine = 64 / int64_t(sizeof(A));
     for (int k = 0; k < edges; ++k) {
       const int32_t* ahead = col + kScorePrefetch + k < col_end ? col + kScorePrefetch + k : col;
@@ -95,7 +95,7 @@ struct Loops {
         total = total - there(part, edges, zero);
         s.store(t.score + at);
         alpha.store(t.weight + at);
-        if (keep) part.store(t.weight_pos + at);
+        (keep ? part : V::if_positive(s, alpha, zero)).store(t.weight_pos + at);
       });
       total = fold_add(total);
       if (carry) total = total + repeat(sum + h, lanes);
@@ -109,57 +109,43 @@ struct Loops {
       V best = carry ? repeat(top + h, lanes) : lowest;
       each_vector(of, h, n, [&](int at, int, int edges) {
         best = V::max(best, there(V::load(t.weight + at), edges, lowest));
-        V::set(A(0)).store(t.score + at);
       });
       fold_max(best).store(top + h, lanes);
     });
   }
 
-  static void store_alpha(V logit, V top, V inverse, V delta, const Scratch<A>& t, int at) {
-    const V alpha = exp(logit - top) * inverse;
-    alpha.store(t.weight + at);
-    (alpha * delta).store(t.weight_pos + at);
-  }
-  static void alpha_of_row(const Heads<A>& of, const A* fields, const Block& block,
-                           const Scratch<A>& t) {
+  template <bool kGather>
+  static void gradients(const Heads<A>& of, Fields<A> fields, const A* grad_alpha,
+                        const Block& block, const Scratch<A>& t) {
+    if (of.drop) draw(of, t, block.eid, block.n);
     each_slot(of, [&](int h, int lanes) {
-      const V top = repeat(fields + h, lanes), inverse = repeat(fields + of.heads + h, lanes);
-      const V delta = repeat(fields + 2 * of.heads + h, lanes);
-      each_vector(of, h, block.n, [&](int at, int, int) {
-        store_alpha(V::load(t.weight + at), top, inverse, delta, t, at);
-      });
-    });
-  }
-  static void alpha_of_edges(const Heads<A>& of, Fields<A> fields, const Block& block,
-                             const Scratch<A>& t) {
-    each_slot(of, [&](int h, int lanes) {
+      const A* own[3];
+      for (int k = 0; k < 3; ++k) own[k] = fields.data + k * of.heads + h;
+      V fixed[3];
+      if (!kGather) {
+        for (int k = 0; k < 3; ++k) fixed[k] = repeat(own[k], lanes);
+      }
       each_vector(of, h, block.n, [&](int at, int e, int edges) {
         const auto field = [&](int k) {
-          return V::template load_edges<kHeads>(fields.data + k * of.heads + h, fields.stride,
-                                                block.col + e, edges, lanes);
+          return kGather ? V::template load_edges<kHeads>(own[k], fields.stride, block.col + e,
+                                                          edges, lanes)
+                         : fixed[k];
         };
-        store_alpha(V::load(t.weight + at), field(0), field(1), field(2), t, at);
-      });
-    });
-  }
-
-  static void score_gradient(const Heads<A>& of, const A* grad_alpha, const Block& block,
-                             const Scratch<A>& t) {
-    each_slot(of, [&](int h, int lanes) {
-      each_vector(of, h, block.n, [&](int at, int e, int edges) {
-        V outer = V::load(t.score + at);
+        const V alpha = exp(V::load(t.weight + at) - field(0)) * field(1);
+        V w = alpha, outer = V::load(t.score + at);
+        if (of.drop) w = V::keep(w * V::set(of.scale), t.words + at, of.threshold);
         if (grad_alpha) {
           outer = outer + V::template load_edges<kHeads>(grad_alpha + h, of.heads, block.eid + e,
                                                          edges, lanes);
         }
-        const V weighed = V::load(t.weight + at) * outer;
-        (weighed - V::load(t.weight_pos + at)).store(t.score + at);
+        w.store(t.weight + at);
+        (w * outer - alpha * field(2)).store(t.score + at);
       });
     });
   }
 
   static void exponentials(const Heads<A>& of, int n, const Scratch<A>& t, const A* top, A* sum,
-                           A* sum_pos, bool carry) {
+                           A* sum_pos, bool carry, bool pair) {
     const V zero = V::set(A(0));
     each_slot(of, [&](int h, int lanes) {
       // A maximum of -inf (all edges masked so far): keep -inf - lowest, not -inf - -inf.
@@ -170,7 +156,11 @@ struct Loops {
         w.store(t.weight + at);
         const V counted = there(w, edges, zero);
         all = all + counted;
-        positive = positive + V::if_positive(V::load(t.score + at), counted, zero);
+        if (pair) {
+          const V w_pos = V::if_positive(V::load(t.score + at), w, zero);
+          w_pos.store(t.weight_pos + at);
+          positive = positive + there(w_pos, edges, zero);
+        }
       });
       all = fold_add(all);
       positive = fold_add(positive);
@@ -208,9 +198,8 @@ struct Loops {
     }
   }
 
-  static constexpr HeadLoops<A> kTable = {gat_score,    gat_alpha,      raise_top,
-                                          alpha_of_row, alpha_of_edges, score_gradient,
-                                          exponentials, weigh};
+  static constexpr HeadLoops<A> kTable = {
+      gat_score, gat_alpha, raise_top, gradients<false>, gradients<true>, exponentials, weigh};
 };
 
 template <class A, int kHeads>

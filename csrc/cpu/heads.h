@@ -77,21 +77,23 @@ struct HeadLoops {
   // score, weight = leaky(score), top = max(top, weight)
   void (*gat_score)(const Heads<A>&, const GatTerms<A>&, const Block&, const Scratch<A>&, A* top,
                     bool carry);
-  // score, weight = alpha, sum (+)= -leaky' alpha delta, weight_pos = leaky' alpha delta if `keep`;
-  // the fields are score_dst, row maximum, 1 / sum, delta, and stand in for GatTerms::other
+  // score, weight = alpha, sum (+)= -leaky' alpha delta, weight_pos = leaky' alpha delta if `keep`,
+  // else weight where the score is positive; the fields are score_dst, row maximum, 1 / sum, delta,
+  // and stand in for GatTerms::other
   void (*gat_alpha)(const Heads<A>&, const GatTerms<A>&, const Block&, const Scratch<A>&, A* sum,
                     bool carry, bool keep);
-  // top = max(top, weight), score = 0
+  // top = max(top, weight)
   void (*raise_top)(const Heads<A>&, int n, const Scratch<A>&, A* top, bool carry);
-  // weight = alpha from logits, weight_pos = alpha delta; fields: row maximum, 1 / sum, delta; of
-  // the block's row, or gathered by col
-  void (*alpha_of_row)(const Heads<A>&, const A* fields, const Block&, const Scratch<A>&);
-  void (*alpha_of_edges)(const Heads<A>&, Fields<A>, const Block&, const Scratch<A>&);
-  // score = weight (score + grad_alpha) - weight_pos
-  void (*score_gradient)(const Heads<A>&, const A* grad_alpha, const Block&, const Scratch<A>&);
-  // weight = exp(weight - top); sum and sum_pos (+)= weights, those of positive score
+  // weight = alpha m and score = alpha (m (score + grad_alpha) - delta), from logits in weight;
+  // fields: row maximum, 1 / sum, delta; of the block's row, or gathered by col
+  void (*gradients_of_row)(const Heads<A>&, Fields<A>, const A* grad_alpha, const Block&,
+                           const Scratch<A>&);
+  void (*gradients_of_edges)(const Heads<A>&, Fields<A>, const A* grad_alpha, const Block&,
+                             const Scratch<A>&);
+  // weight = exp(weight - top), sum (+)= weights; with `pair` those of positive score too, in
+  // weight_pos and sum_pos (which is 0 else)
   void (*exponentials)(const Heads<A>&, int n, const Scratch<A>&, const A* top, A* sum, A* sum_pos,
-                       bool carry);
+                       bool carry, bool pair);
   // weight <- dropped(weight * factor), weight_pos <- weight where the score is positive; factor
   // [slots] may be null, and weight_pos not wanted
   void (*weigh)(const Heads<A>&, const Block&, const Scratch<A>&, const A* factor, bool pair);

@@ -1,5 +1,6 @@
 // Scores from features, and the gradients that come back through them.
 #pragma once
+#include "head_sums.h"
 #include "heads.h"
 
 namespace gatkernels {

@@ -1,12 +1,15 @@
-// What every attention kernel does with rows of features: sum gathered rows with weights per head,
-// and dot products per head. Included once per instruction set.
+// What every attention kernel does with rows of features: sum gathered rows with weights per head.
+// Included once per instruction set.
 #pragma once
 #include <cstdint>
 #include <type_traits>
 #include <utility>
 
+#include "../core/host_device.h"
 #include "parallel.h"
 #include "simd_math.h"
+
+#define GK_INLINED __attribute__((always_inline))  // of lambdas
 
 namespace gatkernels {
 namespace GK_ISA {
@@ -54,7 +57,7 @@ template <class V, class Body>
 __attribute__((always_inline)) inline void each_tile(int64_t width, Body body) {
   for (int64_t f = 0; f < width; f += kTile * V::kWidth) {
     const int64_t left = (width - f + V::kWidth - 1) / V::kWidth;
-    with_count<kTile>(left, [&](auto n) __attribute__((always_inline)) { body(n, f); });
+    with_count<kTile>(left, [&](auto n) GK_INLINED { body(n, f); });
   }
 }
 
@@ -107,15 +110,18 @@ struct Gather {
         col_end(edges.col + edges.rowptr[edges.rows]) {}
 };
 
-// Asks for the row of an edge some way ahead of `col`. Always inlined, as GCC drops calls of
-// functions that do nothing but prefetch.
+// Asks for features [feature, feature + count) of the row of an edge some way ahead of `col`.
+// Inlined, as GCC takes a function that only prefetches for one without effect, and leaves out
+// calls.
 template <class T>
-__attribute__((always_inline)) inline void prefetch_row(const Gather<T>& from, int64_t width,
-                                                        const int32_t* col) {
-  const int32_t* ahead = col + kPrefetch < from.col_end ? col + kPrefetch : col;
-  const char* next = reinterpret_cast<const char*>(from.data + int64_t(*ahead) * from.stride);
-  const int64_t bytes = width * int64_t(sizeof(T));
-  for (int64_t line = 0; line < bytes && line < 2048; line += 64) __builtin_prefetch(next + line);
+GK_INLINE void prefetch_row(const Gather<T>& from, int64_t feature, int64_t count,
+                            const int32_t* col, int distance = kPrefetch) {
+  const int32_t* ahead = col + distance < from.col_end ? col + distance : col;
+  const T* row = from.data + int64_t(*ahead) * from.stride;
+  const char* end = reinterpret_cast<const char*>(row + feature + count);
+  for (const char* p = reinterpret_cast<const char*>(row + feature); p < end; p += 64) {
+    __builtin_prefetch(p);
+  }
 }
 
 // A whole vector of a row, whatever it is stored as.
@@ -134,30 +140,70 @@ __attribute__((always_inline)) inline Vec<A> load_row(const T* p, int lanes) {
   return lanes == Vec<A>::kWidth ? load_row<A>(p) : Vec<A>::load(p, lanes);
 }
 
+// How heads lie in a tile: all of it in one, one for every other vector or for every vector, which
+// are common and have their values at fixed places; whole vectors in one each, or lanes in several.
+enum class HeadsOf { kTile, kPairs, kEach, kVector, kLanes };
+
+// Values of heads, for the vectors of a tile of kN.
+template <class A, HeadsOf kHeads, int kN>
+struct TileHeads {
+  using V = Vec<A>;
+  int64_t first[kN];
+  typename V::Index index[kN];
+
+  TileHeads(const HeadMap<A>& map, int64_t feature) {
+    const int64_t vector = feature / V::kWidth;
+    unrolled<kN>([&](auto k) GK_INLINED {
+      first[k] = map.first[vector + k];
+      if (kHeads == HeadsOf::kLanes) index[k] = V::index(map.offset + (vector + k) * V::kWidth);
+    });
+  }
+  // For vector k, of[head of each lane]
+  template <int k>
+  GK_INLINE V value(const A* of) const {
+    if constexpr (kHeads == HeadsOf::kTile) return V::set(of[first[0]]);
+    if constexpr (kHeads == HeadsOf::kPairs) return V::set(of[first[0] + k / 2]);
+    if constexpr (kHeads == HeadsOf::kEach) return V::set(of[first[0] + k]);
+    if constexpr (kHeads == HeadsOf::kVector) return V::set(of[first[k]]);
+    if constexpr (kHeads == HeadsOf::kLanes) return V::expand(of + first[k], index[k]);
+  }
+};
+
+// body(how) of a constant HeadsOf for the tile of kN vectors from a feature on.
+template <int kN, class A, class Body>
+GK_INLINE void with_heads(const HeadMap<A>& map, int64_t feature, Body body) {
+  using Of = HeadsOf;
+  constexpr int kWidth = Vec<A>::kWidth;
+  const int32_t* first = map.first + feature / kWidth;
+  if (!map.uniform) return body(std::integral_constant<Of, Of::kLanes>());
+  if (first[0] == first[kN - 1]) return body(std::integral_constant<Of, Of::kTile>());
+  if constexpr (kN == kTile) {
+    if (map.channels == kWidth) return body(std::integral_constant<Of, Of::kEach>());
+    if (map.channels == 2 * kWidth) return body(std::integral_constant<Of, Of::kPairs>());
+  }
+  body(std::integral_constant<Of, Of::kVector>());
+}
+
 // sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one
-// tile of kN vectors; `carry` adds to what is there.
-template <class A, int kN, bool kPair, bool kUniform, class T>
+// tile of kN vectors; `carry` adds to what is there. Then both are multiplied by their head's
+// factor, unless that is null.
+template <class A, int kN, bool kPair, HeadsOf kHeads, class T>
 static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col,
                                    int n, const A* w, const A* w_pos, int w_stride, int64_t feature,
-                                   bool carry, A* sum, A* sum_pos) {
+                                   bool carry, A* sum, A* sum_pos, const A* factor) {
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth;
-  const int64_t vector = feature / kWidth;
   const int64_t left = map.width - feature;
   const bool ragged = left < kN * kWidth;
   const int tail = ragged ? int(left - (kN - 1) * kWidth) : kWidth;
+  const TileHeads<A, kHeads, kN> heads(map, feature);
   V acc[kN], pos[kN];
-  typename V::Index index[kN];
-  int32_t first[kN];
-#pragma GCC unroll 8
-  for (int k = 0; k < kN; ++k) {
+  unrolled<kN>([&](auto k) GK_INLINED {
     const int64_t f = feature + k * kWidth;
     const int lanes = k == kN - 1 ? tail : kWidth;
     acc[k] = carry ? V::load(sum + f, lanes) : V::set(A(0));
     if (kPair) pos[k] = carry ? V::load(sum_pos + f, lanes) : V::set(A(0));
-    first[k] = map.first[vector + k];
-    if (!kUniform) index[k] = V::index(map.offset + (vector + k) * kWidth);
-  }
+  });
   const T* base = from.data + feature;
   const int32_t* last = from.col_end - 1;
   for (int e = 0; e < n; ++e) {
@@ -169,137 +215,40 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
     const T* row = base + int64_t(col[e]) * from.stride;
     const A* we = w + int64_t(e) * w_stride;
     const A* we_pos = w_pos + int64_t(e) * w_stride;
-#pragma GCC unroll 8
-    for (int k = 0; k < kN; ++k) {
+    unrolled<kN>([&](auto k) GK_INLINED {
       const T* part = row + k * kWidth;
       const bool partial = k == kN - 1 && (V::kMasks || ragged);
       const V x = partial ? V::load(part, tail) : load_row<A>(part);
-      if (kUniform) {
-        acc[k] = V::fma(x, V::set(we[first[k]]), acc[k]);
-        if (kPair) pos[k] = V::fma(x, V::set(we_pos[first[k]]), pos[k]);
-      } else {
-        acc[k] = V::fma(x, V::expand(we + first[k], index[k]), acc[k]);
-        if (kPair) pos[k] = V::fma(x, V::expand(we_pos + first[k], index[k]), pos[k]);
-      }
-    }
+      acc[k] = V::fma(x, heads.template value<k>(we), acc[k]);
+      if (kPair) pos[k] = V::fma(x, heads.template value<k>(we_pos), pos[k]);
+    });
   }
-#pragma GCC unroll 8
-  for (int k = 0; k < kN; ++k) {
+  unrolled<kN>([&](auto k) GK_INLINED {
     const int64_t f = feature + k * kWidth;
     const int lanes = k == kN - 1 ? tail : kWidth;
+    if (factor) {
+      const V times = heads.template value<k>(factor);
+      acc[k] = acc[k] * times;
+      if (kPair) pos[k] = pos[k] * times;
+    }
     acc[k].store(sum + f, lanes);
     if (kPair) pos[k].store(sum_pos + f, lanes);
-  }
+  });
 }
 
 // All features of a row
 template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
-                       const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos) {
-  each_tile<Vec<A>>(map.width, [&](auto vectors, int64_t f) {
-    with_flag(sum_pos != nullptr, [&](auto pair) __attribute__((always_inline)) {
-      with_flag(map.uniform, [&](auto uniform) __attribute__((always_inline)) {
-        accumulate_tile<A, decltype(vectors)::value, decltype(pair)::value,
-                        decltype(uniform)::value>(map, from, col, n, w, w_pos, w_stride, f, carry,
-                                                  sum, sum_pos);
+                       const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos,
+                       const A* factor = nullptr) {
+  each_tile<Vec<A>>(map.width, [&](auto vectors, int64_t f) GK_INLINED {
+    constexpr int kN = decltype(vectors)::value;
+    with_flag(sum_pos != nullptr, [&](auto pair) GK_INLINED {
+      with_heads<kN>(map, f, [&](auto heads) GK_INLINED {
+        accumulate_tile<A, kN, decltype(pair)::value, decltype(heads)::value>(
+            map, from, col, n, w, w_pos, w_stride, f, carry, sum, sum_pos, factor);
       });
     });
-  });
-}
-
-// The products of heads of kChannels, several to a vector, summed by head.
-template <class A, int kChannels, class Product>
-static inline void sum_small_heads(int64_t width, A* total, Product product) {
-  using V = Vec<A>;
-  constexpr int kWidth = V::kWidth, kPerVector = kWidth / kChannels;
-  int64_t f = 0;
-  for (; f + kWidth <= width; f += kWidth, total += kPerVector) {
-    V::group_sum(product(f, kWidth), kChannels).store_firsts(total, kChannels, kPerVector);
-  }
-  if (f < width) {
-    const int left = int(width - f);
-    V::group_sum(product(f, left), kChannels).store_firsts(total, kChannels, left / kChannels);
-  }
-}
-
-// The same for channels that do not divide a vector: products first, then head by head.
-template <class A, class Product>
-static inline void sum_odd_heads(const HeadMap<A>& map, A* total, Product product) {
-  using V = Vec<A>;
-  constexpr int kHeads = 16;
-  alignas(64) A products[(kHeads + 1) * V::kWidth];
-  for (int h = 0; h < map.heads; h += kHeads) {
-    const int heads = map.heads - h < kHeads ? map.heads - h : kHeads;
-    const int64_t begin = int64_t(h) * map.channels, count = int64_t(heads) * map.channels;
-    for (int64_t f = 0; f < count; f += V::kWidth) {
-      product(begin + f, int(count - f < V::kWidth ? count - f : V::kWidth)).store(products + f);
-    }
-    const A* part = products;
-    for (int k = 0; k < heads; ++k) {
-      A sum = A(0);
-      for (int c = 0; c < map.channels; ++c) sum += *part++;
-      total[h + k] = sum;
-    }
-  }
-}
-
-// total[h] = sum_c of the products that `product(feature, lanes)` gives as vectors
-template <class A, class Product>
-static inline void sum_heads(const HeadMap<A>& map, A* total, Product product) {
-  using V = Vec<A>;
-  const int channels = map.channels;
-  if (channels < V::kWidth) {
-    switch (channels) {
-      case 1:
-        return sum_small_heads<A, 1>(map.width, total, product);
-      case 2:
-        return sum_small_heads<A, (V::kWidth > 2 ? 2 : 1)>(map.width, total, product);
-      case 4:
-        return sum_small_heads<A, (V::kWidth > 4 ? 4 : 1)>(map.width, total, product);
-      case 8:
-        return sum_small_heads<A, (V::kWidth > 8 ? 8 : 1)>(map.width, total, product);
-      default:
-        return sum_odd_heads(map, total, product);
-    }
-  }
-  int64_t f = 0;
-  const auto head = [&]() __attribute__((always_inline)) {
-    V part = V::set(A(0));
-    int left = channels;
-    for (; left >= V::kWidth; left -= V::kWidth, f += V::kWidth)
-      part = part + product(f, V::kWidth);
-    if (left > 0) part = part + product(f, left);
-    f += left;
-    return part;
-  };
-  int h = 0;
-  if constexpr (V::kSumsEach) {  // a vector of heads together
-    for (; map.heads - h > 1; h += V::kWidth) {
-      const int heads = map.heads - h < V::kWidth ? map.heads - h : V::kWidth;
-      V parts[V::kWidth];
-      if (heads == V::kWidth && channels == V::kWidth) {
-#pragma GCC unroll 8
-        for (int k = 0; k < V::kWidth; ++k, f += V::kWidth) parts[k] = product(f, V::kWidth);
-      } else {
-        for (int k = 0; k < V::kWidth; ++k) parts[k] = k < heads ? head() : V::set(A(0));
-      }
-      V::sum_each(parts).store(total + h, heads);
-    }
-  }
-  alignas(64) A sums[V::kWidth];
-  for (; h < map.heads; ++h) {
-    V::group_sum(head(), V::kWidth).store(sums);
-    total[h] = sums[0];
-  }
-}
-
-// dot[h] = sum_c a[h, c] * b[h, c]
-template <class A, class S, class T>
-static inline void dot_heads(const HeadMap<A>& map, const S* a, const T* b, A* dot) {
-  using V = Vec<A>;
-  sum_heads(map, dot, [&](int64_t f, int lanes) __attribute__((always_inline)) {
-    if (lanes == V::kWidth) return load_row<A>(a + f) * load_row<A>(b + f);
-    return V::load(a + f, lanes) * V::load(b + f, lanes);
   });
 }
 

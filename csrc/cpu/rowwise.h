@@ -2,24 +2,19 @@
 #pragma once
 #include "../core/scores.h"
 #include "forward.h"
+#include "head_sums.h"
 
 namespace gatkernels {
 namespace GK_ISA {
 
-constexpr int64_t kRowBytes = 24 << 10;  // three quarters of a first cache of 32 KiB
-
-// The rows of features of an edge.
-template <class T>
-struct EdgeRows {
-  const T* x_j;
-  const T* x_i;
-  const T* edge;  // or null
-};
+constexpr int64_t kRowBytes = 24 << 10;      // three quarters of a first cache of 32 KiB
+constexpr int64_t kPrefetchBytes = 8 << 10;  // ahead, where 16 rows are more
 
 // Where the rows that edges score with come from. Scorer is one of core/scores.h, of vectors.
 template <class T, class A, class Scorer>
 struct RowScores {
   using V = Vec<A>;
+  static constexpr bool kSigned = false;
   const HeadMap<A>& map;
   Gather<T> x;
   const T* x_dst;
@@ -28,6 +23,7 @@ struct RowScores {
   const T* edge_rows;
   Scorer scorer;
   int64_t block;  // edges whose rows stay in the first cache between score and sum
+  int distance;   // edges ahead that rows are asked for
 
   template <class Params>
   RowScores(const Params& p, const HeadMap<A>& map_, const Gather<T>& x_)
@@ -38,36 +34,51 @@ struct RowScores {
         att(static_cast<const A*>(p.scores.att)),
         edge_rows(static_cast<const T*>(p.scores.edge)),
         scorer{{V::set(A(p.scores.negative_slope)), V::set(A(1))}},
-        block(block_of(map_.width)) {}
+        block(block_of(map_.width)),
+        distance(int(clamp(kPrefetchBytes / (map_.width * int64_t(sizeof(T)) + 1), 2, kPrefetch))) {
+  }
 
-  static int64_t block_of(int64_t width) {
-    const int64_t rows = kRowBytes / (width * int64_t(sizeof(T)) + 1);
-    return rows < 8 ? 8 : rows < kBlock ? rows : kBlock;
+  static int64_t clamp(int64_t n, int64_t least, int64_t most) {
+    return n < least ? least : n < most ? n : most;
+  }
+  // `gathered` rows of an edge
+  static int64_t block_of(int64_t width, int gathered = 1) {
+    return clamp(kRowBytes / (gathered * width * int64_t(sizeof(T)) + 1), 8, kBlock);
   }
   const T* edge_row(int32_t eid) const {
     return edge_rows ? edge_rows + int64_t(eid) * map.width : nullptr;
   }
 
-  // logit[h] of an edge; two captures, which are passed in registers
-  void logits(const EdgeRows<T>& rows, A* logit) const {
-    sum_heads(map, logit, [this, &rows](int64_t f, int lanes) __attribute__((always_inline)) {
-      V key = load_row<A>(rows.x_j + f, lanes);
-      if (rows.edge) key = key + load_row<A>(rows.edge + f, lanes);
-      const auto a = scorer.prepare(load_row<A>(att + f, lanes));
-      return scorer.term(a, key, load_row<A>(rows.x_i + f, lanes));
-    });
+  // The terms of an edge's logits between its rows x_j and x_i, and its own.
+  template <bool kEdges>
+  GK_INLINE V term(const T* x_j, const T* x_i, const T* edge, int64_t f, int lanes) const {
+    V key = load_row<A>(x_j + f, lanes);
+    if (kEdges) key = key + load_row<A>(edge + f, lanes);
+    const auto a = scorer.prepare(load_row<A>(att + f, lanes));
+    return scorer.term(a, key, load_row<A>(x_i + f, lanes));
   }
 
-  // weight = logits, score = 0, top = max(top, weight)
+  // weight = logits, top = max(top, weight)
   void score(const Heads<A>& of, int64_t row, const Block& edges, const Scratch<A>& t, A* top,
              bool carry) const {
-    const T* x_i = x_dst + row * dst_stride;
-    for (int e = 0; e < edges.n; ++e) {
-      prefetch_row(x, map.width, edges.col + e);
-      logits({x.data + edges.col[e] * x.stride, x_i, edge_row(edges.eid[e])},
-             t.weight + e * of.stride);
-    }
+    with_flag(edge_rows != nullptr, [&](auto has_edges) GK_INLINED {
+      logits<decltype(has_edges)::value>(x_dst + row * dst_stride, edges, t.weight);
+    });
     of.loops.raise_top(of, edges.n, t, top, carry);
+  }
+  template <bool kEdges>
+  void logits(const T* x_i, const Block& edges, A* logit) const {
+    A* const totals[] = {logit};
+    sum_heads<2>(
+        map, edges.n, totals,
+        [&](int e) GK_INLINED {
+          const T* x_j = x.data + edges.col[e] * x.stride;
+          const T* edge = kEdges ? edge_row(edges.eid[e]) : nullptr;
+          return [this, x_j, x_i, edge](int64_t f, int lanes)
+                     GK_INLINED { return Kinds<A, 1>{{term<kEdges>(x_j, x_i, edge, f, lanes)}}; };
+        },
+        [&](int e, int64_t f, int64_t count)
+            GK_INLINED { prefetch_row(x, f, count, edges.col + e, distance); });
   }
 };
 

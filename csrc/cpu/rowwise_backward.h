@@ -45,7 +45,7 @@ struct RowwiseBackwardJob {
   const T* grad_of(int64_t i) const { return grad.data + i * grad.stride; }
   const T* dst_of(int64_t i) const { return x_dst.data + i * x_dst.stride; }
 
-  void prefetch_fields(const int32_t* at) const {
+  GK_INLINE void prefetch_fields(const int32_t* at) const {
     const int32_t* ahead = at + kPrefetch < grad.col_end ? at + kPrefetch : at;
     const A* next = fields + *ahead * fields_stride;
     for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
@@ -71,32 +71,48 @@ struct RowwiseBackwardJob {
   // weight = alpha m and score = dl for n edges between the row `own` and the rows `at`, the
   // sources' where kBySource, the destinations' else.
   void terms(int64_t own, const int32_t* at, const int32_t* eid, int n, const Scratch<A>& t) const {
-    for (int e = 0; e < n; ++e) {
-      if (kBySource) {
-        prefetch_row(grad, width, at + e);
-        prefetch_row(x_dst, width, at + e);
-        prefetch_fields(at + e);
-      } else {
-        prefetch_row(x, width, at + e);
-      }
-      const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;
-      scores.logits({x_of(j), dst_of(i), scores.edge_row(eid[e])}, t.weight + e * of.stride);
-      dot_heads(map, grad_of(i), x_of(j), t.score + e * of.stride);
-    }
+    with_flag(scores.edge_rows != nullptr, [&](auto has_edges) GK_INLINED {
+      sum_terms<decltype(has_edges)::value>(own, at, eid, n, t);
+    });
     const Block block{at, eid, grad.col_end, n};
+    const auto* grad_alpha = static_cast<const A*>(p.grad_alpha);
     if (kBySource) {
-      of.loops.alpha_of_edges(of, {fields, fields_stride}, block, t);
+      of.loops.gradients_of_edges(of, {fields, fields_stride}, grad_alpha, block, t);
     } else {
-      of.loops.alpha_of_row(of, fields + own * fields_stride, block, t);
+      of.loops.gradients_of_row(of, {fields + own * fields_stride, 0}, grad_alpha, block, t);
     }
-    of.loops.weigh(of, block, t, nullptr, false);
-    of.loops.score_gradient(of, static_cast<const A*>(p.grad_alpha), block, t);
+  }
+  // weight = logits, score = <dO, x_j>
+  template <bool kEdges>
+  void sum_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
+                 const Scratch<A>& t) const {
+    A* const totals[] = {t.weight, t.score};
+    sum_heads<2>(
+        map, n, totals,
+        [&](int e) GK_INLINED {
+          const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;
+          const T *x_j = x_of(j), *x_i = dst_of(i), *grad_i = grad_of(i);
+          const T* edge = kEdges ? scores.edge_row(eid[e]) : nullptr;
+          return [this, x_j, x_i, grad_i, edge](int64_t f, int lanes) GK_INLINED {
+            return Kinds<A, 2>{{scores.template term<kEdges>(x_j, x_i, edge, f, lanes),
+                                load_row<A>(grad_i + f, lanes) * load_row<A>(x_j + f, lanes)}};
+          };
+        },
+        [&](int e, int64_t f, int64_t count) GK_INLINED {
+          if (kBySource) {
+            prefetch_row(grad, f, count, at + e, scores.distance);
+            prefetch_row(x_dst, f, count, at + e, scores.distance);
+            if (f == 0) prefetch_fields(at + e);
+          } else {
+            prefetch_row(x, f, count, at + e, scores.distance);
+          }
+        });
   }
 
   // Over n edges and kN vectors of features: sums (+)= the scorer's for the gradient of the own
-  // row, and other (+)= those for att (by destination) or sum alpha m dO (by source). kPlain: no
-  // vector spans two heads, and there are no edge features.
-  template <bool kPlain, int kN>
+  // row, and other (+)= those for att (by destination) or sum alpha m dO (by source). kPlain: there
+  // are no edge features.
+  template <bool kPlain, HeadsOf kHeads, int kN>
   void accumulate_tile(int64_t own, const int32_t* at, const int32_t* eid, int n, int64_t feature,
                        bool carry, A* sums, A* other, const Scratch<A>& t) const {
     using Grad = std::conditional_t<kBySource, typename Scorer::GradJ, typename Scorer::GradI>;
@@ -107,45 +123,43 @@ struct RowwiseBackwardJob {
     Grad first[kN];
     typename Scorer::GradAtt second[kN];
     V fixed[kN];
-    int head[kN];
-    typename V::Index index[kN];
-    unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+    const TileHeads<A, kHeads, kN> heads_of(map, feature);
+    unrolled<kN>([&](auto k) GK_INLINED {
       constexpr int f = k * V::kWidth;
       const int lanes = k == kN - 1 ? tail : V::kWidth;
       first[k].sum = carry ? V::load(sums + feature + f, lanes) : V::set(A(0));
       second[k].sum = carry ? V::load(other + feature + f, lanes) : V::set(A(0));
       fixed[k] = V::load(own_row + f, lanes);
-      head[k] = map.first[feature / V::kWidth + k];
-      if (!kPlain) index[k] = V::index(map.offset + feature + f);
+      if (kPlain || !kBySource) fixed[k] = scorer.prepare_own(fixed[k]);
     });
-    const auto sum = [&](auto whole) __attribute__((always_inline)) {
+    const auto sum = [&](auto whole) GK_INLINED {
       for (int e = 0; e < n; ++e) {
         const T* row = (kBySource ? dst_of(at[e]) : x_of(at[e])) + feature;
         const T* grad_row = grad_of(at[e]) + feature;
         const T* edge = kPlain ? nullptr : scores.edge_row(eid[e]);
         const A* dl = t.score + e * of.stride;
         const A* w = t.weight + e * of.stride;
-        unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+        unrolled<kN>([&](auto k) GK_INLINED {
           constexpr int f = k * V::kWidth;
-          const auto load = [&](const auto* p) __attribute__((always_inline)) {
+          const auto load = [&](const auto* p) GK_INLINED {
             return k < kN - 1 || whole() ? load_row<A>(p + f) : V::load(p + f, tail);
-          };
-          const auto of_head = [&](const A* values) __attribute__((always_inline)) {
-            return kPlain ? V::set(values[head[k]]) : V::expand(values + head[k], index[k]);
           };
           const V gathered = load(row), x_i = kBySource ? gathered : fixed[k];
           V key = kBySource ? fixed[k] : gathered;  // x_j, and the edge's feature
           if (!kPlain && edge) key = key + load(edge + feature);
+          if (!kPlain && kBySource) key = scorer.prepare_own(key);
           const auto att = scorer.prepare(load(scores.att + feature));
-          const V d = of_head(dl);
-          first[k].add(scorer, d, att, key, x_i);
+          const V d = heads_of.template value<k>(dl);
+          const auto prepared = scorer.prepare_dl(d);
+          first[k].add(scorer, prepared, att, key, x_i);
           if constexpr (kBySource) {
-            second[k].sum = V::fma(of_head(w), load(grad_row), second[k].sum);
+            second[k].sum = V::fma(heads_of.template value<k>(w), load(grad_row), second[k].sum);
           } else {
-            second[k].add(scorer, d, att, key, x_i);
+            second[k].add(scorer, prepared, att, key, x_i);
             if (!kPlain && p.grad_edge) {
               T* to = static_cast<T*>(p.grad_edge) + int64_t(eid[e]) * width + feature + f;
-              (d * scorer.reach(att, key, x_i).j).store(to, k == kN - 1 ? tail : V::kWidth);
+              const V x = load(own_row);
+              (d * scorer.reach(att, key, x).j).store(to, k == kN - 1 ? tail : V::kWidth);
             }
           }
         });
@@ -156,7 +170,7 @@ struct RowwiseBackwardJob {
     } else {
       sum(std::false_type());
     }
-    unrolled<kN>([&](auto k) __attribute__((always_inline)) {
+    unrolled<kN>([&](auto k) GK_INLINED {
       const int lanes = k == kN - 1 ? tail : V::kWidth;
       first[k].sum.store(sums + feature + k * V::kWidth, lanes);
       second[k].sum.store(other + feature + k * V::kWidth, lanes);
@@ -166,12 +180,15 @@ struct RowwiseBackwardJob {
   template <class... Rest>
   void accumulate_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                         Rest... rest) const {
-    each_tile<V>(width, [&](auto vectors, int64_t f) {
-      const bool plain = map.uniform && scores.edge_rows == nullptr;
-      with_flag(plain, [&](auto plain) __attribute__((always_inline)) {
-        accumulate_tile<decltype(plain)::value, decltype(vectors)::value>(own, at, eid, n, f,
-                                                                          rest...);
-      });
+    each_tile<V>(width, [&](auto vectors, int64_t f) GK_INLINED {
+      constexpr int kN = decltype(vectors)::value;
+      if (scores.edge_rows) {
+        accumulate_tile<false, HeadsOf::kLanes, kN>(own, at, eid, n, f, rest...);
+      } else {
+        with_heads<kN>(map, f, [&](auto heads_of) GK_INLINED {
+          accumulate_tile<true, decltype(heads_of)::value, kN>(own, at, eid, n, f, rest...);
+        });
+      }
     });
   }
 
@@ -208,8 +225,9 @@ struct RowwiseBackwardJob {
 
   // Edges [begin, end) of the row `own`, block by block.
   void run(int64_t own, int64_t begin, int64_t end, A* sums, A* other, const Scratch<A>& t) const {
-    for (int64_t edge = begin; edge < end; edge += scores.block) {
-      const int n = int(end - edge < scores.block ? end - edge : scores.block);
+    const int64_t block = scores.block_of(width, kBySource ? 2 : 1);
+    for (int64_t edge = begin; edge < end; edge += block) {
+      const int n = int(end - edge < block ? end - edge : block);
       const int32_t* at = edges.col + edge;
       const int32_t* eid = edges.eid + edge;
       terms(own, at, eid, n, t);

@@ -8,7 +8,8 @@ namespace GK_ISA {
 template <class A>
 struct GatScorer {
   static constexpr int block = kBlock;
-  GatTerms<A> terms;  // `own` is of destination 0
+  static constexpr bool kSigned = true;  // sets Scratch::score, too
+  GatTerms<A> terms;                     // `own` is of destination 0
   int64_t own_stride;
 
   template <class Params, class T>

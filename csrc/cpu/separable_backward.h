@@ -103,7 +103,8 @@ struct SeparableBackwardJob {
   // Partial result of a chunk: grad_src so far [H], then the two sums of rows.
   int64_t partial_size() const { return heads + 2 * width; }
 
-  // score, weight = alpha for the edges of a block out of j; sum (+)= -leaky' alpha delta
+  // score, weight = alpha for the edges of a block out of j, weight_pos = those of positive scores
+  // (or what is to become them); sum (+)= -leaky' alpha delta
   void score(int64_t j, const Block& block, const Scratch<A>& t, A* sum, bool carry) const {
     const GatTerms<A> terms{src + j * p.scores.src.stride, fields, fields_stride, edge_score,
                             slope};
@@ -186,7 +187,7 @@ struct SeparableBackwardJob {
       const bool carry = edge != begin;
       const Block block{p.csc.col + edge, p.csc.eid + edge, grad.col_end, n};
       score(j, block, t, sum, carry);
-      of.loops.weigh(of, block, t, nullptr, true);
+      if (of.drop || p.grad_edge) of.loops.weigh(of, block, t, nullptr, true);
       accumulate(map, grad, block.col, n, t.weight, t.weight_pos, of.stride, carry, row, row_pos);
       if (p.grad_edge || p.grad_alpha) edge_terms(j, block, t, sum);
     }

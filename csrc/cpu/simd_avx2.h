@@ -19,8 +19,8 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 8;
-  static constexpr bool kSumsEach = true;  // has sum_each
-  static constexpr bool kMasks = false;    // loads of some lanes are as fast as of all
+  static constexpr bool kAddsHalves = true;
+  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
   using Index = __m256i;
   __m256 v;
 
@@ -131,13 +131,16 @@ struct Vec<float> {
     if (lanes > 4) a = a + Vec{_mm256_permute2f128_ps(a.v, a.v, 1)};
     return a;
   }
-  // Lane k of the result: the sum of all lanes of parts[k], in the order of group_sum.
-  static Vec sum_each(const Vec (&parts)[kWidth]) {
-    const auto pairs = [&](int k) { return _mm256_hadd_ps(parts[k].v, parts[k + 1].v); };
-    const __m256 low = _mm256_hadd_ps(pairs(0), pairs(2));
-    const __m256 high = _mm256_hadd_ps(pairs(4), pairs(6));
-    return {_mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
-                          _mm256_permute2f128_ps(low, high, 0x31))};
+  // hadd would be two shuffles and an addition; a blend is cheaper than a shuffle
+  template <int kCount>
+  static Vec add_halves(Vec a, Vec b) {
+    if constexpr (kCount == 2) {
+      return Vec{_mm256_blend_ps(a.v, b.v, 0xCC)} + Vec{_mm256_shuffle_ps(a.v, b.v, 0x4E)};
+    } else if constexpr (kCount == 4) {
+      return Vec{_mm256_shuffle_ps(a.v, b.v, 0x88)} + Vec{_mm256_shuffle_ps(a.v, b.v, 0xDD)};
+    } else {
+      return Vec{_mm256_blend_ps(a.v, b.v, 0xF0)} + Vec{_mm256_permute2f128_ps(a.v, b.v, 0x21)};
+    }
   }
   void store_firsts(float* p, int lanes, int count) const {
     alignas(32) float all[kWidth];
@@ -160,6 +163,7 @@ struct Vec<float> {
     const __m256 positive = _mm256_cmp_ps(s.v, _mm256_setzero_ps(), _CMP_GT_OQ);
     return {_mm256_blendv_ps(b.v, a.v, positive)};
   }
+  static Vec if_negative(Vec s, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, s.v)}; }
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(int32_t(threshold)));
@@ -180,7 +184,7 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 4;
-  static constexpr bool kSumsEach = true;
+  static constexpr bool kAddsHalves = true;
   static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
   using Index = __m256i;                 // pairs of 32-bit lanes
   __m256d v;
@@ -240,11 +244,13 @@ struct Vec<double> {
     if (lanes > 2) a = a + Vec{_mm256_permute2f128_pd(a.v, a.v, 1)};
     return a;
   }
-  static Vec sum_each(const Vec (&parts)[kWidth]) {
-    const __m256d low = _mm256_hadd_pd(parts[0].v, parts[1].v);
-    const __m256d high = _mm256_hadd_pd(parts[2].v, parts[3].v);
-    return {_mm256_add_pd(_mm256_permute2f128_pd(low, high, 0x20),
-                          _mm256_permute2f128_pd(low, high, 0x31))};
+  template <int kCount>
+  static Vec add_halves(Vec a, Vec b) {
+    if constexpr (kCount == 2) {
+      return Vec{_mm256_blend_pd(a.v, b.v, 0xA)} + Vec{_mm256_shuffle_pd(a.v, b.v, 0x5)};
+    } else {
+      return Vec{_mm256_blend_pd(a.v, b.v, 0xC)} + Vec{_mm256_permute2f128_pd(a.v, b.v, 0x21)};
+    }
   }
   void store_firsts(double* p, int lanes, int count) const {
     alignas(32) double all[kWidth];
@@ -269,6 +275,7 @@ struct Vec<double> {
     const __m256d positive = _mm256_cmp_pd(s.v, _mm256_setzero_pd(), _CMP_GT_OQ);
     return {_mm256_blendv_pd(b.v, a.v, positive)};
   }
+  static Vec if_negative(Vec s, Vec a, Vec b) { return {_mm256_blendv_pd(b.v, a.v, s.v)}; }
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
     const __m128i larger = _mm_max_epu32(word, _mm_set1_epi32(int32_t(threshold)));

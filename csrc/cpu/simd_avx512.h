@@ -16,7 +16,7 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;
-  static constexpr bool kSumsEach = false;
+  static constexpr bool kAddsHalves = false;
   static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
   using Index = __m512i;
   __m512 v;
@@ -144,6 +144,10 @@ struct Vec<float> {
     const __mmask16 positive = _mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_GT_OQ);
     return {_mm512_mask_blend_ps(positive, b.v, a.v)};
   }
+  static Vec if_negative(Vec s, Vec a, Vec b) {
+    const __mmask16 negative = _mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return {_mm512_mask_blend_ps(negative, b.v, a.v)};
+  }
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __mmask16 kept =
         _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(threshold)));
@@ -162,7 +166,7 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 8;
-  static constexpr bool kSumsEach = false;
+  static constexpr bool kAddsHalves = false;
   static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
   using Index = __m512i;
   __m512d v;
@@ -245,6 +249,10 @@ struct Vec<double> {
   static Vec if_positive(Vec s, Vec a, Vec b) {
     const __mmask8 positive = _mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_GT_OQ);
     return {_mm512_mask_blend_pd(positive, b.v, a.v)};
+  }
+  static Vec if_negative(Vec s, Vec a, Vec b) {
+    const __mmask8 negative = _mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_LT_OQ);
+    return {_mm512_mask_blend_pd(negative, b.v, a.v)};
   }
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));

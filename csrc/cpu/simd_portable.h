@@ -14,8 +14,8 @@ namespace GK_ISA {
 template <class A>
 struct Vec {
   static constexpr int kWidth = 16 / int(sizeof(A));
-  static constexpr bool kSumsEach = false;
-  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
+  static constexpr bool kAddsHalves = true;  // has add_halves
+  static constexpr bool kMasks = false;      // loads of some lanes are as fast as of all
   using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typedef A Lanes __attribute__((vector_size(16)));
   typedef Int Ints __attribute__((vector_size(16)));
@@ -95,23 +95,25 @@ struct Vec {
     const int32_t first = 0;
     return load_edges<kHeads>(p, 0, &first, 1, heads);
   }
+  // Lanes of a, and of b after those
+  template <int... kLanes>
+  static Vec pick(Vec a, Vec b) {
+#if defined(__clang__)
+    return {__builtin_shufflevector(a.v, b.v, kLanes...)};
+#else
+    return {__builtin_shuffle(a.v, b.v, Ints{kLanes...})};
+#endif
+  }
   // Lane k gets lane k ^ kHalf.
   template <int kHalf>
   static Vec exchange(Vec a) {
-#if defined(__clang__)
-    if constexpr (kWidth == 2) return {__builtin_shufflevector(a.v, a.v, 1, 0)};
-    if constexpr (kWidth == 4 && kHalf == 1) {
-      return {__builtin_shufflevector(a.v, a.v, 1, 0, 3, 2)};
+    if constexpr (kWidth == 2) {
+      return pick<1, 0>(a, a);
+    } else if constexpr (kHalf == 1) {
+      return pick<1, 0, 3, 2>(a, a);
+    } else {
+      return pick<2, 3, 0, 1>(a, a);
     }
-    if constexpr (kWidth == 4 && kHalf == 2) {
-      return {__builtin_shufflevector(a.v, a.v, 2, 3, 0, 1)};
-    }
-#else
-    if constexpr (kWidth == 2) return {__builtin_shuffle(a.v, Ints{1, 0})};
-    if constexpr (kWidth == 4 && kHalf == 1) return {__builtin_shuffle(a.v, Ints{1, 0, 3, 2})};
-    if constexpr (kWidth == 4 && kHalf == 2) return {__builtin_shuffle(a.v, Ints{2, 3, 0, 1})};
-#endif
-    return a;
   }
   // Combines the edges of a load_edges vector; every edge's lanes get the result.
   template <int kHeads, class Op>
@@ -125,6 +127,18 @@ struct Vec {
     if (lanes > 1) a = a + exchange<1>(a);
     if (lanes > 2) a = a + exchange<2>(a);
     return a;
+  }
+  // Where a and b hold kCount / 2 sums each, in as many parts as there is room for: those of a,
+  // then those of b, in half as many parts. In every lane the parts are added in the same order.
+  template <int kCount>
+  static Vec add_halves(Vec a, Vec b) {
+    if constexpr (kWidth == 2) {
+      return pick<0, 2>(a, b) + pick<1, 3>(a, b);
+    } else if constexpr (kCount == 2) {
+      return pick<0, 4, 1, 5>(a, b) + pick<2, 6, 3, 7>(a, b);
+    } else {
+      return pick<0, 1, 4, 5>(a, b) + pick<2, 3, 6, 7>(a, b);
+    }
   }
   // The first of every `lanes` neighbours, side by side; `count` of them.
   void store_firsts(A* p, int lanes, int count) const {
@@ -152,6 +166,8 @@ struct Vec {
   static Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
   // s > 0 ? a : b
   static Vec if_positive(Vec s, Vec a, Vec b) { return {s.v > A(0) ? a.v : b.v}; }
+  // s < 0 ? a : b, or either where s is -0
+  static Vec if_negative(Vec s, Vec a, Vec b) { return {s.v < A(0) ? a.v : b.v}; }
   // w where the word passes the threshold, else 0
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     Ints passes;
