@@ -116,6 +116,16 @@ def test_nothing_as_large_as_edges_times_channels_is_made(edge_dim: int) -> None
     assert widths == ([edge_dim] if edge_dim < 32 else [32, edge_dim])
 
 
+@pytest.mark.parametrize("edge_dim", [3, 40])
+def test_a_hook_on_the_projection_of_edges_acts(edge_dim: int) -> None:
+    layer, x = TransformerConv(6, 5, 2, edge_dim=edge_dim), torch.randn(NODES, 6)
+    attr = torch.randn(80, edge_dim)
+    expected = layer(x, some_edges(), 2 * attr)
+    with layer.lin_edge.register_forward_hook(lambda _, inputs, out: 2 * out):
+        torch.testing.assert_close(layer(x, some_edges(), attr), expected)
+    assert not torch.allclose(layer(x, some_edges(), attr), expected)
+
+
 def test_edge_features_belong_to_edge_dim() -> None:
     x, edges = torch.randn(NODES, 6), some_edges()
     message = "TransformerConv: give 'edge_attr' where there is 'edge_dim', only"

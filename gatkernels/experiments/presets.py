@@ -114,7 +114,7 @@ _GAT: dict[str, dict[str, Any]] = {
 # By validation score on the citation graphs, see docs/training.md.
 _TRANSFORMER: dict[str, dict[str, Any]] = {
     "cora": {"monitor": "loss", "weight_decay": 2e-3},
-    "citeseer": {"monitor": "loss", "weight_decay": 2e-3},
+    "citeseer": {"monitor": "loss", "lr": 0.01},
     "ppi": _GAT["ppi"] | {"hidden": 64},
 }
 _TRANSFORMER_ELSE: dict[str, Any] = {"monitor": "loss"}

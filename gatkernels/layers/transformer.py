@@ -54,7 +54,7 @@ def attend(
         graph: The edges.
         q, k, v: ``[num_dst or num_src, heads, channels]``.
         edge_attr: ``[num_edges, features]``, or None.
-        lin_edge: Their projection to ``heads * channels``, with nothing but a weight.
+        lin_edge: Their projection to ``heads * channels``, without a bias.
         options: As :func:`gatkernels.dot_attention`.
 
     Returns:
@@ -64,16 +64,16 @@ def attend(
         result = dot_attention(graph, q, k, v, **options)
         return result if options.get("return_attention") else (result, None)
     heads, channels = q.shape[1:]
-    weight = lin_edge.weight.unflatten(0, (heads, channels))  # [H, C, F]
-    # The kernels read every edge's features several times: of wide ones rather their projection,
-    # a row for all heads, of which each has its own part.
-    wide = weight.shape[2] > heads * channels
+    # The kernels read every edge's features several times: of wide ones, and where the layer does
+    # more than its weight says, rather their projection, a row for all heads, each with its part.
+    wide = not is_plain(lin_edge) or lin_edge.weight.shape[1] > heads * channels
     if wide:
         edge = project(edge_attr, lin_edge)
         own = torch.eye(heads, dtype=q.dtype, device=q.device)[:, :, None]
         query = (q[:, :, None] * own).flatten(2)
     else:
         edge = edge_attr.to(q.dtype) if autocast(q.device) else edge_attr
+        weight = lin_edge.weight.unflatten(0, (heads, channels))  # [H, C, F]
         query = torch.einsum("nhc,hcf->nhf", q, weight)
     out, edge_out, *alpha = dot_attention(graph, q, k, v, edge, query, **options)
     if wide:
