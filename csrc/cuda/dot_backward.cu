@@ -49,7 +49,7 @@ GK_DEVICE void put(const Call& call, const Item& item, const Lanes& lanes, const
 template <class T, int V, int K, bool kPlain, bool kBySource>
 constexpr int kBlocks = sizeof(T) == 8     ? 1
                         : V == 4 && K == 1 ? (kPlain && !kBySource ? 5 : 4)
-                        : kPlain           ? 3
+                        : kPlain           ? (V == 8 && kBySource ? 2 : 3)
                                            : 2;
 
 // By destination. A group of lanes has an item (edge_loop.h), a lane K vectors of its rows: of q_i,
@@ -60,7 +60,7 @@ template <class T, int V, int K, bool kPlain>
 GK_KERNEL_BLOCKS(kThreads, (kBlocks<T, V, K, kPlain, false>))
 by_destination(GK_CONSTANT Call call) {
   using A = Sum<T>;
-  constexpr int U = sizeof(T) == 8 || !kPlain ? 2 : kGathered<K>;
+  constexpr int U = sizeof(T) == 8 ? (kPlain ? 2 : 1) : kPlain ? kGathered<K> : 2;
   GK_SHARED_MEMORY(shared);
   DotLanes<V, K, kPlain> lanes(call.layout);
   const Task task(call, lanes);
