@@ -1,12 +1,14 @@
 """Work in a fresh process: nothing warmed up, a limit on memory, and a crash that costs one result.
 
 Children are forked from a server that has imported the libraries and run nothing, so that a fresh
-process costs milliseconds instead of the seconds the imports take.
+process costs milliseconds instead of the seconds the imports take. For a GPU they start anew:
+libraries may ask CUDA for its devices while they are imported, after which no fork can use it.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import re
@@ -91,8 +93,8 @@ def limit_memory(limit: int | None, device: str = "cpu") -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+def _context(device: str) -> Any:
+    if device != "cpu" or "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gatkernels.bench.preload"])
@@ -112,7 +114,7 @@ def call(
 
     Raises: ChildError.
     """
-    context = _context()
+    context = _context(device)
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(
         target=_child,
@@ -155,6 +157,7 @@ def _child(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    importlib.import_module("gatkernels.bench.preload")  # at hand, where a server has forked this
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:

@@ -211,11 +211,13 @@ def dropped(weight, drop, work, place, there, head, tile: tl.constexpr):
 
 
 @triton.jit
-def settings(seed, slope, scale, threshold, dtype: tl.constexpr, tile: tl.constexpr):
-    """The heads of this program, and what :func:`leaky` and :func:`dropped` take."""
+def settings(slope, scale, dtype: tl.constexpr, tile: tl.constexpr):
+    """The heads of this program, and what :func:`leaky` and :func:`dropped` multiply by.
+
+    Triton before 3.7 returns no tuple with None among it, as a seed may be.
+    """
     head = tl.program_id(1) * tile.BH + tl.arange(0, tile.BH)
-    drop = (seed, tl.full([1, 1, 1], scale, dtype), threshold)
-    return head, tl.full([1, 1, 1], slope, dtype), drop
+    return head, tl.full([1, 1, 1], slope, dtype), tl.full([1, 1, 1], scale, dtype)
 
 
 @triton.jit

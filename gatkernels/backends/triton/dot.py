@@ -48,28 +48,28 @@ class Sides(NamedTuple):
 
 @triton.jit
 def gather(rows, node, there, head, dtype: tl.constexpr, tile: tl.constexpr):
-    """``[..., BH, BC]`` rows of nodes; None of None."""
+    """``[..., BH, BC]`` rows of nodes; a zero of None, as Triton before 3.7 returns no None."""
     if rows is None:
-        return None
+        return tl.zeros([1, 1, 1, 1], dtype)
     else:
         return load_rows(rows.data, node * rows.stride * tile.UNIT, there, head, tile).to(dtype)
 
 
 @triton.jit
 def gather_edges(work, given, place, there, dtype: tl.constexpr, tile: tl.constexpr):
-    """``[R, D, 1, BF]`` features of edges, or None."""
+    """``[R, D, 1, BF]`` features of edges; a zero where there are none."""
     if given.edge is None:
-        return None
+        return tl.zeros([1, 1, 1, 1], dtype)
     else:
         at = ids(work.eid, place, there) * tile.edge.C
         return load_rows(given.edge, at, there, tl.arange(0, 1), tile.edge).to(dtype)
 
 
 @triton.jit
-def logits(q, k, query, edge, scale):
+def logits(q, k, query, edge, scale, with_edge: tl.constexpr):
     """``[R, D, BH]`` of rows ``[R, D, BH, ...]``; those of one end have D = 1."""
     product = tl.sum(q * k, axis=3)
-    if edge is not None:
+    if with_edge:
         product += tl.sum(query * edge, axis=3)
     return scale * product
 
@@ -101,7 +101,7 @@ def forward_rows(
         k = gather(given.k, src, there, head, dtype, tile.k)
         v = gather(given.v, src, there, head, dtype, tile.v)
         edge = gather_edges(work, given, place, there, dtype, tile)
-        logit = logits(q, k, query, edge, scale)
+        logit = logits(q, k, query, edge, scale, given.edge is not None)
         logit = tl.where(there[:, :, None], logit, float("-inf"))
         # raise the maximum, and bring what was summed to it
         higher = tl.maximum(top, tl.max(logit, axis=1))
@@ -141,7 +141,8 @@ def forward(
 ):
     """A program owns a part of CSR, and writes its rows of ``out`` and ``edge_out``."""
     dtype: tl.constexpr = partial.nodes.rows.dtype.element_ty
-    head, scale, drop = settings(seed, scale, keep_scale, threshold, dtype, tile)
+    head, scale, keep_scale = settings(scale, keep_scale, dtype, tile)
+    drop = (seed, keep_scale, threshold)
     each_part(
         forward_rows,
         work,
@@ -168,7 +169,7 @@ def alpha_rows(
         place, there = edges(part.begin, part.end, step, block.edges)
         k = gather(given.k, ids(work.col, place, there), there, head, dtype, tile.k)
         edge = gather_edges(work, given, place, there, dtype, tile)
-        weight = tl.exp(logits(q, k, query, edge, scale) - top) * inverse
+        weight = tl.exp(logits(q, k, query, edge, scale, given.edge is not None) - top) * inverse
         weight = dropped(weight, drop, work, place, there, head, tile)
         store_heads(to, tile.H, ids(work.eid, place, there), weight, there, head, tile)
 
@@ -190,7 +191,8 @@ def alpha(
 ):
     """A program owns a part of CSR, and writes ``[E, H]`` of its edges from the statistics."""
     dtype: tl.constexpr = stats.dtype.element_ty
-    head, scale, drop = settings(seed, scale, keep_scale, threshold, dtype, tile)
+    head, scale, keep_scale = settings(scale, keep_scale, dtype, tile)
+    drop = (seed, keep_scale, threshold)
     each_part(
         alpha_rows,
         work,

@@ -104,11 +104,12 @@ def edge_gradients(
 ):
     """``alpha m`` and ``dl [R, D, BH, 1]``; the rows of one end have D = 1."""
     top, inverse, delta = dst.fields
-    logit = logits(dst.q, k, dst.query, edge, scale)
+    with_edge: tl.constexpr = grads.edge_out is not None
+    logit = logits(dst.q, k, dst.query, edge, scale, with_edge)
     alpha = tl.where(there[:, :, None], tl.exp(logit - top) * inverse, 0.0)
     weight = dropped(alpha, drop, work, place, there, head, tile)
     gain = tl.sum(dst.d_out * v, axis=3)
-    if edge is not None:
+    if with_edge:
         gain += tl.sum(dst.d_edge_out * edge, axis=3)
     if grads.alpha is not None:
         eid = ids(work.eid, place, there)
@@ -185,7 +186,8 @@ def by_destination(
 ):
     """A program owns a part of CSR, and writes the gradients of its rows and edges."""
     dtype: tl.constexpr = grads.fields.dtype.element_ty
-    head, scale, drop = settings(seed, scale, keep_scale, threshold, dtype, tile)
+    head, scale, keep_scale = settings(scale, keep_scale, dtype, tile)
+    drop = (seed, keep_scale, threshold)
     each_part(
         destination_rows,
         work,
@@ -253,7 +255,8 @@ def by_source(
 ):
     """A program owns a part of CSC, and writes its rows of the sources' gradients."""
     dtype: tl.constexpr = grads.fields.dtype.element_ty
-    head, scale, drop = settings(seed, scale, keep_scale, threshold, dtype, tile)
+    head, scale, keep_scale = settings(scale, keep_scale, dtype, tile)
+    drop = (seed, keep_scale, threshold)
     each_part(
         source_rows,
         work,

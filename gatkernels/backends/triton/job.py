@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from gatkernels.backends import schedule
@@ -16,11 +17,34 @@ from gatkernels.backends.triton.common import Partial, Rows, Work
 from gatkernels.backends.triton.tiling import DotTile, Tile
 from gatkernels.ops.call import DotScoring, Edges, Scoring
 
+#: Before 3.7, what a kernel reads of a constant is no constant in a call.
+_BARE = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+
+
+class _Constants:
+    """A tile whose fields are constants each, and those of its fields."""
+
+    def __init__(self, cut: Any) -> None:
+        self._cut = cut
+        for name, value in zip(cut._fields, cut, strict=True):
+            inner = _Constants(value) if isinstance(value, tuple) else value
+            setattr(self, name, triton.language.constexpr(inner))
+
+    def __repr__(self) -> str:
+        return repr(self._cut)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constants) and self._cut == other._cut
+
+    def __hash__(self) -> int:
+        return hash(self._cut)
+
 
 @functools.cache
 def constants(cut: Tile | DotTile) -> dict[str, Any]:
     """``cut`` for a kernel, and how it is compiled."""
-    return {"tile": cut, "num_warps": cut.warps, "enable_fp_fusion": True}
+    tile = _Constants(cut) if _BARE else cut
+    return {"tile": tile, "num_warps": cut.warps, "enable_fp_fusion": True}
 
 
 def launch(kernel: Any, programs: int, cut: Tile | DotTile, *args: Any) -> None:

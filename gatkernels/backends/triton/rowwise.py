@@ -105,7 +105,8 @@ def forward(
 ):
     """A program owns a part of CSR, and writes its rows of ``out``."""
     dtype: tl.constexpr = scores.att.dtype.element_ty
-    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
+    head, slope, scale = settings(slope, scale, dtype, tile)
+    drop = (seed, scale, threshold)
     each_part(
         forward_rows,
         work,
@@ -157,7 +158,8 @@ def alpha(
 ):
     """A program owns a part of CSR, and writes ``[E, H]`` of its edges from the statistics."""
     dtype: tl.constexpr = stats.dtype.element_ty
-    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
+    head, slope, scale = settings(slope, scale, dtype, tile)
+    drop = (seed, scale, threshold)
     each_part(
         alpha_rows,
         work,

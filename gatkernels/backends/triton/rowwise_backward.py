@@ -221,7 +221,8 @@ def by_destination(
     ``[programs, H, C]`` are left to add; it writes its own, and its rows of grad_dst."""
     pid = tl.program_id(0)
     dtype: tl.constexpr = att_parts.dtype.element_ty
-    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
+    head, slope, scale = settings(slope, scale, dtype, tile)
+    drop = (seed, scale, threshold)
     att_part = tl.zeros([tile.BH, tile.BC], dtype)
     for item in range(pid, singles, tl.num_programs(0)):
         row, begin, end, there = single_row(work, rows, chunks, item)
@@ -334,7 +335,8 @@ def by_source(
 ):
     """A program owns a part of CSC, and writes its rows of grad_src."""
     dtype: tl.constexpr = given.fields.dtype.element_ty
-    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
+    head, slope, scale = settings(slope, scale, dtype, tile)
+    drop = (seed, scale, threshold)
     each_part(
         source_rows,
         work,

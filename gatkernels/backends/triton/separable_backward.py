@@ -218,7 +218,8 @@ def backward(
 ):
     """A program owns a part of CSC, and writes its rows of the sources' gradients."""
     dtype: tl.constexpr = fields.dtype.element_ty
-    head, slope, drop = settings(seed, slope, scale, threshold, dtype, tile)
+    head, slope, scale = settings(slope, scale, dtype, tile)
+    drop = (seed, scale, threshold)
     each_part(
         backward_rows,
         work,
