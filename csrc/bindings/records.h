@@ -86,7 +86,7 @@ struct Data {
   static Data from(py::handle tensor) { return {TensorArgument(tensor).data()}; }
 };
 
-// As gatkernels/backends/native.py hands it on: a number, and Dropout with or without a seed.
+// As gatkernels/backends/fit.py hands it on: a number, and Dropout with or without a seed.
 struct Scoring {
   double number;  // negative_slope, or the scale of dot products
   Dropout dropout;

@@ -75,7 +75,11 @@ sum_rows(GK_CONSTANT SumCall call) {
 // sum [width] <- the first `blocks` rows of the plan's att_parts
 template <class A>
 cudaError_t sum_parts(const Plan& plan, void* sum, int64_t blocks, int64_t width) {
-  const SumCall call{plan.att_parts, sum, blocks, width};
+  SumCall call{};
+  call.parts = plan.att_parts;
+  call.sum = sum;
+  call.rows = blocks;
+  call.width = width;
   return launch(sum_rows<A>, (width + kWarp - 1) / kWarp, 1, kSumWarps * kWarp,
                 kSumWarps * kWarp * int64_t(sizeof(A)), plan.stream, call);
 }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from gatkernels.backends import cuda, native
+from gatkernels.backends import compiled, cuda, native
 from gatkernels.backends.protocol import Kernels
 
 
@@ -66,7 +66,7 @@ class Backend(NamedTuple):
 
 #: In the order in which "auto" tries them.
 _BACKENDS: dict[str, Backend] = {
-    "cpu": Backend(_cpu, lambda: native.CPU),
+    "cpu": Backend(_cpu, lambda: compiled.CPU),
     "cuda": Backend(_cuda, lambda: cuda.CUDA),
     "triton": Backend(_triton, _triton_kernels),
     "reference": Backend(_reference, None),

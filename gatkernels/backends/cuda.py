@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gatkernels.backends import schedule, tiles
-from gatkernels.backends.native import Compiled
+from gatkernels.backends.compiled import Compiled
 from gatkernels.ops.call import Edges
 
 #: The compiled module; tests put an emulator of it here.

@@ -29,7 +29,7 @@ from odd_peers import (
 from torch import Tensor
 
 from gatkernels import backends
-from gatkernels.backends import native
+from gatkernels.backends import compiled, native
 from gatkernels.bench import (
     adapters,
     cases,
@@ -135,7 +135,7 @@ def test_wrong_backend_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := native.cpu_missing:
         pytest.skip(reason)
 
-    class Kernels(native.Compiled):
+    class Kernels(compiled.Compiled):
         def gat_forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
             out, *rest = super().gat_forward(*arguments)
             out[3] *= 1.01

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gatkernels.backends.native import fit, fit_grads, fit_rows, grad_of_edges
+from gatkernels.backends.fit import fit, fit_grads, fit_rows, grad_of_edges
 from gatkernels.backends.triton import node_scores as nodes
 from gatkernels.backends.triton import rowwise, separable, tiling
 from gatkernels.backends.triton import rowwise_backward as rowwise_back

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gatkernels.backends.native import fit_dot, fit_dot_grads, grad_of_edges
+from gatkernels.backends.fit import fit_dot, fit_dot_grads, grad_of_edges
 from gatkernels.backends.triton import dot, dot_backward, separable
 from gatkernels.backends.triton.common import Partial, Rows
 from gatkernels.backends.triton.dot import Sides

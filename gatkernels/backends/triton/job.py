@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from gatkernels.backends import schedule
-from gatkernels.backends.native import rule
+from gatkernels.backends.fit import rule
 from gatkernels.backends.triton.common import Partial, Rows, Work
 from gatkernels.backends.triton.tiling import DotTile, Tile
 from gatkernels.ops.call import DotScoring, Edges, Scoring
