@@ -11,6 +11,7 @@ from graphs import DEVICE, GRAPHS, INTERPRETED, MANY, random_inputs
 from tolerance import BACKEND
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.testing._internal.two_tensor import TwoTensor
 
 from gatkernels import Graph, gat_attention
 from gatkernels.functional import gat_attention_of_features
@@ -269,3 +270,39 @@ def test_compiles_into_one_graph(dynamic: bool) -> None:
         results.append([out, *torch.autograd.grad(out, leaves, inputs.grad_out)])
     for got, expected in zip(*results, strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_what_is_more_than_its_memory_goes_through_the_dispatcher() -> None:
+    """Gradients of a subclass, without memory, or that are read with another sign."""
+    graph = GRAPHS["random"]()
+    inputs = random_inputs(graph, 2, 3, torch.float32)
+    x = inputs.x.requires_grad_()
+    out = gat_attention(graph, x, inputs.score_src, inputs.score_dst, backend=BACKEND)
+    grad = torch.randn_like(out)
+
+    def of(given: Any) -> Any:
+        return torch.autograd.grad(out, x, given, retain_graph=True)[0]
+
+    expected = of(grad)
+    both = of(TwoTensor(grad, grad.clone()))
+    assert isinstance(both, TwoTensor)
+    assert torch.equal(both.a, expected)
+    assert torch.equal(of(torch._neg_view(grad)), -expected)
+    assert not of(torch._efficientzerotensor(out.shape, device=DEVICE)).any()
+
+
+@pytest.mark.parametrize("name", ["gat", "rowwise"])
+def test_missing_results_have_the_dtype_of_their_fakes(name: str) -> None:
+    graph = GRAPHS["random"]()
+    inputs = random_inputs(graph, 2, 3, torch.bfloat16)
+    csr = Edges(graph.rowptr, graph.col, graph.eid, list(graph.schedules(BACKEND)[0]))
+    scoring = Scoring(0.2, 0.0, None)
+    if name == "gat":
+        scores = inputs.score_src.float(), inputs.score_dst.float()
+        call = _flat(GatCall(csr, GatInputs(inputs.x, *scores, None, None, None), scoring))
+        flags = [False, False]
+    else:
+        rows = RowwiseInputs(inputs.x, inputs.grad_out, torch.ones(2, 3, device=DEVICE), None)
+        call, flags = _flat(RowwiseCall("gatv2", csr, rows, scoring)), [False]
+    op = getattr(torch.ops.gatkernels, f"{name}_forward").default
+    torch.library.opcheck(op, (*call, *flags, BACKEND), test_utils="test_faketensor")

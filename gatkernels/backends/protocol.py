@@ -1,7 +1,7 @@
 """What every backend with kernels offers: functions of the records of :mod:`gatkernels.ops.call`.
 
-They allocate what they return, and take tensors of any strides. A backward comes in two, so that
-sources can be given rows and fields of destinations that were computed elsewhere.
+They allocate what they return, and take inputs and gradients of any strides. A backward comes in
+two, so that sources can be given rows and fields of destinations that were computed elsewhere.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def _fake_gat_forward(
 
     return (
         x.new_empty(rows, heads, channels),
-        sums.new_empty(rows, heads, channels) if training else sums.new_empty(0),
-        sums.new_empty(rows, 3, heads) if statistics else sums.new_empty(0),
+        sums.new_empty(rows, heads, channels) if training else x.new_empty(0),
+        sums.new_empty(rows, 3, heads) if statistics else x.new_empty(0),
         found(att_src),
         found(att_dst),
     )
@@ -91,7 +91,9 @@ def _rowwise_forward(
 def _fake_rowwise_forward(call: RowwiseCall, statistics: bool, backend: str) -> tuple[Tensor, ...]:
     x, x_dst, att, _ = call.inputs
     rows, heads = x_dst.shape[0], x.shape[1]
-    return x.new_empty(x_dst.shape), att.new_empty((rows, 3, heads) if statistics else 0)
+    return x.new_empty(x_dst.shape), (
+        att.new_empty(rows, 3, heads) if statistics else x.new_empty(0)
+    )
 
 
 def _rowwise_alpha(call: RowwiseCall, stats: Tensor, backend: str) -> Tensor:

@@ -21,7 +21,7 @@ def _fake_dot_forward(call: DotCall, statistics: bool, backend: str) -> tuple[Te
     return (
         q.new_empty(rows, heads, v.shape[2]),
         _like(edge_query, q),
-        q.new_empty((rows, 3, heads) if statistics else 0, dtype=SUM_DTYPES[q.dtype]),
+        q.new_empty(rows, 3, heads, dtype=SUM_DTYPES[q.dtype]) if statistics else _like(None, q),
     )
 
 

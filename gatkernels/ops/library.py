@@ -1,8 +1,9 @@
 """How torch ops are registered: the only file that knows torch.library.
 
 Fake tensors never reach a pointer, as kernels are reached through ops wherever anybody looks on: a
-compiler, a tracer, a mode, a transform, a tensor of a subclass. A call of an attention on plain
-tensors goes to its kernels itself, which takes two thirds of the time on a small graph.
+compiler, a tracer, a dispatch mode, a transform, a tensor that is more than its memory. A call of
+an attention on plain tensors goes to its kernels itself, which takes two thirds of the time on a
+small graph; a profiler lists no op then.
 
 An op is a function whose parameters are values or records of :mod:`gatkernels.ops.call`; its
 schema, and the code that lays records flat and puts them together again, are made from its
@@ -51,17 +52,24 @@ class _Parameter:
         self.spread = ", ".join(field.spread for field in fields) if nested else f"*{path}"
 
 
-_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
+_PLAIN = frozenset((Tensor, nn.Parameter))
 
 
-def _unseen(tensors: Sequence[Tensor | None]) -> bool:
+def _unseen(*tensors: Tensor | None) -> bool:
     """Whether a call on these is of no concern to anybody but its kernels."""
-    return not (
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
-    ) and _PLAIN.issuperset(map(type, tensors))
+    ):
+        return False
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or tensor.is_neg() or tensor._is_zerotensor():
+            return False
+    return True
 
 
 def _complete(results: Any) -> Any:
@@ -98,8 +106,13 @@ def define(
     flat = ", ".join(one for parameter in parameters for one in parameter.flat)
     whole = ", ".join(parameter.whole for parameter in parameters)
     spread = ", ".join(parameter.spread for parameter in parameters)
-    of_inputs = "inputs" in getattr(kinds[names[0]], "_fields", ())
-    direct = f"if unseen({names[0]}.inputs): return run({', '.join(names)})" if of_inputs else ""
+    direct = ""
+    if "inputs" in getattr(kinds[names[0]], "_fields", ()):
+        records = [one for one in names[1:] if hasattr(kinds[one], "_fields")]
+        given = [f"*{names[0]}.inputs"]
+        given += [f"*{one}" for one in records if kinds[one] is not call.Edges]
+        given += [one for one in names[1:] if kinds[one] is Tensor]
+        direct = f"if unseen({', '.join(given)}): return run({', '.join(names)})"
     source = f"""
 def make(op, run, fake, record, unseen, complete):
     def run_flat({flat}): return complete(run({whole}))

@@ -18,7 +18,7 @@ class TransformerConv(Fused, conv.TransformerConv):  # type: ignore[misc]
     """``torch_geometric.nn.TransformerConv``, fused: arguments, parameters and results are PyG's.
 
     Of keys, queries, values and the way past, what has one input is one product. Edge features
-    are projected at nodes.
+    are projected at nodes, unless they are wider than what they are projected to.
     """
 
     original = conv.TransformerConv
