@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Checks and measures on a GPU in at most 14 minutes:
+# Checks and measures on a GPU in at most 13 minutes:
 #
 #   bench/gpu.sh prebuild PYTHON ARCH   without a GPU: the modules for that Python and, say, ARCH 90
-#   bench/gpu.sh quick                  at most 9 minutes: smoke, targets, profiles
+#   bench/gpu.sh quick                  at most 8 minutes: smoke, targets, profiles
 #   bench/gpu.sh rest                   at most 5 minutes: test suites, memcheck and racecheck
 #
 # Without arguments, quick and rest. Every stage has a deadline and writes as it goes, so that
@@ -89,12 +89,12 @@ modules() {
 smoke() {
   local how=(--backends cuda triton)
   if [ "$device" = cpu ]; then how=(--backends cpu --scale 0.02); fi
-  run 90 "$python" -m gatkernels.bench.smoke --device "$device" "${how[@]}"
+  run 60 "$python" -m gatkernels.bench.smoke --device "$device" "${how[@]}"
 }
 
 targets() {
-  run 360 "$python" -m gatkernels bench --targets --device "$device" --seconds 0.2 \
-    --deadline $((330 / shorter)) --out "$out" \
+  run 275 "$python" -m gatkernels bench --targets --device "$device" --seconds 0.2 \
+    --deadline $((245 / shorter)) --out "$out" \
     --kinds operator hub small layer "layer compiled"
 }
 
@@ -110,7 +110,7 @@ profile() {
   }
   for layer in gat gatv2 dot; do # 2, 3 and 3 kernels a step; those of the third step
     if [ $layer != gat ]; then skip=6; fi
-    run 45 "$ncu" --clock-control none --metrics "$metrics" --log-file "$out/ncu-$layer.txt" \
+    run 30 "$ncu" --clock-control none --metrics "$metrics" --log-file "$out/ncu-$layer.txt" \
       --kernel-name 'regex:(^|::)(forward|backward|by_destination|by_source)$' \
       --launch-skip $skip --launch-count $((skip / 2)) \
       "$python" -m gatkernels.bench.profiled "$layer"
