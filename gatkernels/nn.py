@@ -11,6 +11,7 @@ from gatkernels.functional import gatv2_attention
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.layers import transformer
 from gatkernels.layers.shared import Features, Side, attend, mean_of_heads, project
+from gatkernels.ops import checks
 from gatkernels.ops.dense import add_bias
 from gatkernels.ops.sparse import SparseRows
 
@@ -345,6 +346,10 @@ class TransformerConv(nn.Module):
         graph = _graph_of("TransformerConv", (x_src, x_dst), edge_index, None, False)
         if (edge_attr is None) != (self.lin_edge is None):
             raise ValueError("TransformerConv: give 'edge_attr' where there is 'edge_dim', only")
+        if edge_attr is not None:
+            sizes = {"num_edges": graph.num_edges, "edge_dim": self.edge_dim}
+            checks.dense("TransformerConv", "edge_attr", edge_attr)
+            checks.shape("TransformerConv", "edge_attr", edge_attr, **sizes)
         q, k, v, skip = transformer.queries_keys_values(self, x_src, x_dst)
         out, alpha = transformer.attend(
             graph,

@@ -199,3 +199,11 @@ def test_the_network(residual: bool) -> None:
     assert not all(map(torch.equal, before, model.parameters()))
     with pytest.raises(ValueError, match="GraphTransformer: 'layers' must be at least 2, got 1"):
         GraphTransformer(6, 4, 3, layers=1)
+
+
+def test_names_edge_attr_of_another_shape() -> None:
+    layer = TransformerConv(5, 4, 2, edge_dim=3)
+    edges = torch.tensor([[0, 1], [1, 2]])
+    for bad in (torch.ones(2, 4), torch.ones(3, 3)):
+        with pytest.raises(ValueError, match=r"TransformerConv: 'edge_attr' must have shape"):
+            layer(torch.ones(3, 5), edges, bad)
