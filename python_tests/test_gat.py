@@ -320,7 +320,7 @@ def test_fresh_memory_is_poisoned() -> None:
 @pytest.mark.skipif(BACKEND != "cpu", reason="takes the compiled CPU module away")
 def test_an_unwritten_element_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that leaves its result alone fails the rule, thanks to the poison."""
-    from gatkernels.backends import native
+    from gatkernels.backends import compiled
 
     class Idle:
         def __getattr__(self, name: str) -> Callable[..., None]:
@@ -328,6 +328,6 @@ def test_an_unwritten_element_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     graph = GRAPHS["random"]()
     inputs = random_inputs(graph, 3, 5, torch.float32)
-    monkeypatch.setattr(native, "cpu_module", Idle)
+    monkeypatch.setattr(compiled, "cpu_module", Idle)
     with pytest.raises(AssertionError, match="out: 600 of 600 elements wrong"):
         assert_right(graph, inputs)
