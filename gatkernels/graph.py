@@ -71,25 +71,27 @@ class Graph:
         self.by_row, self.by_column = schedules
         self._places: Tensor | None = None
         if self.device.type in schedule.WITH_GRAPH:
-            self._make_schedules()
+            self.by_row, self.by_column = self._made_schedules()
 
-    def _make_schedules(self) -> None:
+    def _made_schedules(self) -> tuple[Parts, Parts]:
         make = build.bounded_schedule if torch.compiler.is_compiling() else schedule.build
-        if self.by_row is None:
-            self.by_row = make(self.rowptr, self.num_edges)
-        if self.by_column is None:
-            self.by_column = make(self.colptr, self.num_edges)
+        by_row, by_column = self.by_row, self.by_column
+        return (
+            make(self.rowptr, self.num_edges) if by_row is None else by_row,
+            make(self.colptr, self.num_edges) if by_column is None else by_column,
+        )
 
     def schedules(self, backend: str) -> tuple[Parts, Parts]:
         """``by_row`` and ``by_column`` for the kernels of a backend; nothing for the CPU's."""
         if backend == "cpu":
             return (), ()
-        if self.by_row is None or self.by_column is None:
-            with build.plain():
-                self._make_schedules()
-        assert self.by_row is not None
-        assert self.by_column is not None
-        return self.by_row, self.by_column
+        if self.by_row is not None and self.by_column is not None:
+            return self.by_row, self.by_column
+        with build.plain():
+            made = self._made_schedules()
+        if not torch.compiler.is_compiling():  # those of a program that is traced have no memory
+            self.by_row, self.by_column = made
+        return made
 
     @classmethod
     def from_edge_index(
@@ -314,8 +316,9 @@ class _EdgeList(Graph):
     def csr_edges(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._edges
 
-    def _make_schedules(self) -> None:
+    def _made_schedules(self) -> tuple[Parts, Parts]:
         """None: no kernel runs."""
+        return (), ()
 
 
 def _expand(pointer: Tensor, count: int) -> Tensor:

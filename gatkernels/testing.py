@@ -308,6 +308,8 @@ def dot_scales(
 def assert_same_model(what: str, found: Tensor, expected: Tensor) -> float:
     """Outputs of two implementations of a float32 model agree; their difference, relative to the
     largest value."""
+    if found.shape != expected.shape:
+        raise AssertionError(f"{what}: shapes {tuple(found.shape)} and {tuple(expected.shape)}")
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference < 1e-4:
         raise AssertionError(f"{what}: outputs differ by {difference:.1e} of the largest")

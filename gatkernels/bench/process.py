@@ -157,7 +157,7 @@ def _child(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    importlib.import_module("gatkernels.bench.preload")  # at hand, where a server has forked this
+    importlib.import_module("gatkernels.bench.adapters")  # registers the peers, where no server has
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     try:
