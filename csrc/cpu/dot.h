@@ -11,12 +11,6 @@ static inline Shape with_channels(Shape shape, int64_t channels) {
   return shape;
 }
 
-// Edges whose rows, of so many bytes together, stay in the first cache between score and sum.
-static inline int64_t edges_in_cache(int64_t bytes) {
-  const int64_t edges = kRowBytes / (bytes + 1);
-  return edges < 8 ? 8 : edges < kBlock ? edges : kBlock;
-}
-
 template <class T>
 static inline const T* row_of(const Gather<T>& rows, int64_t i) {
   return rows.data + i * rows.stride;
@@ -28,21 +22,8 @@ static inline const A* widened(const T* row, int64_t width, A* to) {
   if constexpr (std::is_same_v<T, A>) {
     return row;
   } else {
-    using V = Vec<A>;
-    for (int64_t f = 0; f < width; f += V::kWidth) {
-      const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
-      V::load(row + f, lanes).store(to + f, lanes);
-    }
+    store_row<A>(row, width, to);
     return to;
-  }
-}
-
-template <class T, class A>
-static inline void store_row(const A* from, int64_t width, T* to) {
-  using V = Vec<A>;
-  for (int64_t f = 0; f < width; f += V::kWidth) {
-    const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
-    V::load(from + f, lanes).store(to + f, lanes);
   }
 }
 
@@ -129,17 +110,14 @@ struct EdgeFeatures {
                        A* sum) const {
     const int lanes = lanes_at(f);
     V acc[kHeads];
-    unrolled<kHeads>([&](auto k) __attribute__((always_inline)) {
+    unrolled<kHeads>([&](auto k) GK_INLINED {
       acc[k] = carry ? V::load(sum + k * features, lanes) : V::set(A(0));
     });
     for (int e = 0; e < n; ++e, w += stride) {
       const V row = load_row<A>(row_of(rows, eid[e]) + f, lanes);
-      unrolled<kHeads>([&](auto k) __attribute__((always_inline)) {
-        acc[k] = V::fma(row, V::set(w[k]), acc[k]);
-      });
+      unrolled<kHeads>([&](auto k) GK_INLINED { acc[k] = V::fma(row, V::set(w[k]), acc[k]); });
     }
-    unrolled<kHeads>(
-        [&](auto k) __attribute__((always_inline)) { acc[k].store(sum + k * features, lanes); });
+    unrolled<kHeads>([&](auto k) GK_INLINED { acc[k].store(sum + k * features, lanes); });
   }
 };
 
@@ -258,8 +236,8 @@ struct DotForwardJob : Scored<T, A, DotScorer<T, A>> {
       stats[heads] = inverse;
       stats[2 * heads] = A(0);
     }
-    store_row(t.row, v_map.width, out_of(row));
-    if (scorer.edge) store_row(t.row + v_map.width, scorer.edge.width(), edge_out_of(row));
+    store_row<A>(t.row, v_map.width, out_of(row));
+    if (scorer.edge) store_row<A>(t.row + v_map.width, scorer.edge.width(), edge_out_of(row));
   }
   void clear(int64_t row) const {
     std::memset(out_of(row), 0, size_t(v_map.width) * sizeof(T));

@@ -5,6 +5,7 @@
 //   grad_edge = sum over heads of scale dl edge_query + alpha m dEo.
 #pragma once
 #include "dot.h"
+#include "fields.h"
 
 namespace gatkernels {
 namespace GK_ISA {
@@ -56,9 +57,7 @@ struct DotBackwardJob {
   GK_INLINE void prefetch(const int32_t* at, const int32_t* eid) const {
     if (edge) edge.prefetch(eid);
     if constexpr (kBySource) {
-      const int32_t* ahead = at + kPrefetch < other.first.col_end ? at + kPrefetch : at;
-      const A* next = fields + *ahead * fields_stride;
-      for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
+      prefetch_fields<A>({fields, fields_stride}, heads, at, other.first.col_end);
       if (edge) {
         prefetch_row(of_edges.first, 0, edge.width(), at);
         prefetch_row(of_edges.second, 0, edge.width(), at);
@@ -183,8 +182,8 @@ struct DotBackwardJob {
     } else {
       first = p.grad_q, second = p.grad_edge_query;
     }
-    store_row(sums, map.width, static_cast<T*>(first) + i * map.width);
-    store_row(sums + map.width, second_width(), static_cast<T*>(second) + i * second_width());
+    store_row<A>(sums, map.width, static_cast<T*>(first) + i * map.width);
+    store_row<A>(sums + map.width, second_width(), static_cast<T*>(second) + i * second_width());
   }
   void rows(int64_t, int64_t begin, int64_t end, const Scratch<A>& t) const {
     for (int64_t i = begin; i < end; ++i) {
@@ -213,8 +212,6 @@ static Status dot_fields(const DotDestinations& p, const HeadMap<A>& v_map) {
   const HeadMap<A> edge_map(with_channels(p.shape, p.scores.features));
   if (edge_map.first == nullptr) return Status::kOutOfMemory;
   const Gather<T> grad(p.grads.out, p.csr), grad_edge_out(p.grads.edge_out, p.csr);
-  const A* alpha = static_cast<const A*>(p.alpha);
-  const A* grad_alpha = static_cast<const A*>(p.grads.alpha);
   return run_nodes<A>(p.csr.rows, p.shape, 0, [&](int64_t i, const Scratch<A>& t) {
     A* delta = t.sum;
     dot_heads(v_map, static_cast<const T*>(p.out) + i * v_map.width, row_of(grad, i), delta);
@@ -223,16 +220,8 @@ static Status dot_fields(const DotDestinations& p, const HeadMap<A>& v_map) {
       dot_heads(edge_map, edge_out, row_of(grad_edge_out, i), t.head);
       for (int h = 0; h < heads; ++h) delta[h] += t.head[h];
     }
-    if (grad_alpha) {
-      for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
-        const int64_t at = int64_t(p.csr.eid[edge]) * heads;
-        for (int h = 0; h < heads; ++h) delta[h] += alpha[at + h] * grad_alpha[at + h];
-      }
-    }
-    A* field = static_cast<A*>(p.fields) + i * 4 * heads;
-    std::memcpy(field, static_cast<const A*>(p.stats) + i * 3 * heads,
-                size_t(2 * heads) * sizeof(A));
-    std::memcpy(field + 2 * heads, delta, size_t(heads) * sizeof(A));
+    add_alpha_gradients(p.csr, i, heads, p.alpha, p.grads.alpha, delta);
+    put_fields(i, heads, p.stats, delta, p.fields);
   });
 }
 

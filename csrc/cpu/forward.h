@@ -109,11 +109,7 @@ struct ForwardJob : Scored<T, A, Scorer> {
     }
   }
   void store_out(int64_t row, const A* values) const {
-    T* out = static_cast<T*>(to.out) + row * width;
-    for (int64_t f = 0; f < width; f += V::kWidth) {
-      const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
-      V::load(values + f, lanes).store(out + f, lanes);
-    }
+    store_row<A>(values, width, static_cast<T*>(to.out) + row * width);
   }
   // out = row / sum
   void finish_row(int64_t row, const Scratch<A>& t) const {

@@ -210,7 +210,7 @@ static inline void sum_heads(const HeadMap<A>& map, int n, A* const (&totals)[kK
   }
 }
 
-// dot[h] = sum_c a[h, c] * b[h, c]; whole slots are written
+// dot[h] = sum_c a[h, c] * b[h, c]; perhaps whole slots are written
 template <class A, class S, class T>
 static inline void dot_heads(const HeadMap<A>& map, const S* a, const T* b, A* dot) {
   A* const totals[] = {dot};

@@ -16,7 +16,7 @@ struct Scratch {
   A *score, *weight, *weight_pos;  // [kBlock, slots]
   uint32_t *words, *padded;        // Philox words, [kBlock, slots] and [kBlock, 4]
   A *top, *sum, *sum_pos, *head;   // [slots]
-  A *row, *row_pos;                // [H * C]
+  A *row, *row_pos;                // [width]
 
   Scratch(char* memory, int64_t heads, int64_t width) { carve(memory, heads, width); }
   static size_t bytes(int64_t heads, int64_t width) {

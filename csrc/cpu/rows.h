@@ -140,6 +140,16 @@ __attribute__((always_inline)) inline Vec<A> load_row(const T* p, int lanes) {
   return lanes == Vec<A>::kWidth ? load_row<A>(p) : Vec<A>::load(p, lanes);
 }
 
+// to = from, by way of the type of sums
+template <class A, class From, class To>
+static inline void store_row(const From* from, int64_t width, To* to) {
+  using V = Vec<A>;
+  for (int64_t f = 0; f < width; f += V::kWidth) {
+    const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
+    V::load(from + f, lanes).store(to + f, lanes);
+  }
+}
+
 // How heads lie in a tile: all of it in one, one for every other vector or for every vector, which
 // are common and have their values at fixed places; whole vectors in one each, or lanes in several.
 enum class HeadsOf { kTile, kPairs, kEach, kVector, kLanes };

@@ -10,6 +10,14 @@ namespace GK_ISA {
 constexpr int64_t kRowBytes = 24 << 10;      // three quarters of a first cache of 32 KiB
 constexpr int64_t kPrefetchBytes = 8 << 10;  // ahead, where 16 rows are more
 
+static inline int64_t clamped(int64_t n, int64_t least, int64_t most) {
+  return n < least ? least : n < most ? n : most;
+}
+// Edges whose rows, of so many bytes together, stay in the first cache between score and sum.
+static inline int64_t edges_in_cache(int64_t bytes) {
+  return clamped(kRowBytes / (bytes + 1), 8, kBlock);
+}
+
 // Where the rows that edges score with come from. Scorer is one of core/scores.h, of vectors.
 template <class T, class A, class Scorer>
 struct RowScores {
@@ -35,15 +43,12 @@ struct RowScores {
         edge_rows(static_cast<const T*>(p.scores.edge)),
         scorer{{V::set(A(p.scores.negative_slope)), V::set(A(1))}},
         block(block_of(map_.width)),
-        distance(int(clamp(kPrefetchBytes / (map_.width * int64_t(sizeof(T)) + 1), 2, kPrefetch))) {
-  }
+        distance(
+            int(clamped(kPrefetchBytes / (map_.width * int64_t(sizeof(T)) + 1), 2, kPrefetch))) {}
 
-  static int64_t clamp(int64_t n, int64_t least, int64_t most) {
-    return n < least ? least : n < most ? n : most;
-  }
   // `gathered` rows of an edge
   static int64_t block_of(int64_t width, int gathered = 1) {
-    return clamp(kRowBytes / (gathered * width * int64_t(sizeof(T)) + 1), 8, kBlock);
+    return edges_in_cache(gathered * width * int64_t(sizeof(T)));
   }
   const T* edge_row(int32_t eid) const {
     return edge_rows ? edge_rows + int64_t(eid) * map.width : nullptr;

@@ -3,6 +3,7 @@
 // the scorer says of its score:
 //   grad_dst += dl reach.i,  grad_att += dl reach.att,  grad_src += dl reach.j + alpha m dO.
 #pragma once
+#include "fields.h"
 #include "node_scores.h"
 #include "rowwise.h"
 
@@ -45,27 +46,10 @@ struct RowwiseBackwardJob {
   const T* grad_of(int64_t i) const { return grad.data + i * grad.stride; }
   const T* dst_of(int64_t i) const { return x_dst.data + i * x_dst.stride; }
 
-  GK_INLINE void prefetch_fields(const int32_t* at) const {
-    const int32_t* ahead = at + kPrefetch < grad.col_end ? at + kPrefetch : at;
-    const A* next = fields + *ahead * fields_stride;
-    for (int64_t k = 0; k < 3 * heads; k += 64 / int64_t(sizeof(A))) __builtin_prefetch(next + k);
-  }
-
   void prologue(int64_t i, A* delta) const {
     dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_of(i), delta);
-    if (p.grad_alpha) {
-      for (int64_t edge = edges.rowptr[i]; edge < edges.rowptr[i + 1]; ++edge) {
-        const int64_t at = int64_t(edges.eid[edge]) * heads;
-        for (int h = 0; h < heads; ++h) {
-          delta[h] +=
-              static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
-        }
-      }
-    }
-    A* field = static_cast<A*>(p.fields) + i * fields_stride;
-    std::memcpy(field, static_cast<const A*>(p.stats) + i * 3 * heads,
-                size_t(2 * heads) * sizeof(A));
-    std::memcpy(field + 2 * heads, delta, size_t(heads) * sizeof(A));
+    add_alpha_gradients(edges, i, heads, p.alpha, p.grad_alpha, delta);
+    put_fields(i, heads, p.stats, delta, p.fields);
   }
 
   // weight = alpha m and score = dl for n edges between the row `own` and the rows `at`, the
@@ -102,7 +86,7 @@ struct RowwiseBackwardJob {
           if (kBySource) {
             prefetch_row(grad, f, count, at + e, scores.distance);
             prefetch_row(x_dst, f, count, at + e, scores.distance);
-            if (f == 0) prefetch_fields(at + e);
+            if (f == 0) prefetch_fields<A>({fields, fields_stride}, heads, at + e, grad.col_end);
           } else {
             prefetch_row(x, f, count, at + e, scores.distance);
           }
