@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gatkernels.backends import kernels
 from gatkernels.ops.call import (
+    DotCall,
     Edges,
     GatCall,
     GatInputs,
@@ -121,7 +122,8 @@ def _rows(csr: Edges) -> int:
     return csr.rowptr.shape[0] - 1
 
 
-def _fake_alpha(call: GatCall | RowwiseCall, stats: Tensor, backend: str) -> Tensor:
+def fake_alpha(call: GatCall | RowwiseCall | DotCall, stats: Tensor, backend: str) -> Tensor:
+    """Attention weights of any call."""
     return stats.new_empty(call.csr.col.shape[0], stats.shape[2])
 
 
@@ -130,14 +132,14 @@ gat_forward = define(
     "(Tensor out, Tensor out_pos, Tensor stats, Tensor score_src, Tensor score_dst)",
     _fake_gat_forward,
 )
-gat_alpha = define(_gat_alpha, "Tensor", _fake_alpha)
+gat_alpha = define(_gat_alpha, "Tensor", fake_alpha)
 gat_backward = define(
     _gat_backward,
     "(Tensor grad_x, Tensor grad_src, Tensor grad_dst, Tensor grad_edge, Tensor grad_att)",
     _fake_gat_backward,
 )
 rowwise_forward = define(_rowwise_forward, "(Tensor out, Tensor stats)", _fake_rowwise_forward)
-rowwise_alpha = define(_rowwise_alpha, "Tensor", _fake_alpha)
+rowwise_alpha = define(_rowwise_alpha, "Tensor", fake_alpha)
 rowwise_backward = define(
     _rowwise_backward,
     "(Tensor grad_x, Tensor grad_dst, Tensor grad_att, Tensor grad_edge)",

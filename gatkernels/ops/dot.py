@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gatkernels.backends import kernels
+from gatkernels.ops.attention import fake_alpha
 from gatkernels.ops.call import DotCall, DotGrads, DotSaved, Edges
 from gatkernels.ops.checks import SUM_DTYPES
 from gatkernels.ops.library import define
@@ -29,10 +30,6 @@ def _dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
     return kernels(backend).dot_alpha(call, stats)
 
 
-def _fake_dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
-    return stats.new_empty(call.csr.col.shape[0], stats.shape[2])
-
-
 def _dot_backward(
     call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
 ) -> tuple[Tensor | None, ...]:
@@ -54,7 +51,7 @@ def _like(tensor: Tensor | None, q: Tensor) -> Tensor:
 
 
 dot_forward = define(_dot_forward, "(Tensor out, Tensor edge_out, Tensor stats)", _fake_dot_forward)
-dot_alpha = define(_dot_alpha, "Tensor", _fake_dot_alpha)
+dot_alpha = define(_dot_alpha, "Tensor", fake_alpha)
 dot_backward = define(
     _dot_backward,
     "(Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_edge, Tensor grad_edge_query)",
