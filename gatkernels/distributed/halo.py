@@ -40,13 +40,13 @@ class _Travel(NamedTuple):
     sources: tuple[str, ...]  # rows that a forward gathers
     destinations: tuple[str, ...]  # rows that a backward gathers, besides gradients and fields
     edges: str
-    again: bool  # whether the backward gathers the sources' rows, too
+    kept: tuple[str, ...]  # of the sources' rows, those that the backward gathers, too
 
 
 _TRAVEL = {
-    "gat": _Travel(("x", "score_src"), (), "edge_score", again=False),
-    "gatv2": _Travel(("x_src",), ("x_dst",), "edge", again=True),
-    "dot": _Travel(("k", "v"), ("q", "edge_query"), "edge", again=True),
+    "gat": _Travel(("x", "score_src"), (), "edge_score", kept=("score_src",)),
+    "gatv2": _Travel(("x_src",), ("x_dst",), "edge", kept=("x_src",)),
+    "dot": _Travel(("k", "v"), ("q", "edge_query"), "edge", kept=("k", "v")),
 }
 
 
@@ -73,7 +73,7 @@ def _forward(
     given = full if name != "gat" else full._replace(att_src=None, att_dst=None)
     call = operator.call(csr, given, scoring)
     results, _, saved = operator.forward(call, options.return_attention, training, backend)
-    return results, full if travel.again else inputs, saved
+    return results, inputs._replace(**{f: getattr(full, f) for f in travel.kept}), saved
 
 
 def _with_scores(call: GatCall, run: Kernels) -> Any:
@@ -148,9 +148,11 @@ def _gathered(
 def _gat_backward(
     graph: Sharded, call: Any, saved: Any, grads: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
-    run, (_, _, _, edge_score, att_src, att_dst) = kernels(backend), call.inputs
+    run, (x, _, _, edge_score, att_src, att_dst) = kernels(backend), call.inputs
+    own = len(x)
     found = run.gat_destinations(call, saved, grads)
     call, fields, grads = _gathered("gat", graph, call, found.fields, grads)
+    call = call._replace(inputs=call.inputs._replace(score_src=call.inputs.score_src[:own]))
     csc, found = (
         graph.edges_by_column(backend, call.scoring.dropout),
         GatDestinationGrads(found.dst, fields),

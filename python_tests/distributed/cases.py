@@ -94,10 +94,16 @@ def tensors(case: Case, num_edges: int) -> tuple[dict[str, Tensor], dict[str, Te
     return made, grads
 
 
-def results(case: Case, graph: Graph, given: dict[str, Tensor], grads: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+def results(
+    case: Case, graph: Graph, given: dict[str, Tensor], grads: dict[str, Tensor], backend: str
+) -> dict[str, Tensor]:
     """Results by name, and the gradients of inputs as ``grad of ...``."""
     leaves = {name: t.clone().requires_grad_() for name, t in given.items()}
-    how: dict[str, Any] = {"dropout": case.dropout, "return_attention": case.attention, "backend": backend}
+    how: dict[str, Any] = {
+        "dropout": case.dropout,
+        "return_attention": case.attention,
+        "backend": backend,
+    }
     call = {"gat": gat_attention, "gatv2": gatv2_attention, "dot": dot_attention}
     if case.name == "features":
         out, alpha = gat_attention_of_features(graph, **leaves, **how)

@@ -21,7 +21,11 @@ CASES = [
         cases.INPUTS, (0.0, 0.5), (False, True), (False, True)
     )
 ]
-CASES += [Case(name, dtype, dropout=0.5) for name in cases.INPUTS for dtype in (torch.float64, torch.bfloat16)]
+CASES += [
+    Case(name, dtype, dropout=0.5)
+    for name in cases.INPUTS
+    for dtype in (torch.float64, torch.bfloat16)
+]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
@@ -36,9 +40,15 @@ def test_ranks_make_the_bits_of_one_process(ranks: int) -> None:
             for name, value in expected.items():
                 message = f"{name} of {case} by {way} on {ranks} ranks"
                 if cases.kind_of(case, name) == "weights" or way == "heads":
-                    close = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}[case.dtype]
+                    close = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}[
+                        case.dtype
+                    ]
                     torch.testing.assert_close(
-                        whole[name].double(), value.double(), rtol=close, atol=close, msg=lambda m: f"{message}: {m}"
+                        whole[name].double(),
+                        value.double(),
+                        rtol=close,
+                        atol=close,
+                        msg=lambda m: f"{message}: {m}",
                     )
                 else:
                     assert torch.equal(whole[name], value), message

@@ -52,14 +52,19 @@ def check(edges, folder, parts):
         assert (share.num_nodes, share.num_edges) == (NODES, edges.shape[1])
         assert owner_of(share.owners, share.nodes).eq(rank).all()
         assert share.nodes.equal(share.nodes.sort().values)
-        for side, own, ids in ((0, share.out_edges, share.out_ids), (1, share.in_edges, share.in_ids)):
+        for side, own, ids in (
+            (0, share.out_edges, share.out_ids),
+            (1, share.in_edges, share.in_ids),
+        ):
             mine = (owner_of(share.owners, edges[side]) == rank).nonzero().flatten()
             assert ids.equal(mine)
             assert own.equal(edges[:, mine])
         part = manifest.parts[rank]
         assert part.nodes == len(share.nodes)
-        halo = [set(own.flatten().tolist()) - set(share.nodes.tolist())
-                for own in (share.in_edges, share.out_edges)]
+        halo = [
+            set(own.flatten().tolist()) - set(share.nodes.tolist())
+            for own in (share.in_edges, share.out_edges)
+        ]
         assert part.halo == (len(halo[0]), len(halo[1]))
     return found
 
@@ -180,7 +185,9 @@ def test_a_disk_that_fills_up(edge_file, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert re.match(r"gatkernels partition: error: \[Errno 27\] File too large: .*in_(src|ids)", last)
+    assert re.match(
+        r"gatkernels partition: error: \[Errno 27\] File too large: .*in_(src|ids)", last
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["edges.npy"]
 
 
@@ -216,7 +223,9 @@ def folder(edge_file, tmp_path):
 
 def test_damage_is_found(folder):
     (folder / "part-00000" / "in_src").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"in_src: 0 bytes, expected [\d,]+: not copied to its end"):
+    with pytest.raises(
+        ValueError, match=r"in_src: 0 bytes, expected [\d,]+: not copied to its end"
+    ):
         files.read_share(folder, 0, 2)
     path = folder / "part-00001" / "out_ids"
     content = bytearray(path.read_bytes())
@@ -233,7 +242,9 @@ def test_damage_is_found(folder):
 
 
 def test_other_folders_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="holds 2 parts, but there are 3 processes; start 2, or wr"):
+    with pytest.raises(
+        ValueError, match="holds 2 parts, but there are 3 processes; start 2, or wr"
+    ):
         files.read_share(folder, 0, 3)
     with pytest.raises(FileNotFoundError, match=r"no partitioned graph, manifest\.json is missing"):
         files.read_share(tmp_path, 0, 2)

@@ -85,8 +85,10 @@ def ends(size: int, body: Callable[..., Any], *args: Any, limit: float = 120.0) 
 def run(size: int, body: Callable[..., Any], *args: Any, limit: float = 240.0) -> list[Any]:
     """The result of each rank, all of which must come to their end."""
     found = ends(size, body, *args, limit=limit)
-    errors = [f"rank {r}: {'died' if e is None else e.error}" for r, e in enumerate(found) if e is None or e.error]
+    errors = [
+        f"rank {r}: {'died' if e is None else e.error}"
+        for r, e in enumerate(found)
+        if e is None or e.error
+    ]
     assert not errors, "\n".join(errors)
     return [one.result for one in found]
-
-
