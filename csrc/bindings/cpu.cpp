@@ -241,7 +241,7 @@ PYBIND11_MODULE(_cpu, m) {
           const FeatureDropout params{DType(dtype),
                                       threads,
                                       count,
-                                      {static_cast<const int64_t*>(seed.pointer), threshold, scale},
+                                      {static_cast<const int64_t*>(seed.pointer), threshold, scale, 0},
                                       Activation(activation),
                                       x.pointer,
                                       grad.pointer,

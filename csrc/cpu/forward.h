@@ -30,7 +30,7 @@ struct Scored {
         width(map.width) {}
 
   Block block_of(int64_t edge, int n) const {
-    return {csr.col + edge, csr.eid + edge, x.col_end, n};
+    return block_from(csr, edge, x.col_end, n);
   }
 };
 

@@ -75,7 +75,8 @@ def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_b
 
 def _schedule_of(edges: Edges) -> tuple[Any, int]:
     """A schedule as the module takes it, and how many chunks it has."""
-    found, chunk = schedule.read(edges.schedule), schedule.chunk_of(edges.col.shape[0])
+    found = schedule.read(edges.schedule)
+    chunk = schedule.chunk_of(edges.whole or edges.col.shape[0])
     parts = found.order, found.chunk_row, found.chunk_end
     return module.Schedule(*parts, found.chunks, chunk), found.chunks
 

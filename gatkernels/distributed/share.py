@@ -32,3 +32,10 @@ def owner_of(owners: Tensor, nodes: Tensor) -> Tensor:
     if owners.dtype == torch.int32:
         return owners[nodes].long()
     return torch.searchsorted(owners, nodes, right=True) - 1
+
+
+def nodes_of(owners: Tensor, rank: int) -> Tensor:
+    """The ids of a rank's nodes, ascending, by ``owners`` as in :class:`Share`."""
+    if owners.dtype == torch.int32:
+        return (owners == rank).nonzero().squeeze(1)
+    return torch.arange(int(owners[rank]), int(owners[rank + 1]), device=owners.device)
