@@ -68,7 +68,8 @@ class World:
         if self.size == 1:
             return model
         devices = None if self.device == "cpu" else [torch.device(self.device)]
-        return DistributedDataParallel(model, device_ids=devices)
+        # Every step has the same graph, and parameters that have no part in it are not waited for.
+        return DistributedDataParallel(model, device_ids=devices, static_graph=True)
 
     def share(self, count: int) -> slice:
         """This process's part of ``count`` things in a row."""
