@@ -164,8 +164,8 @@ class ShardedGraph(Graph):
             exchange, group, timeout, self_loops: As :meth:`from_edge_index`.
             device: Where the graph is to be.
 
-        Raises: As :meth:`from_edge_index`; FileNotFoundError, ValueError where the folder is none of
-            a partition, has another number of parts, or a file is not the one that was written.
+        Raises: As :meth:`from_edge_index`; FileNotFoundError, ValueError where the folder holds no
+            partition or another number of parts, or a file is not the one that was written.
         """
         op = "ShardedGraph.load"
         peers = peers_of(group, timeout, op)

@@ -1,4 +1,4 @@
-"""Training by several processes: the curve of one, whatever their number; files, faults, resuming."""
+"""Training by several processes: the curve of one process; files, faults, resuming."""
 
 from __future__ import annotations
 
