@@ -16,7 +16,7 @@ import worlds
 from gatkernels import gat_attention, gatv2_attention
 from gatkernels.distributed import ShardedGraph, Share
 
-TIMEOUT = 3.0
+TIMEOUT = 6.0
 
 
 def graph_of(rank: int, **how: Any) -> ShardedGraph:
@@ -107,7 +107,7 @@ def test_a_lost_rank_is_named_in_time(when: str, how: str) -> None:
     for rank in (0, 2):
         assert found[rank] is not None
         assert found[rank].error.startswith("RankError: ")
-        assert "rank 1 is gone, or did not come within 3 s" in found[rank].error
+        assert "rank 1 is gone, or did not come within 6 s" in found[rank].error
         if how != "stays":
             assert found[rank].seconds < 30.0
     assert time.monotonic() - start < 100.0
