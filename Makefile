@@ -117,14 +117,14 @@ gpu:
 	PYTHON=$(firstword $(wildcard $(BIN)/python) $(PYTHON)) bench/gpu.sh
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check gatkernels python_tests bench docs setup.py
-	$(BIN)/ruff format --check gatkernels python_tests bench docs setup.py
+	$(BIN)/ruff check gatkernels python_tests bench docs examples setup.py
+	$(BIN)/ruff format --check gatkernels python_tests bench docs examples setup.py
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(SIMT)
 
 format: $(VENV)/ready
-	$(BIN)/ruff check --fix gatkernels python_tests bench docs setup.py
-	$(BIN)/ruff format gatkernels python_tests bench docs setup.py
+	$(BIN)/ruff check --fix gatkernels python_tests bench docs examples setup.py
+	$(BIN)/ruff format gatkernels python_tests bench docs examples setup.py
 	$(BIN)/clang-format -i $(SOURCES) $(SIMT)
 
 bench: $(VENV)/peers

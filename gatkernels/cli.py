@@ -1,4 +1,4 @@
-"""The command line: ``gatkernels train | partition | plot | report | demo | bench | verify | info``."""
+"""The command line: ``gatkernels train | partition | bench | verify | info | ...``."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ def expected_errors() -> tuple[type[Exception], ...]:
 @contextmanager
 def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Errors about the user's choices become one line: those of getting ready, or ``kinds``."""
+    expected = kinds or expected_errors()
     try:
         yield
-    except kinds or expected_errors() as error:
+    except expected as error:
         raise UsageError(str(error)) from error
 
 

@@ -147,7 +147,9 @@ def read_share(folder: str | Path, rank: int, size: int) -> Share:
     )
 
 
-def load_share(op: str, folder: str | Path, peers: Peers) -> Share:
+def load_share(
+    op: str, folder: str | Path, peers: Peers, device: torch.device | str = "cpu"
+) -> Share:
     """:func:`read_share` of every rank; what is wrong on one of them is raised on all."""
     error: Exception | None = None
     try:
@@ -157,7 +159,8 @@ def load_share(op: str, folder: str | Path, peers: Peers) -> Share:
         error = type(found)(f"{op}: {found}")
     peers.together(error, op)
     peers.agree(f"a manifest of SHA-256 {hashlib.sha256(written).hexdigest()}", op)
-    return share
+    moved = (value.to(device) if isinstance(value, Tensor) else value for value in share)
+    return Share(*moved)
 
 
 def _read(path: Path, column: Column) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from gatkernels.backends import BackendUnavailable, schedule
 from gatkernels.backends.schedule import Parts
-from gatkernels.distributed import deal, describe, halo, heads
+from gatkernels.distributed import deal, describe, files, halo, heads
 from gatkernels.distributed.fitting import check_routes, check_share
 from gatkernels.distributed.peers import TIMEOUT, Peers, peers_of
 from gatkernels.distributed.shard import Draws, Shard, as_ids, build_shard, far_nodes
@@ -143,6 +144,33 @@ class ShardedGraph(Graph):
         peers.agree(f"{whole}, exchange={exchange!r}, self_loops={self_loops}", op)
         check_routes(op, share, shard, peers)
         return cls(share, shard, peers, exchange, self_loops)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        exchange: str = "auto",
+        group: Any = None,
+        timeout: float = TIMEOUT,
+        *,
+        self_loops: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> ShardedGraph:
+        """Build from a folder that ``gatkernels partition`` wrote; collective.
+
+        Args:
+            folder: There must be as many parts in it as there are ranks. A rank reads its own part
+                and the list of owners, and needs no more of it on its machine.
+            exchange, group, timeout, self_loops: As :meth:`from_edge_index`.
+            device: Where the graph is to be.
+
+        Raises: As :meth:`from_edge_index`; FileNotFoundError, ValueError where the folder holds no
+            partition or another number of parts, or a file is not the one that was written.
+        """
+        op = "ShardedGraph.load"
+        peers = peers_of(group, timeout, op)
+        share = files.load_share(op, folder, peers, device)
+        return cls.from_share(share, exchange, group, timeout, self_loops=self_loops)
 
     def attend(self, name: str, inputs: Any, options: Any, seed: Tensor | None) -> Results:
         """The results of an operator for own destinations; collective."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatkernels.extras import require
 
-#: Bytes that :func:`owners_by_metis` takes for each edge at its peak, as measured; and for each node.
+#: Bytes that :func:`owners_by_metis` takes at its peak, for each edge and for each node.
 METIS_BYTES = (130, 120)
 
 

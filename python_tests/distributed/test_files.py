@@ -126,7 +126,7 @@ def test_the_seed_decides_chance(edge_file, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.zeros((3, 2), np.int64), r"must have shape \[2, num_edges\], got \(3, 2\); save its tr"),
+        (np.zeros((3, 2), np.int64), r"must have shape \[2, num_edges\], got \(3, 2\); save"),
         (np.zeros(4, np.int64), r"must have shape \[2, num_edges\], got \(4,\)"),
         (np.zeros((2, 4)), "must have dtype int32 or int64, got float64"),
         (np.zeros((2, 4), ">i8"), "must have dtype int32 or int64, got >i8"),
