@@ -172,6 +172,7 @@ class ShardedGraph(Graph):
         share = files.load_share(op, folder, peers, device)
         return cls.from_share(share, exchange, group, timeout, self_loops=self_loops)
 
+    @torch.compiler.disable
     def attend(self, name: str, inputs: Any, options: Any, seed: Tensor | None) -> Results:
         """The results of an operator for own destinations; collective."""
         op = f"{name}_attention"
