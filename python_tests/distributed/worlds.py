@@ -12,8 +12,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+import emulator
 import torch
 import torch.distributed as dist
+from graphs import DEVICE
+from tolerance import BACKEND
+
+from gatkernels.backends import cuda, schedule
 
 _context = multiprocessing.get_context("forkserver")
 # what children would import one by one, and at very different times on a busy machine
@@ -32,6 +37,9 @@ class Ended(NamedTuple):
 
 def _child(rank: int, size: int, folder: str, body: Any, args: Any, to: Connection) -> None:
     torch.set_num_threads(1)
+    schedule.ORDERED = 200  # as in the parent
+    if BACKEND == "cuda" and DEVICE.type == "cpu":
+        cuda.module = emulator.module()
     start = time.monotonic()
     try:
         dist.init_process_group(
