@@ -34,13 +34,17 @@ _, status = os.waitpid(pid, 0)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
+#: A parallel region of torch's.
+TORCH_ALONE = "torch.ones(2_000_000).add_(1.0).exp_()"
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
 
-def _run(before: str, threads: int) -> subprocess.CompletedProcess[str]:
+def _run(before: str, threads: int) -> tuple[str, str]:
+    """What the child prints, and its warnings."""
     program = PROGRAM.format(before=before, threads=threads)
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
@@ -48,17 +52,31 @@ def _run(before: str, threads: int) -> subprocess.CompletedProcess[str]:
         env=environment,
         check=False,
     )
-
-
-def test_a_child_forked_after_openmp_has_run_answers_on_one_thread() -> None:
-    done = _run("step()", threads=2)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "1 True\n"
-    assert done.stderr.count("runs on one thread in this process") == 1
+    return done.stdout, done.stderr
 
 
-def test_a_child_that_wants_one_thread_is_told_nothing() -> None:
-    done = _run("step()", threads=1)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "1 True\n"
-    assert "one thread" not in done.stderr
+@pytest.mark.parametrize(
+    "before",
+    [
+        "step()",
+        pytest.param(
+            TORCH_ALONE,
+            marks=pytest.mark.skipif(
+                not os.path.isdir("/proc/self/task"), reason="nobody counts torch's threads here"
+            ),
+        ),
+    ],
+    ids=["kernels", "torch"],
+)
+def test_a_child_forked_after_openmp_has_run_answers_on_one_thread(before: str) -> None:
+    printed, warned = _run(before, threads=2)
+    assert printed == "1 True\n"
+    assert warned.count("runs on one thread in this process") == 1
+
+
+@pytest.mark.parametrize(("before", "threads"), [("", 2), ("step()", 1)])
+def test_a_child_that_has_lost_no_thread_keeps_its_own(before: str, threads: int) -> None:
+    printed, warned = _run(before, threads)
+    assert printed == f"{threads} True\n"
+    assert "one thread" not in warned
