@@ -1,4 +1,4 @@
-"""What shards ask of kernels: dropout by other ids than places of edges, and of some of the heads."""
+"""What shards ask of kernels: dropout by ids that are no places, and of some of the heads."""
 
 from __future__ import annotations
 

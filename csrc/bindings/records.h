@@ -270,7 +270,7 @@ inline RowScorer scorer_from(py::handle name) {
 }
 
 inline Edges edges_from(py::handle given) {
-  const RecordArgument record(given, "Edges", 6);
+  const RecordArgument record(given, "Edges", 7);
   return {static_cast<const int64_t*>(record.data(0)), static_cast<const int32_t*>(record.data(1)),
           static_cast<const int32_t*>(record.data(2)), static_cast<const int32_t*>(record.data(4)),
           size(record.tensor(0).shape(), 0) - 1};

@@ -102,7 +102,9 @@ class _Cuda(Compiled):
         if rows is not None:
             nodes, heads, gathered = rows.shape
             head_bytes = matrices * gathered * rows.element_size()
-            most_heads = _most_heads(sums.device, nodes, count, heads, head_bytes)
+            # in a shard as in the whole graph: the order of sums depends on it
+            sizes = edges.whole_nodes or nodes, edges.whole or count
+            most_heads = _most_heads(sums.device, *sizes, heads, head_bytes)
         plan, chunks = _schedule_of(edges)
         places = chunks + chunks // module.slice
         per_head = 3 + (2 * gathered if channels is None else channels)

@@ -16,8 +16,9 @@ def text(graph: ShardedGraph) -> str:
     rank, ranks, (sources, destinations) = graph.peers.rank, graph.peers.size, _halo(graph)
     loops = ", self_loops=True" if graph.self_loops else ""
     lines = [
-        f"ShardedGraph(rank {rank} of {ranks}: {len(graph.nodes):,} of {graph.total_nodes:,} nodes, "
-        f"{graph.num_edges:,} of {graph.total_edges:,} edges in{loops}, device='{graph.device}'",
+        f"ShardedGraph(rank {rank} of {ranks}, device='{graph.device}'{loops}",
+        f"  nodes: {len(graph.nodes):,} of {graph.total_nodes:,}",
+        f"  edges into them: {graph.num_edges:,} of {graph.total_edges:,}",
         f"  halo: {sources:,} sources, {destinations:,} destinations; rho {graph.rho:.2f}",
         f"  a layer of {HEADS} heads of {CHANNELS} channels in float32 gets (forward + backward):",
     ]

@@ -172,6 +172,7 @@ class ShardedGraph(Graph):
         share = files.load_share(op, folder, peers, device)
         return cls.from_share(share, exchange, group, timeout, self_loops=self_loops)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, name: str, inputs: Any, options: Any, seed: Tensor | None) -> Results:
         """The results of an operator for own destinations; collective."""
         op = f"{name}_attention"
@@ -305,7 +306,7 @@ class ShardedGraph(Graph):
 
     def _shards(self, edges: Edges, dropout: float) -> Edges:
         draw = None if dropout == 0.0 else self._draws.of(edges)
-        return edges._replace(draw=draw, whole=self.total_edges)
+        return edges._replace(draw=draw, whole=self.total_edges, whole_nodes=self.total_nodes)
 
     def _made_schedules(self) -> tuple[Parts, Parts]:
         """Chunks of the whole graph's size, so that rows are summed as in one process."""

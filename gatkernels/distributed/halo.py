@@ -112,7 +112,8 @@ class _Attention(torch.autograd.Function):
         grads = operator.grads(saved, *given)
         csr = graph.edges_by_row(options.backend, options.dropout)
         call = operator.call(csr, inputs, options.scoring(seed))
-        found = _BACKWARDS[ctx.name](graph, call, saved, grads, options.backend)
+        needs = operator.inputs(*ctx.needs_input_grad[4:])
+        found = _BACKWARDS[ctx.name](graph, call, saved, grads, needs, options.backend)
         return None, None, None, None, *found
 
 
@@ -146,7 +147,7 @@ def _gathered(
 
 
 def _gat_backward(
-    graph: Sharded, call: Any, saved: Any, grads: Any, backend: str
+    graph: Sharded, call: Any, saved: Any, grads: Any, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
     run, (x, _, _, edge_score, att_src, att_dst) = kernels(backend), call.inputs
     own = len(x)
@@ -157,12 +158,12 @@ def _gat_backward(
         graph.edges_by_column(backend, call.scoring.dropout),
         GatDestinationGrads(found.dst, fields),
     )
-    x, src, edge, att = run.gat_sources(call, csc, found, grads)
+    x, src, edge, att = run.gat_sources(call, csc, found, grads, needs.edge_score)
     return (
         x,
         src if att_src is None else None,
         found.dst if att_dst is None else None,
-        None if edge_score is None or edge is None else _home(graph, edge, len(edge_score)),
+        None if edge is None else _home(graph, edge, len(edge_score)),
         None if att_src is None else att[:1],
         None if att_dst is None else att[1:],
     )
@@ -179,10 +180,10 @@ def _home(graph: Sharded, grad: Tensor, count: int) -> Tensor:
 
 
 def _rowwise_backward(
-    graph: Sharded, call: Any, saved: Any, grads: Any, backend: str
+    graph: Sharded, call: Any, saved: Any, grads: Any, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
     run, own = kernels(backend), len(call.inputs.x_dst)
-    dst, att, edge, fields = run.rowwise_destinations(call, saved, grads)
+    dst, att, edge, fields = run.rowwise_destinations(call, saved, grads, needs.edge)
     call, fields, grads = _gathered("gatv2", graph, call, fields, grads)
     inputs = call.inputs._replace(x_src=call.inputs.x_src[:own])
     call = call._replace(inputs=inputs)
@@ -193,10 +194,10 @@ def _rowwise_backward(
 
 
 def _dot_backward(
-    graph: Sharded, call: Any, saved: Any, grads: Any, backend: str
+    graph: Sharded, call: Any, saved: Any, grads: Any, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
     run, own = kernels(backend), len(call.inputs.q)
-    q, edge, edge_query, fields = run.dot_destinations(call, saved, grads)
+    q, edge, edge_query, fields = run.dot_destinations(call, saved, grads, needs.edge)
     call, fields, grads = _gathered("dot", graph, call, fields, grads)
     inputs = call.inputs._replace(k=call.inputs.k[:own], v=call.inputs.v[:own])
     call = call._replace(inputs=inputs)

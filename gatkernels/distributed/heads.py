@@ -75,19 +75,26 @@ def attend(name: str, graph: Sharded, inputs: Any, options: Any, seed: Tensor | 
     if start < stop:
         results = attend_all(name, whole, here, options._replace(first_head=start), seed)
     else:
-        results = _without_heads(name, whole, here, options.return_attention)
+        weights = [t for t, rows in zip(here, travel.rows, strict=True) if rows is None]
+        results = _without_heads(name, whole, here, weights, options.return_attention)
     rows = (*["nodes"] * (len(results) - 1), "edges")
     travel = travel._replace(rows=rows, dims=(1,) * len(rows))
     found: Results = _ToRows.apply(travel, *results)  # type: ignore[no-untyped-call]
     return found
 
 
-def _without_heads(name: str, whole: WholeGraph, here: Any, weights: bool) -> Results:
-    """The results of no heads, which hang on inputs so that a backward comes by."""
-    alpha = here[0].new_empty(whole.num_edges, 0) if weights else None
-    if name != "dot":
-        return here[0], alpha
-    return here.v, here.edge_query, alpha
+def _without_heads(
+    name: str, whole: WholeGraph, here: Any, weights: list[Tensor | None], attention: bool
+) -> Results:
+    """The results of no heads, which hang on inputs so that a backward comes by, and on weights so
+    that they have a gradient on every rank: none of their values."""
+    alpha = here[0].new_empty(whole.num_edges, 0) if attention else None
+    if name == "dot":
+        return here.v, here.edge_query, alpha
+    out = here[0]
+    for weight in weights:
+        out = out if weight is None else out + weight.sum().to(out.dtype)
+    return out, alpha
 
 
 class _Travel(NamedTuple):

@@ -64,13 +64,18 @@ class Peers:
                 [t.cpu() for t in sends],
                 [torch.empty_like(t, device="cpu") for t in receives],
             )
-        group = self._nccl if receives[self.rank].is_cuda else self._gloo
-        works = []
-        for step, tensors in ((dist.irecv, receives), (dist.isend, sends)):
-            for hop in range(1, self.size):  # every rank begins with another one
-                rank = (self.rank + hop) % self.size
-                if tensors[rank].numel():
-                    works.append((rank, self._begin(step, tensors[rank], rank, group, op)))
+        others = [(self.rank + hop) % self.size for hop in range(1, self.size)]
+        steps = [
+            (step, tensors[rank], rank)  # every rank begins with another one
+            for step, tensors in ((dist.irecv, receives), (dist.isend, sends))
+            for rank in others
+            if tensors[rank].numel()
+        ]
+        if receives[self.rank].is_cuda:  # in one launch, as NCCL's would wait for each other
+            batch = [dist.P2POp(s, t, self._ranks[rank], self._nccl) for s, t, rank in steps]
+            works = [(others, w) for w in dist.batch_isend_irecv(batch)] if batch else []
+        else:
+            works = [([rank], self._begin(step, t, rank, op)) for step, t, rank in steps]
         receives[self.rank].copy_(sends[self.rank])
 
         def finish() -> None:
@@ -83,19 +88,20 @@ class Peers:
 
         return finish
 
-    def _begin(self, step: Any, tensor: Tensor, rank: int, group: Any, op: str) -> Any:
+    def _begin(self, step: Any, tensor: Tensor, rank: int, op: str) -> Any:
         try:
-            return step(tensor, self._ranks[rank], group=group)
+            return step(tensor, self._ranks[rank], group=self._gloo)
         except RuntimeError as error:
             raise self._lost([rank], op, error) from error
 
-    def _wait(self, works: list[tuple[int, Any]], op: str) -> None:
-        failed, first = [], None
-        for rank, work in works:
+    def _wait(self, works: list[tuple[list[int], Any]], op: str) -> None:
+        failed: list[int] = []
+        first = None
+        for ranks, work in works:
             try:
                 work.wait() if first is None else work.wait(timedelta(seconds=0.1))
             except RuntimeError as error:
-                failed.append(rank)
+                failed += ranks
                 first = first or error
         if first is not None:
             raise self._lost(failed, op, first) from first

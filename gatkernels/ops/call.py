@@ -21,6 +21,7 @@ class Edges(NamedTuple):
     schedule: Sequence[Tensor]  # for GPUs, see gatkernels/backends/schedule.py; empty elsewhere
     draw: Tensor | None = None  # [E] int32, what dropout draws by, unsigned; None: eid
     whole: int = 0  # edges of the graph that these are a shard of; 0: these are all
+    whole_nodes: int = 0  # of that graph, at the edges' other ends
 
 
 class Scoring(NamedTuple):

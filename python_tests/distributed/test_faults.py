@@ -16,7 +16,7 @@ import worlds
 from gatkernels import gat_attention, gatv2_attention
 from gatkernels.distributed import ShardedGraph, Share
 
-TIMEOUT = 3.0
+TIMEOUT = 6.0
 
 
 def graph_of(rank: int, **how: Any) -> ShardedGraph:
@@ -107,7 +107,7 @@ def test_a_lost_rank_is_named_in_time(when: str, how: str) -> None:
     for rank in (0, 2):
         assert found[rank] is not None
         assert found[rank].error.startswith("RankError: ")
-        assert "rank 1 is gone, or did not come within 3 s" in found[rank].error
+        assert "rank 1 is gone, or did not come within 6 s" in found[rank].error
         if how != "stays":
             assert found[rank].seconds < 30.0
     assert time.monotonic() - start < 100.0
@@ -139,41 +139,26 @@ def build(rank: int, wrong: str) -> None:
     ShardedGraph.from_edge_index(edges, nodes, timeout=TIMEOUT, **how)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [
-        (
-            "id",
-            "ValueError: rank 1: ShardedGraph.from_edge_index: 'edges[1]' holds node id 90 at position 5",
-        ),
-        (
-            "negative",
-            "ValueError: rank 1: ShardedGraph.from_edge_index: 'edges[0]' holds node id -4 at position 7",
-        ),
-        ("dtype", "TypeError: rank 1: ShardedGraph.from_edge_index: 'edges' must have dtype"),
-        (
-            "shape",
-            "ValueError: rank 1: ShardedGraph.from_edge_index: 'edges' must have shape [2, num_edges]",
-        ),
-        (
-            "nodes",
-            "RankError: ShardedGraph.from_edge_index: the ranks disagree; rank 1: num_nodes=91",
-        ),
-        ("exchange", "RankError: ShardedGraph.from_share: the ranks disagree; rank 1: "),
-        ("unknown", "ValueError: rank 1: ShardedGraph.from_share: 'exchange' must be one of"),
-        (
-            "owners",
-            "ValueError: rank 1: ShardedGraph.from_edge_index: 'partition' must hold ranks in [0, 3)",
-        ),
-        (
-            "partition",
-            "ValueError: rank 1: ShardedGraph.from_edge_index: 'partition' must be 'range' or 'metis'",
-        ),
-    ],
-)
-def test_bad_input_of_one_rank_is_an_error_on_all(wrong: str, text: str) -> None:
+OP = "ShardedGraph.from_edge_index"
+BAD = {
+    "id": f"ValueError: rank 1: {OP}: 'edges[1]' holds node id 90 at position 5",
+    "negative": f"ValueError: rank 1: {OP}: 'edges[0]' holds node id -4 at position 7",
+    "dtype": f"TypeError: rank 1: {OP}: 'edges' must have dtype",
+    "shape": f"ValueError: rank 1: {OP}: 'edges' must have shape [2, num_edges]",
+    "nodes": f"RankError: {OP}: the ranks disagree; rank 1: num_nodes=91",
+    "exchange": "RankError: ShardedGraph.from_share: the ranks disagree; rank 1: ",
+    "unknown": "ValueError: rank 1: ShardedGraph.from_share: 'exchange' must be one of",
+    "owners": f"ValueError: rank 1: {OP}: 'partition' must hold ranks in [0, 3)",
+    "partition": f"ValueError: rank 1: {OP}: 'partition' must be 'range' or 'metis'",
+}
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_bad_input_of_one_rank_is_an_error_on_all(wrong: str) -> None:
     found = worlds.ends(3, build, wrong)
-    assert all(one is not None and (one.error or "").startswith(text) for one in found), found
+    for one in found:
+        assert one is not None
+        assert (one.error or "").startswith(BAD[wrong])
 
 
 def spoil(rank: int) -> None:
@@ -244,5 +229,5 @@ def test_a_graph_says_what_it_cannot_do() -> None:
 
 
 def test_without_processes_there_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="torch.distributed is not initialised"):
+    with pytest.raises(RuntimeError, match="is not initialised"):
         ShardedGraph.from_edge_index(torch.zeros(2, 3, dtype=torch.long), 4)

@@ -12,11 +12,19 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+import emulator
 import torch
 import torch.distributed as dist
+from graphs import DEVICE
+from tolerance import BACKEND
+
+from gatkernels.backends import cuda, schedule
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["gatkernels.distributed", "torch.distributed", "numpy"])
+# what children would import one by one, and at very different times on a busy machine
+_context.set_forkserver_preload(
+    ["pytest", "gatkernels.distributed", "gatkernels.nn", "gatkernels.pyg"]
+)
 
 
 class Ended(NamedTuple):
@@ -29,6 +37,9 @@ class Ended(NamedTuple):
 
 def _child(rank: int, size: int, folder: str, body: Any, args: Any, to: Connection) -> None:
     torch.set_num_threads(1)
+    schedule.ORDERED = 200  # as in the parent
+    if BACKEND == "cuda" and DEVICE.type == "cpu":
+        cuda.module = emulator.module()
     start = time.monotonic()
     try:
         dist.init_process_group(
@@ -50,7 +61,7 @@ def _send(to: Connection, ended: Ended) -> None:
     to.send_bytes(data.getvalue())
 
 
-def ends(size: int, body: Callable[..., Any], *args: Any, limit: float = 120.0) -> list[Any]:
+def ends(size: int, body: Callable[..., Any], *args: Any, limit: float = 100.0) -> list[Any]:
     """What became of each rank of a world that runs ``body(rank, *args)``, a module's function."""
     with tempfile.TemporaryDirectory() as folder:
         pipes = [_context.Pipe(duplex=False) for _ in range(size)]
@@ -82,7 +93,7 @@ def ends(size: int, body: Callable[..., Any], *args: Any, limit: float = 120.0) 
         return found
 
 
-def run(size: int, body: Callable[..., Any], *args: Any, limit: float = 240.0) -> list[Any]:
+def run(size: int, body: Callable[..., Any], *args: Any, limit: float = 100.0) -> list[Any]:
     """The result of each rank, all of which must come to their end."""
     found = ends(size, body, *args, limit=limit)
     errors = [

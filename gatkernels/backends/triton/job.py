@@ -85,7 +85,7 @@ class Job:
     """The work on the rows of a CSR graph, as kernels take it."""
 
     def __init__(self, edges_by_row: Edges, scoring: Scoring | DotScoring) -> None:
-        rowptr, col, eid, parts, draw, whole = edges_by_row
+        rowptr, col, eid, parts, draw, whole, _ = edges_by_row
         plan, edges = schedule.read(parts), col.shape[0]
         self.rows, self.chunks = rowptr.shape[0] - 1, plan.chunks
         # a kernel that need not look at chunks gets something of the same type
