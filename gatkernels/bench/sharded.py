@@ -163,7 +163,7 @@ def measure(layer: str, shape: str, rho: float, scale: float) -> Result:
     if layer == "gat":
         inputs += [torch.randn(nodes, heads, requires_grad=True) for _ in range(2)]
     else:
-        more = [(nodes, heads, channels)] * (2 if layer == "dot" else 1)
+        more: list[tuple[int, ...]] = [(nodes, heads, channels)] * (2 if layer == "dot" else 1)
         more += [(heads, channels)] * (layer == "gatv2")
         inputs += [torch.randn(*size, requires_grad=True) for size in more]
     attention: Any = getattr(gatkernels, f"{layer}_attention")

@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
 def table(manifest: Manifest) -> str:
     """What each rank gets: rho is its halo over its own rows, the less the better."""
-    rows = [("part", "nodes", "edges in", "edges out", "halo in", "halo out", "rho")]
+    rows: list[tuple[str, ...]] = [
+        ("part", "nodes", "edges in", "edges out", "halo in", "halo out", "rho")
+    ]
     for rank, part in enumerate(manifest.parts):
         numbers = (part.nodes, part.in_edges, part.out_edges, *part.halo)
         rows.append((str(rank), *(f"{number:,}" for number in numbers), f"{part.rho:.2f}"))

@@ -159,8 +159,12 @@ def load_share(
         error = type(found)(f"{op}: {found}")
     peers.together(error, op)
     peers.agree(f"a manifest of SHA-256 {hashlib.sha256(written).hexdigest()}", op)
-    moved = (value.to(device) if isinstance(value, Tensor) else value for value in share)
-    return Share(*moved)
+    moved: dict[str, Any] = {
+        name: value.to(device)
+        for name, value in share._asdict().items()
+        if isinstance(value, Tensor)
+    }
+    return share._replace(**moved)
 
 
 def _read(path: Path, column: Column) -> Tensor:

@@ -106,7 +106,7 @@ class ColumnFile:
         values = np.ascontiguousarray(values, self.dtype)
         try:
             with self.path.open("ab", buffering=0) as file:
-                rest = memoryview(values).cast("B")
+                rest = values.data.cast("B")
                 while rest:  # a disk that is nearly full takes a part
                     rest = rest[file.write(rest) :]
         except OSError as error:  # which names no file where writing failed
