@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.distributed import ShardedGraph
 from gatkernels.functional import gat_attention
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.layers.shared import Features, product
@@ -250,9 +249,9 @@ def linears(in_channels: int, hidden: int, out_channels: int, layers: int) -> li
 
 def normalised_sum(graph: Graph, x: Tensor) -> Tensor:
     """``D^-1/2 A D^-1/2 x`` with ``D`` the in-degrees, for ``x [N, C]``."""
-    if not isinstance(graph, ShardedGraph):
+    if graph.attend is None:
         return normalised_adjacency(graph).matmul(x)
-    # A mean over neighbours, which is attention with equal scores, times the degree.
+    # Of shards: a mean over neighbours, which is attention with equal scores, times the degree.
     root = graph.rowptr.diff().clamp(min=1).to(x.dtype).sqrt()[:, None]
     rows = (x / root).unsqueeze(1)
     mean: Tensor = gat_attention(graph, rows, rows.new_zeros(len(x), 1))

@@ -73,7 +73,8 @@ def _linked(edge_index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     src, dst = src[apart].long(), dst[apart].long()
     keys = torch.cat([src * num_nodes + dst, dst * num_nodes + src])
     del src, dst, apart
-    keys = torch.unique_consecutive(keys.sort().values)
+    keys.numpy().sort()  # in place, and no order beside it
+    keys = torch.unique_consecutive(keys)
     rowptr = torch.searchsorted(keys, torch.arange(num_nodes + 1) * num_nodes)
     return rowptr, keys.remainder_(num_nodes)
 

@@ -17,7 +17,7 @@ def build_sharded(
 
     Each gives a part of the edges in their order, so that an edge's id is that of one process.
     """
-    part = edges[:, world.share(edges.shape[1])]
+    part = edges[:, world.slice_of(edges.shape[1])]
     return ShardedGraph.from_edge_index(
         part, nodes, self_loops=True, partition=partition, exchange=exchange
     )

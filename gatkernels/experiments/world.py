@@ -71,7 +71,7 @@ class World:
         # Every step has the same graph, and parameters that have no part in it are not waited for.
         return DistributedDataParallel(model, device_ids=devices, static_graph=True)
 
-    def share(self, count: int) -> slice:
+    def slice_of(self, count: int) -> slice:
         """This process's part of ``count`` things in a row."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -100,7 +101,7 @@ def dropouts_of_rank(rank: int, size: int, folder: Path) -> Any:
     run = Training(preset, data, 0, world=World(rank, size))
     for _ in range(2):
         run.step()
-    state = run.state_dict()
+    state = copy.deepcopy(run.state_dict())  # as a file would hold it
     weights = torch.cat([weight.flatten() for weight in state["model"].values()])
     ahead = [run.step()[1:] for _ in range(2)]
     again = Training(preset, data, 0, world=World(rank, size))
@@ -133,6 +134,7 @@ def command_of_rank(
 ) -> list[int]:
     """``gatkernels`` with each of the arguments, as ``torchrun`` would start this rank."""
     os.chdir(here)
+    dist.barrier()  # or the group would end under a rank that still joins it
     dist.destroy_process_group()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "GATKERNELS_CACHE": "cache"}
