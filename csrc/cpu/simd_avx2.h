@@ -293,7 +293,8 @@ struct Vec<double> {
   }
 };
 
-// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges; four edges at a time, one per 64-bit lane
+// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges; four edges at a
+// time, one per 64-bit lane
 static inline void philox_words(uint64_t seed, const int32_t* ids, int n, int first, int groups,
                                 int stride, uint32_t* words) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);

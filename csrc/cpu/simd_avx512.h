@@ -297,7 +297,8 @@ static inline void philox_lanes(uint64_t seed, uint64_t counter,
   }
 }
 
-// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges; eight edges at a time, one per 64-bit lane
+// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges; eight edges at
+// a time, one per 64-bit lane
 static inline void philox_words(uint64_t seed, const int32_t* ids, int n, int first, int groups,
                                 int stride, uint32_t* words) {
   for (int e = 0; e < n; e += 8) {

@@ -196,7 +196,8 @@ static inline void philox_words(uint64_t seed, const int32_t* ids, int n, int fi
                                 int stride, uint32_t* words) {
   for (int e = 0; e < n; ++e) {
     for (int g = 0; g < groups; ++g) {
-      philox(seed, uint64_t(uint32_t(ids[e])), uint64_t(first + g), words + int64_t(e) * stride + g * 4);
+      philox(seed, uint64_t(uint32_t(ids[e])), uint64_t(first + g),
+             words + int64_t(e) * stride + g * 4);
     }
   }
 }

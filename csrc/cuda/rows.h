@@ -66,7 +66,9 @@ struct EdgeReader {
     return {__ldcs(col + e), eid ? __ldcs(eid + e) : 0};
   }
   // What dropout draws by for edge e
-  GK_DEVICE int32_t draw_of(int e, const Edge& edge) const { return draw ? __ldg(draw + e) : edge.id; }
+  GK_DEVICE int32_t draw_of(int e, const Edge& edge) const {
+    return draw ? __ldg(draw + e) : edge.id;
+  }
 };
 
 GK_DEVICE int at_most(int n, int limit) { return n < limit ? n : limit; }

@@ -58,7 +58,7 @@ class Transfer:
             for tensor, part in zip(self._like, self._parts(message, len(places)), strict=True):
                 torch.index_select(tensor, 0, places, out=part)
         traffic[op] += sum(message.numel() for message in sends)
-        self._finish = peers.start(sends, self._receives, op)
+        self._finishes = [peers.start(sends, self._receives, op)]
 
     def _parts(self, message: Tensor, rows: int) -> list[Tensor]:
         """The tensors' rows in a message."""
@@ -69,10 +69,15 @@ class Transfer:
         ]
 
     def into(self, targets: Sequence[Tensor]) -> None:
-        """Waits, and writes the rows that have come, ``[received, ...]`` of each tensor."""
-        self._finish()
+        """Waits, and writes the rows that have come, ``[received, ...]`` of each tensor.
+
+        Once: messages are let go of as soon as they have been sent or read.
+        """
+        self._finishes.pop()()
+        self._receives.reverse()
         start = 0
-        for message, rows in zip(self._receives, self._route.received, strict=True):
+        for rows in self._route.received:
+            message = self._receives.pop()
             for place, part in zip(self._order, self._parts(message, rows), strict=True):
                 targets[place][start : start + rows] = part
             start += rows
