@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gatkernels.extras import require
 
-#: Bytes that :func:`owners_by_metis` takes at its peak, for each edge and for each node.
-METIS_BYTES = (130, 120)
+#: Bytes that :func:`owners_by_metis` takes at its peak for each edge and each node, measured on 4 M edges.
+METIS_BYTES = (160, 320)
 
 
 def bounds_by_edges(degrees: Tensor, parts: int) -> Tensor:
