@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatkernels.extras import require
 
-#: Bytes that :func:`owners_by_metis` takes at its peak for each edge and each node, measured on 4 M edges.
+#: Bytes that :func:`owners_by_metis` takes at its peak for each edge and each node, as measured.
 METIS_BYTES = (160, 320)
 
 
