@@ -143,7 +143,11 @@ def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
     lines = [
         *compile_rule("kernel", f"{argument(nvcc)} {kernel_flags} $type"),
         *compile_rule("compile", f"{compiler} {flags} {BINDINGS}"),
-        *link_rule(compiler, f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"),
+        *link_rule(
+            compiler,
+            f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread "
+            f"{os.environ.get('LDFLAGS', '')}",
+        ),
         *objects,
         f"build {escape(target)}: link {names}",
         f"default {escape(target)}",

@@ -174,7 +174,7 @@ struct Launcher {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   const Isa isa = choose();
   m.attr("isa") = isa.name;
 #ifdef _OPENMP
