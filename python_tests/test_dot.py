@@ -252,6 +252,19 @@ def test_double_backward_with_a_frozen_input(frozen: str) -> None:
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("wanted", NAMES)
+def test_one_gradient_alone(wanted: str) -> None:
+    graph = GRAPHS["random"]()
+    given = inputs_of(graph, 3, (5, 5, 4), torch.float32, True)
+    found = {}
+    for names in (NAMES, (wanted,)):
+        leaves = [t.clone().requires_grad_(n in names) for t, n in zip(given, NAMES, strict=True)]
+        out = torch.cat(dot_attention(graph, *leaves, backend=BACKEND), -1)
+        out.backward(torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out))
+        found[names] = leaves[NAMES.index(wanted)].grad
+    assert torch.equal(*found.values())
+
+
 @pytest.mark.parametrize("used", ["out", "edge_out", "alpha"])
 def test_a_loss_of_one_result_alone(used: str) -> None:
     graph = GRAPHS["random"]()

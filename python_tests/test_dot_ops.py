@@ -53,8 +53,9 @@ def test_opcheck(edges: bool) -> None:
     ops = torch.ops.gatkernels
     torch.library.opcheck(ops.dot_forward.default, (*_flat(call, edges), BACKEND))
     torch.library.opcheck(ops.dot_alpha.default, (*_flat(call, stats), BACKEND))
-    samples = (*_flat(call, csc, saved, grads), BACKEND)
-    torch.library.opcheck(ops.dot_backward.default, samples)
+    for of_edges in (False, True):
+        samples = (*_flat(call, csc, saved, grads, of_edges), BACKEND)
+        torch.library.opcheck(ops.dot_backward.default, samples)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -152,6 +152,19 @@ def test_gatv2_gradients(heads: int, channels: int, edge: bool, second: bool) ->
     assert examine(call, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("wanted", INPUTS["gatv2"])
+def test_gatv2_one_gradient_alone(wanted: str) -> None:
+    graph, names = GRAPHS["random"](), INPUTS["gatv2"]
+    given = inputs_of("gatv2", graph, 3, 5, torch.float32, True)
+    found = {}
+    for chosen in (names, (wanted,)):
+        leaves = [t.clone().requires_grad_(n in chosen) for t, n in zip(given, names, strict=True)]
+        out = gatv2_attention(graph, *leaves, backend=BACKEND)
+        out.backward(torch.linspace(-1, 1, out.numel(), device=DEVICE).view_as(out))
+        found[chosen] = leaves[names.index(wanted)].grad
+    assert torch.equal(*found.values())
+
+
 def test_gatv2_same_bits_for_any_number_of_threads() -> None:
     graph = GRAPHS["degrees"]()
     inputs = inputs_of("gatv2", graph, 8, 16, torch.float32, False)

@@ -180,8 +180,9 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
             _flat(call, kept.stats) for call, kept in zip(calls2, saved2, strict=True)
         ],
         "rowwise_backward": [
-            _flat(calls2[0], csc, saved2[0]._replace(alpha=None), grads),
-            _flat(calls2[1], csc, saved2[1], both),
+            _flat(calls2[0], csc, saved2[0]._replace(alpha=None), grads, True),
+            _flat(calls2[1], csc, saved2[1], both, True),
+            _flat(calls2[1], csc, saved2[1], both, False),
         ],
         "build_csr": [(edge_index, 3, 3, False, False), (edge_index.int(), 3, 4, True, True)],
         "build_graph": [
@@ -199,9 +200,10 @@ def _samples() -> dict[str, list[tuple[Any, ...]]]:
         ],
         "gat_alpha": [_flat(call, kept.stats) for call, kept in zip(calls, saved, strict=False)],
         "gat_backward": [
-            _flat(calls[0], csc, saved[0]._replace(alpha=None), grads),
-            _flat(calls[1], csc, saved[1], both),
-            _flat(calls[2], csc, saved[1], both),
+            _flat(calls[0], csc, saved[0]._replace(alpha=None), grads, True),
+            _flat(calls[1], csc, saved[1], both, True),
+            _flat(calls[1], csc, saved[1], both, False),
+            _flat(calls[2], csc, saved[1], both, True),
         ],
     }
 

@@ -1,4 +1,4 @@
-"""The package as a user gets it: what an sdist holds, one OpenMP runtime, first calls from threads."""
+"""The package as a user gets it: an sdist that builds, one OpenMP runtime, calls from threads."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def compile_all(case: str, drivers: Target) -> None:
     of_features = call._replace(inputs=GatInputs(inputs.x, *scores, *atts))
     kernels.node_scores(of_features)
     found = kernels.gat_destinations(of_features, GatSaved(*forward, grad_alpha), grads)
-    kernels.gat_sources(of_features, csc, found, grads)
+    kernels.gat_sources(of_features, csc, found, grads, True)
 
     att = torch.zeros(heads, channels, dtype=sums)
     edge = torch.zeros(graph.num_edges, heads, channels, dtype=dtype) if everything else None
@@ -174,7 +174,9 @@ def compile_all(case: str, drivers: Target) -> None:
     by_rows = RowwiseCall("gatv2", csr, rows, scoring)
     out, stats = kernels.rowwise_forward(by_rows, True)
     kernels.rowwise_alpha(by_rows, stats)
-    by_row = kernels.rowwise_destinations(by_rows, RowwiseSaved(out, stats, grad_alpha), grads)
+    by_row = kernels.rowwise_destinations(
+        by_rows, RowwiseSaved(out, stats, grad_alpha), grads, True
+    )
     kernels.rowwise_sources(by_rows, csc, by_row.fields, grads)
 
     q, k, v = inputs.grad_out, inputs.x, inputs.x.clone()
@@ -186,7 +188,7 @@ def compile_all(case: str, drivers: Target) -> None:
     kernels.dot_alpha(by_dots, stats)
     of_dots = DotGrads(inputs.grad_out, query, grad_alpha)
     left = DotSaved(out, edge_out, stats, grad_alpha)
-    of_rows = kernels.dot_destinations(by_dots, left, of_dots)
+    of_rows = kernels.dot_destinations(by_dots, left, of_dots, True)
     kernels.dot_sources(by_dots, csc, of_rows.fields, of_dots)
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 LINK = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,--strip-all"
 MEBIBYTE = 2**20
-#: A wheel without, or with, the CUDA kernels that weighs more has something in it that it should not.
+#: A wheel, without and with the CUDA kernels, that weighs more holds what it should not.
 MOST = {False: 5 * MEBIBYTE // 2, True: 20 * MEBIBYTE}
 
 

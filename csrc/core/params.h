@@ -242,7 +242,7 @@ struct DotDestinations {
   const void* alpha;      // [E, H] after dropout, with its gradient
   void* fields;           // [Nd, 4 * H] as the backend likes: row maximum, 1 / sum, delta
   void* grad_q;           // [Nd, H * C]
-  void* grad_edge;        // [E, F] in the user's order, with edge
+  void* grad_edge;        // [E, F] in the user's order, or null
   void* grad_edge_query;  // [Nd, H * F], with edge
 };
 

@@ -77,6 +77,10 @@ struct EdgeFeatures {
   int64_t width() const { return heads * features; }
   int lanes_at(int64_t f) const { return features - f < V::kWidth ? int(features - f) : V::kWidth; }
   GK_INLINE void prefetch(const int32_t* eid) const { prefetch_row(rows, 0, features, eid); }
+  // The place of a gradient [E, F], to be written
+  GK_INLINE void prefetch_gradient(const void* grad, const int32_t* eid) const {
+    prefetch_row(Gather<T>(static_cast<const T*>(grad), features, rows), 0, features, eid);
+  }
 
   // dot[h] += sum_f query[h, f] row[f]
   template <class S>

@@ -56,7 +56,9 @@ struct DotBackwardJob {
   // Of an edge, all but the rows of `other`.
   GK_INLINE void prefetch(const int32_t* at, const int32_t* eid) const {
     if (edge) edge.prefetch(eid);
-    if constexpr (kBySource) {
+    if constexpr (!kBySource) {
+      if (has_grad_edge()) edge.prefetch_gradient(p.grad_edge, eid);
+    } else {
       prefetch_fields<A>({fields, fields_stride}, heads, at, other.first.col_end);
       if (edge) {
         prefetch_row(of_edges.first, 0, edge.width(), at);
@@ -134,6 +136,12 @@ struct DotBackwardJob {
         });
   }
 
+  bool has_grad_edge() const {
+    if constexpr (kBySource)
+      return false;
+    else
+      return p.grad_edge != nullptr;
+  }
   void grad_of_edge(const OwnRows& rows, int32_t eid, const A* dl, const A* w) const {
     if constexpr (!kBySource) {
       T* to = static_cast<T*>(p.grad_edge) + eid * edge.features;
@@ -168,7 +176,7 @@ struct DotBackwardJob {
         add_rows(v_map, other.second, at, n, t.weight, carry, second);
       } else if (edge) {
         edge.accumulate(eid, n, t.score, of.stride, carry, second);
-        for (int e = 0; e < n; ++e) {
+        for (int e = 0; has_grad_edge() && e < n; ++e) {
           grad_of_edge(rows, eid[e], t.score + e * of.stride, t.weight + e * of.stride);
         }
       }

@@ -108,6 +108,9 @@ struct Gather {
       : data(static_cast<const T*>(m.data)),
         stride(m.stride),
         col_end(edges.col + edges.rowptr[edges.rows]) {}
+  // Other rows, by the same edges.
+  Gather(const T* data_, int64_t stride_, const Gather& by)
+      : data(data_), stride(stride_), col_end(by.col_end) {}
 };
 
 // Asks for features [feature, feature + count) of the row of an edge some way ahead of `col`.

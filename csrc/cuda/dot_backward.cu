@@ -27,7 +27,7 @@ struct Call {
   void* partials;
   void* first;       // [rows, H * C]: grad_q or grad_k
   void* second;      // grad_edge_query [Nd, H * F] or grad_v [Ns, H * D]
-  void* edge_terms;  // [edges of CSR, H, 2], s dl and w; by destination only
+  void* edge_terms;  // [edges of CSR, H, 2], s dl and w, or null; by destination only
 };
 
 template <class T, int V, int K>
@@ -133,7 +133,7 @@ by_destination(GK_CONSTANT Call call) {
           edge_rows[u][k].get(row);
           GK_UNROLL
           for (int v = 0; v < V; ++v) sums.second[k][v] += dl[u][k] * row[v];
-          if (e + u >= n || part != 0 || !lanes.leads(k)) return;
+          if (!call.edge_terms || e + u >= n || part != 0 || !lanes.leads(k)) return;
           const A terms[2] = {from.scale * dl[u][k], w[u][k]};
           const int64_t at = (item.begin + base + e + u) * call.layout.heads;
           store<A, 2>(
@@ -307,7 +307,7 @@ edge_gradients(GK_CONSTANT EdgeCall call) {
 
 template <class T>
 cudaError_t launch_edge_gradients(const DotDestinations& p, const Plan& plan) {
-  if (p.grad_edge == nullptr) return cudaSuccess;  // no edges, or none with features
+  if (p.grad_edge == nullptr) return cudaSuccess;  // no edges, or it is not wanted
   EdgeCall call{};
   call.csr = p.csr;
   call.schedule = plan.schedule;

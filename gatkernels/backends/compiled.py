@@ -115,7 +115,12 @@ class Compiled:
         return results
 
     def gat_sources(
-        self, call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads
+        self,
+        call: GatCall,
+        csc: Edges,
+        found: GatDestinationGrads,
+        grads: OutGrads,
+        of_edges: bool,
     ) -> GatSourceGrads:
         _, inputs, scoring = call
         how = rule(scoring)
@@ -126,7 +131,7 @@ class Compiled:
         results = GatSourceGrads(
             empty(x, *x.shape),
             src.new_empty(src.shape),
-            grad_of_edges(edge),
+            grad_of_edges(edge, of_edges),
             src.new_empty(vectors, *x.shape[1:]),
         )
         context, _alive = self._context(csc, src, grads.out, 1, vectors)
@@ -157,7 +162,7 @@ class Compiled:
         return alpha
 
     def rowwise_destinations(
-        self, call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads
+        self, call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads, of_edges: bool
     ) -> RowwiseDestinationGrads:
         scorer, csr, inputs, scoring = call
         how = rule(scoring)
@@ -166,7 +171,7 @@ class Compiled:
         results = RowwiseDestinationGrads(
             empty(x, *x_dst.shape),
             att.new_empty(att.shape),
-            grad_of_edges(edge),
+            grad_of_edges(edge, of_edges),
             empty(saved.stats, x_dst.shape[0], 4 * x.shape[1]),
         )
         context, _alive = self._context(csr, att, x, 1, 1)
@@ -215,7 +220,7 @@ class Compiled:
         return alpha
 
     def dot_destinations(
-        self, call: DotCall, saved: DotSaved, grads: DotGrads
+        self, call: DotCall, saved: DotSaved, grads: DotGrads, of_edges: bool
     ) -> DotDestinationGrads:
         csr, inputs, scoring = call
         how = rule(scoring)
@@ -223,7 +228,7 @@ class Compiled:
         grads = fit_dot_grads(grads)
         results = DotDestinationGrads(
             empty(q, *q.shape),
-            grad_of_edges(edge),
+            grad_of_edges(edge, of_edges),
             None if edge_query is None else empty(q, *edge_query.shape),
             empty(saved.stats, q.shape[0], 4 * q.shape[1]),
         )
@@ -233,7 +238,7 @@ class Compiled:
             v,
             2,
             channels=q.shape[2] + _channels(edge_query),
-            terms=0 if edge is None else 2,
+            terms=0 if results.edge is None else 2,
         )
         self._module().dot_destinations(code(q), context, csr, inputs, how, saved, grads, results)
         return results

@@ -98,6 +98,7 @@ def fit_dot_grads(grads: DotGrads) -> DotGrads:
     )
 
 
-def grad_of_edges(edge: Tensor | None) -> Tensor | None:
-    """Zeros: a removed self loop has a place here, but no edge."""
-    return None if edge is None else edge.new_zeros(edge.shape)
+def grad_of_edges(edge: Tensor | None, wanted: bool) -> Tensor | None:
+    """Zeros, where there are edge features and their gradient is wanted: a removed self loop has a
+    place here, but no edge."""
+    return edge.new_zeros(edge.shape) if wanted and edge is not None else None

@@ -51,9 +51,15 @@ class Kernels(Protocol):
         """Of each destination, from its own row."""
 
     def gat_sources(
-        self, call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads
+        self,
+        call: GatCall,
+        csc: Edges,
+        found: GatDestinationGrads,
+        grads: OutGrads,
+        of_edges: bool,
     ) -> GatSourceGrads:
-        """Of each source, from the rows and fields of its edges' destinations."""
+        """Of each source, from the rows and fields of its edges' destinations; of edge scores, too,
+        where ``of_edges``."""
 
     def rowwise_forward(self, call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor | None]:
         """``out``; ``stats`` where ``statistics``, else None."""
@@ -62,9 +68,10 @@ class Kernels(Protocol):
         """``[E, H]`` after dropout, from a forward's statistics."""
 
     def rowwise_destinations(
-        self, call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads
+        self, call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads, of_edges: bool
     ) -> RowwiseDestinationGrads:
-        """Of each destination, from its own row and those of its edges' sources."""
+        """Of each destination, from its own row and those of its edges' sources; and of the edges
+        into it where ``of_edges``."""
 
     def rowwise_sources(
         self, call: RowwiseCall, csc: Edges, fields: Tensor, grads: OutGrads
@@ -80,9 +87,9 @@ class Kernels(Protocol):
         """``[E, H]`` after dropout, from a forward's statistics."""
 
     def dot_destinations(
-        self, call: DotCall, saved: DotSaved, grads: DotGrads
+        self, call: DotCall, saved: DotSaved, grads: DotGrads, of_edges: bool
     ) -> DotDestinationGrads:
-        """Of each destination, and the edges into it."""
+        """Of each destination, and of the edges into it where ``of_edges``."""
 
     def dot_sources(
         self, call: DotCall, csc: Edges, fields: Tensor, grads: DotGrads

@@ -58,18 +58,18 @@ def _gat_alpha(call: GatCall, stats: Tensor, backend: str) -> Tensor:
 
 
 def _gat_backward(
-    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
+    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, of_edges: bool, backend: str
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, both scores, edge scores and the attention vectors, ``[0 to 2, H, C]``; that
-    of x includes what comes through scores that were taken of it."""
+    """Gradients of x, both scores, edge scores where ``of_edges``, and the attention vectors,
+    ``[0 to 2, H, C]``; that of x includes what comes through scores that were taken of it."""
     run = kernels(backend)
     found = run.gat_destinations(call, saved, grads)
-    x, src, edge, att = run.gat_sources(call, csc, found, grads)
+    x, src, edge, att = run.gat_sources(call, csc, found, grads, of_edges)
     return x, src, found.dst, edge, att
 
 
 def _fake_gat_backward(
-    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
+    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, of_edges: bool, backend: str
 ) -> tuple[Tensor, ...]:
     x, src, dst, edge, *atts = call.inputs
     assert src is not None
@@ -77,7 +77,7 @@ def _fake_gat_backward(
     vectors = sum(att is not None for att in atts)
     return (
         *(t.new_empty(t.shape) for t in (x, src, dst)),
-        x.new_empty(0) if edge is None else edge.new_empty(edge.shape),
+        _fake_of_edges(edge, of_edges, x),
         src.new_empty(vectors, *x.shape[1:]),
     )
 
@@ -102,20 +102,34 @@ def _rowwise_alpha(call: RowwiseCall, stats: Tensor, backend: str) -> Tensor:
 
 
 def _rowwise_backward(
-    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
+    call: RowwiseCall,
+    csc: Edges,
+    saved: RowwiseSaved,
+    grads: OutGrads,
+    of_edges: bool,
+    backend: str,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x_src, x_dst, att and edge."""
+    """Gradients of x_src, x_dst, att and, where ``of_edges``, edge."""
     run = kernels(backend)
-    dst, att, edge, fields = run.rowwise_destinations(call, saved, grads)
+    dst, att, edge, fields = run.rowwise_destinations(call, saved, grads, of_edges)
     return run.rowwise_sources(call, csc, fields, grads), dst, att, edge
 
 
 def _fake_rowwise_backward(
-    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
+    call: RowwiseCall,
+    csc: Edges,
+    saved: RowwiseSaved,
+    grads: OutGrads,
+    of_edges: bool,
+    backend: str,
 ) -> tuple[Tensor, ...]:
     *inputs, edge = call.inputs
-    last = call.inputs.x_src.new_empty(0) if edge is None else edge.new_empty(edge.shape)
-    return (*(t.new_empty(t.shape) for t in inputs), last)
+    of_edge = _fake_of_edges(edge, of_edges, call.inputs.x_src)
+    return (*(t.new_empty(t.shape) for t in inputs), of_edge)
+
+
+def _fake_of_edges(edge: Tensor | None, wanted: bool, x: Tensor) -> Tensor:
+    return edge.new_empty(edge.shape) if wanted and edge is not None else x.new_empty(0)
 
 
 def _rows(csr: Edges) -> int:

@@ -80,7 +80,8 @@ class Operator(NamedTuple):
     forward: Callable[..., Forward]
     #: The record of what is saved and the results' gradients, some None, as a record of these.
     grads: Callable[..., Any]
-    #: Gradients in the order of the inputs; None for what is not there.
+    #: Of a call, CSC, both records, which inputs need a gradient (a record of them), and the
+    #: backend: gradients in the order of the inputs; None for what is not there.
     backward: Callable[..., tuple[Tensor | None, ...]]
     #: All results of a graph, inputs and scoring, by the reference.
     formula: Callable[..., Results]
@@ -104,15 +105,16 @@ def _gat_forward(call: GatCall, weights: bool, training: bool, backend: str) -> 
 
 
 def _gat_backward(
-    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, backend: str
+    call: GatCall, csc: Edges, saved: GatSaved, grads: OutGrads, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
-    x, src, dst, edge, att = attention.gat_backward(call, csc, saved, grads, backend)
-    _, _, _, edge_score, att_src, att_dst = call.inputs
+    of_edges = needs.edge_score
+    x, src, dst, edge, att = attention.gat_backward(call, csc, saved, grads, of_edges, backend)
+    _, _, _, _, att_src, att_dst = call.inputs
     return (
         x,
         src if att_src is None else None,
         dst if att_dst is None else None,
-        None if edge_score is None else edge,
+        edge if of_edges else None,
         None if att_src is None else att[:1],
         None if att_dst is None else att[1:],
     )
@@ -135,10 +137,10 @@ def _rowwise_forward(call: RowwiseCall, weights: bool, training: bool, backend: 
 
 
 def _rowwise_backward(
-    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, backend: str
+    call: RowwiseCall, csc: Edges, saved: RowwiseSaved, grads: OutGrads, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
-    *found, edge = attention.rowwise_backward(call, csc, saved, grads, backend)
-    return (*found, None if call.inputs.edge is None else edge)
+    *found, edge = attention.rowwise_backward(call, csc, saved, grads, needs.edge, backend)
+    return (*found, edge if needs.edge else None)
 
 
 def _zeros_for(result: Tensor, grad: Tensor | None) -> Tensor:
@@ -191,10 +193,11 @@ def _dot_grads(
 
 
 def _dot_backward(
-    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
+    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
-    *found, edge, edge_query = dot.dot_backward(call, csc, saved, grads, backend)
-    return (*found, None, None) if call.inputs.edge is None else (*found, edge, edge_query)
+    *found, edge, edge_query = dot.dot_backward(call, csc, saved, grads, needs.edge, backend)
+    has_query = call.inputs.edge_query is not None
+    return (*found, edge if needs.edge else None, edge_query if has_query else None)
 
 
 def _dot_formula(graph: Graph, inputs: DotInputs, scoring: DotScoring) -> Results:
@@ -281,7 +284,8 @@ class Attention(torch.autograd.Function):
         else:
             call = operator.call(_csr(ctx.graph, options.backend), inputs, scoring)
             csc = _csc(ctx.graph, options.backend)
-            found = operator.backward(call, csc, saved, grads, options.backend)
+            needs = operator.inputs(*ctx.needs_input_grad[4:])
+            found = operator.backward(call, csc, saved, grads, needs, options.backend)
         return None, None, None, None, *found
 
 

@@ -31,19 +31,20 @@ def _dot_alpha(call: DotCall, stats: Tensor, backend: str) -> Tensor:
 
 
 def _dot_backward(
-    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
+    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, of_edges: bool, backend: str
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k, v, edge and edge_query."""
+    """Gradients of q, k, v, edge where ``of_edges``, and edge_query."""
     run = kernels(backend)
-    q, edge, edge_query, fields = run.dot_destinations(call, saved, grads)
+    q, edge, edge_query, fields = run.dot_destinations(call, saved, grads, of_edges)
     k, v = run.dot_sources(call, csc, fields, grads)
     return q, k, v, edge, edge_query
 
 
 def _fake_dot_backward(
-    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, backend: str
+    call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, of_edges: bool, backend: str
 ) -> tuple[Tensor, ...]:
-    return tuple(_like(t, call.inputs.q) for t in call.inputs)
+    q, k, v, edge, edge_query = call.inputs
+    return tuple(_like(t, q) for t in (q, k, v, edge if of_edges else None, edge_query))
 
 
 def _like(tensor: Tensor | None, q: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def gat_destinations(call: GatCall, saved: GatSaved, grads: OutGrads) -> GatDest
 
 
 def gat_sources(
-    call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads
+    call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads, of_edges: bool
 ) -> GatSourceGrads:
     columns, inputs = Job(csc), fit(call.inputs)
     x, given, edge = inputs.x, _gat_scores(inputs), inputs.edge_score
@@ -157,7 +157,7 @@ def gat_sources(
     results = GatSourceGrads(
         x.new_empty(x.shape),
         like.new_empty(given.src.shape),
-        grad_of_edges(edge),
+        grad_of_edges(edge, of_edges),
         like.new_empty(vectors, heads, channels),
     )
     grad_x, grad_src, grad_edge, _ = results
@@ -239,14 +239,14 @@ def _both_sides(call: RowwiseCall, edges: Edges, fields: Tensor, grads: OutGrads
 
 
 def rowwise_destinations(
-    call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads
+    call: RowwiseCall, saved: RowwiseSaved, grads: OutGrads, of_edges: bool
 ) -> RowwiseDestinationGrads:
     (x, x_dst, att, edge), (out, stats, alpha) = call.inputs, saved
     heads, channels = x.shape[1:]
     results = RowwiseDestinationGrads(
         x.new_empty(x_dst.shape),
         att.new_empty(att.shape),
-        grad_of_edges(edge),
+        grad_of_edges(edge, of_edges),
         stats.new_empty(x_dst.shape[0], 3 * heads),
     )
     grad_dst, grad_att, grad_edge, fields = results

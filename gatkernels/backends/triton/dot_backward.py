@@ -160,6 +160,7 @@ def destination_rows(
         grad_q = fold(grad_q, d_logit * k)
         if given.edge is not None:
             grad_query = fold(grad_query, d_logit * edge)
+        if to.edge is not None:
             share = tl.sum(d_logit * dst.query + weight * dst.d_edge_out, axis=2, keep_dims=True)
             at = ids(work.eid, place, there) * tile.groups + tl.program_id(1)
             store_rows(to.edge, at * tile.edge.C, share, there, tl.arange(0, 1), tile.edge)

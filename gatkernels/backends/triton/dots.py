@@ -90,20 +90,23 @@ def dot_alpha(call: DotCall, stats: Tensor) -> Tensor:
     return alpha
 
 
-def dot_destinations(call: DotCall, saved: DotSaved, grads: DotGrads) -> DotDestinationGrads:
+def dot_destinations(
+    call: DotCall, saved: DotSaved, grads: DotGrads, of_edges: bool
+) -> DotDestinationGrads:
     job, inputs = Job(call.csr), fit_dot(call.inputs)
     (q, _, _, edge, query), stats = inputs, saved.stats
     heads, channels = q.shape[1:]
     fields = stats.new_empty(q.shape[0], 3 * heads)
     cut, given, of_results = _given(inputs, grads, fields)
-    grad_q, grad_edge, grad_query, shares = q.new_empty(q.shape), grad_of_edges(edge), None, None
+    grad_q, grad_edge = q.new_empty(q.shape), grad_of_edges(edge, of_edges)
+    grad_query, shares = None, None
     partial = Sides(partial_of(stats, job, (heads, channels), 0, False), None)
-    if edge is not None and query is not None:
+    if query is not None:
         grad_query = q.new_empty(query.shape)
-        of_edges = partial_of(stats, job, (heads, query.shape[2]), 0, False)
-        partial = Sides(partial.nodes, of_edges)
-        if cut.groups > 1:  # of programs that share an edge
-            shares = stats.new_zeros(edge.shape[0], cut.groups, edge.shape[1])
+        of_query = partial_of(stats, job, (heads, query.shape[2]), 0, False)
+        partial = Sides(partial.nodes, of_query)
+        if grad_edge is not None and cut.groups > 1:  # of programs that share an edge
+            shares = stats.new_zeros(grad_edge.shape[0], cut.groups, grad_edge.shape[1])
     to = DotDestinationGrads(grad_q, grad_edge if shares is None else shares, grad_query, fields)
     walk = of_results.alpha is not None
     alpha = saved.alpha if walk else None
