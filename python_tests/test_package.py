@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import os
 import re
 import subprocess
 import sys
@@ -90,3 +93,51 @@ def test_an_sdist_has_what_a_build_needs(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     assert set(tracked) - held == set()
     assert not [name for name in held if name.endswith(".so")]
+
+
+def test_type_checkers_read_what_there_is() -> None:
+    """The stub has all public names, and the operators' parameters in their order."""
+    stub = ast.parse((ROOT / "gatkernels" / "__init__.pyi").read_text())
+    named = {
+        name.asname for node in stub.body if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    functions = [node for node in stub.body if isinstance(node, ast.FunctionDef)]
+    assert named | {f.name for f in functions} | {"__version__"} >= set(gatkernels.__all__)
+    options = {
+        node.name: {part.target.id for part in node.body}  # type: ignore[attr-defined]
+        for node in stub.body
+        if isinstance(node, ast.ClassDef)
+    }
+    for function in functions:
+        real = inspect.signature(getattr(gatkernels, function.name)).parameters
+        keywords = options["_DotOptions" if function.name == "dot_attention" else "_Options"]
+        positional = [name for name, p in real.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert [arg.arg for arg in function.args.args] == positional
+        assert {"return_attention", *keywords} == set(real) - set(positional)
+
+
+def test_a_typed_user_sees_no_any(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    assert (ROOT / "gatkernels" / "py.typed").is_file()
+    script = tmp_path / "user.py"
+    script.write_text(
+        "from torch import Tensor\n"
+        "from gatkernels import Graph, dot_attention, gat_attention, gatv2_attention\n"
+        "def use(graph: Graph, x: Tensor, s: Tensor, sure: bool) -> Tensor:\n"
+        "    out, alpha = gat_attention(graph, x, s, dropout=0.1, return_attention=True)\n"
+        "    reveal_type(alpha)\n"
+        "    reveal_type(gat_attention(graph, x, s))\n"
+        "    reveal_type(gatv2_attention(graph, x, x, s))\n"
+        "    reveal_type(dot_attention(graph, x, x, x))\n"
+        "    reveal_type(dot_attention(graph, x, x, x, x, x, return_attention=True)[2])\n"
+        "    gat_attention(graph, x, s, return_attention=sure)\n"
+        "    return out\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(script)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "MYPYPATH": str(ROOT)}, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    revealed = re.findall(r'Revealed type is "([\w.]+)"', done.stdout)
+    assert revealed == ["torch._tensor.Tensor"] * 5, done.stdout + done.stderr
+    assert "Success" in done.stdout
