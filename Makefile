@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+MINUTES ?= 60
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 PYTHON_FILES := gatkernels python_tests bench docs examples wheels setup.py
@@ -36,6 +37,7 @@ endif
 help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
 	@echo "make test    all tests; parts of them alone: make test-cpu, test-cuda, test-triton"
+	@echo "make fuzz    random cases for an hour; MINUTES=5 for five minutes"
 	@echo "make gpu     build, check and measure everything on a GPU (bench/gpu.sh)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
@@ -116,9 +118,9 @@ ifeq ($(shell uname),Linux)
 	TRITON_INTERPRET=1 GATKERNELS_TEST_BACKEND=triton $(PYTEST) $(INTERPRETED)
 endif
 
-# Random graphs, shapes and options against the reference, as many as an hour has room for.
+# Random cases, others every day.
 fuzz: $(VENV)/ready
-	GATKERNELS_FUZZ=5000 $(PYTEST) python_tests/test_properties.py
+	$(BIN)/gatkernels fuzz --minutes $(MINUTES) --seed $$(date +%Y%m%d)
 
 # In the virtual environment where there is one, else with what PYTHON has.
 gpu:

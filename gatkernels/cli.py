@@ -1,4 +1,4 @@
-"""The command line: ``gatkernels train | plot | report | demo | bench | verify | info``."""
+"""The command line: ``gatkernels train | plot | report | demo | bench | verify | fuzz | info``."""
 
 from __future__ import annotations
 
@@ -173,6 +173,14 @@ def _verify_options(verify: argparse.ArgumentParser) -> None:
     )
 
 
+def _fuzz_options(fuzz: argparse.ArgumentParser) -> None:
+    fuzz.add_argument("--cases", type=int, metavar="N", help="how many (2000)")
+    fuzz.add_argument("--minutes", type=float, metavar="M", help="or for how long")
+    fuzz.add_argument("--backend", default="auto", help="auto, or one of gatkernels info (auto)")
+    fuzz.add_argument("--device", default="cpu", help="torch device (cpu)")
+    fuzz.add_argument("--seed", type=int, default=0, help="the same seed, the same cases (0)")
+
+
 def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
@@ -307,6 +315,14 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _fuzz(args: argparse.Namespace) -> int:
+    from gatkernels.fuzz import command
+
+    with usage_errors():
+        job = command.prepare(args.backend, args.device, args.cases, args.minutes, args.seed)
+    return job.execute()
+
+
 def _info(args: argparse.Namespace) -> int:
     import torch
 
@@ -347,6 +363,7 @@ COMMANDS = {
     ),
     "bench": Command("time the layers against their peers", _bench_options, _bench),
     "verify": Command("check every backend on this machine", _verify_options, _verify),
+    "fuzz": Command("random cases against what is known to be right", _fuzz_options, _fuzz),
     "info": Command("versions, threads, and what each backend can run", lambda parser: None, _info),
 }
 

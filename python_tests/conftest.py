@@ -52,8 +52,8 @@ settings.register_profile(
     "gatkernels",
     deadline=None,
     database=None,
-    max_examples=int(os.environ.get("GATKERNELS_FUZZ", 60)),
-    derandomize=bool(os.environ.get("CI")) and "GATKERNELS_FUZZ" not in os.environ,
+    max_examples=60,
+    derandomize=bool(os.environ.get("CI")),
 )
 settings.load_profile("gatkernels")
 

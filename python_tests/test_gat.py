@@ -270,7 +270,8 @@ def test_one_gradient_alone(wanted: str) -> None:
     tensors = dict(zip(inputs._fields[:4], inputs[:4], strict=True))
     leaf = tensors[wanted] = tensors[wanted].clone().requires_grad_()
     gat_attention(graph, **tensors, backend=BACKEND).backward(inputs.grad_out)
-    assert torch.equal(leaf.grad, expected)
+    # without the gradient of edge scores, a source's sums are taken in another order
+    torch.testing.assert_close(leaf.grad, expected)
 
 
 @pytest.mark.parametrize("used", ["out", "alpha"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAB = ("gatkernels.bench", "gatkernels.experiments")
+LAB = ("gatkernels.bench", "gatkernels.experiments", "gatkernels.fuzz")
 
 
 def modules() -> dict[str, Path]:

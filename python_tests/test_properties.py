@@ -33,7 +33,7 @@ options = st.builds(
 )
 
 
-@settings(max_examples=max(200, settings.default.max_examples))
+@settings(max_examples=200)
 @given(
     graph=graphs(),
     heads=st.integers(1, 20),

@@ -1,0 +1,205 @@
+"""Random cases pass; what finds faults finds them, shrinks them, and says how to repeat them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from gatkernels import cli
+from gatkernels.fuzz import ArgumentCase, EdgeSpec, LayerCase, OperatorCase, arguments, operators
+from gatkernels.fuzz import run as fuzz_run
+from gatkernels.fuzz.child import CaseFailed, Child
+from gatkernels.fuzz.strategies import kinds
+
+SQUARE = EdgeSpec(num_src=4, num_dst=4, num_edges=9)
+CASE = OperatorCase(edges=SQUARE, heads=2, channels=3, with_edge=True, attention=True)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_cases(seed: int) -> None:
+    """Two thousand, on as many processors as there are."""
+    outcome = fuzz_run.run("cpu", "cpu", 500, None, seed, lambda count: None)
+    assert outcome.failure is None, outcome.failure
+    assert sum(outcome.counts.values()) == 500
+    assert set(outcome.counts) == set(kinds("cpu", "cpu"))
+
+
+def test_the_same_seed_draws_the_same_cases() -> None:
+    drawn: dict[int, list[Any]] = {}
+
+    class Listed:
+        def __init__(self, seen: list[Any]) -> None:
+            self.seen = seen
+
+        def check(self, case: Any) -> None:
+            self.seen.append(case)
+
+    strategy = kinds("cpu", "cpu")["operators"]
+    for turn, seed in enumerate((5, 5, 6)):
+        child: Any = Listed(drawn.setdefault(turn, []))
+        fuzz_run._batch(child, strategy(), 20, seed, "operators", Counter(), lambda count: None)
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
+@pytest.mark.parametrize("operator", list(operators.OPERATORS))
+def test_a_wrong_result_is_found(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(CASE, operator=operator)
+    case.check()
+    right = operators.OPERATORS[operator]
+
+    def slightly_off(*args: Any, backend: str, **options: Any) -> Any:
+        out, *rest = right(*args, backend=backend, **options)
+        return (out * 1.0001 if backend == "cpu" else out, *rest)
+
+    monkeypatch.setitem(operators.OPERATORS, operator, slightly_off)
+    with pytest.raises(AssertionError, match=r"^out: "):
+        case.check()
+
+
+def test_other_bits_the_second_time_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = operators.OPERATORS["gat"], Counter[str]()
+
+    def unsteady(*args: Any, backend: str, **options: Any) -> Any:
+        calls[backend] += 1
+        out, *rest = right(*args, backend=backend, **options)
+        return (out.nextafter(out + 1) if calls["cpu"] == 2 else out, *rest)
+
+    monkeypatch.setitem(operators.OPERATORS, "gat", unsteady)
+    with pytest.raises(AssertionError, match="other bits"):
+        CASE.check()
+
+
+@pytest.mark.parametrize(
+    "error", [None, RuntimeError("'x' is odd"), ValueError("something is odd")], ids=str
+)
+def test_a_wrong_argument_needs_an_error_that_names_it(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = ArgumentCase(CASE, ("x", "a row more"))
+    case.check()
+    right = operators.OPERATORS["gat"]
+
+    def other(graph: Any, x: torch.Tensor, *args: Any, backend: str, **options: Any) -> Any:
+        if backend == "reference":
+            return right(graph, x, *args, backend=backend, **options)
+        if error is not None:
+            raise error
+        return x, x
+
+    monkeypatch.setitem(arguments.OPERATORS, "gat", other)
+    with pytest.raises(AssertionError):
+        case.check()
+
+
+def test_a_layer_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pyg = pytest.importorskip("gatkernels.pyg", reason="compares with PyG's layers")
+    case = LayerCase(edges=SQUARE, features=3, channels=2, heads=2)
+    case.check()
+    forward = pyg.GATConv.forward
+
+    def other(self: Any, *args: Any, **options: Any) -> Any:
+        out, rest = forward(self, *args, **options)
+        return out + 1e-6, rest
+
+    monkeypatch.setattr(pyg.GATConv, "forward", other)
+    with pytest.raises(AssertionError, match=r"^out: off by"):
+        case.check()
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A case that fails in a way."""
+
+    way: str
+
+    def check(self) -> None:
+        if self.way == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.way == "hang":
+            time.sleep(60)
+        if self.way == "wrong":
+            raise AssertionError("out: off")
+        if self.way == "error":
+            raise RuntimeError("out of order")
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("crash", "the process died: SIGSEGV"),
+        ("hang", "no answer within 3 s"),
+        ("wrong", "out: off"),
+        ("error", "RuntimeError: out of order"),
+    ],
+)
+def test_what_a_child_answers(way: str, message: str) -> None:
+    with Child(patience=30.0) as child:
+        child.check(Faulty("right"))  # its modules are loaded
+        child.patience = 3.0
+        with pytest.raises(CaseFailed, match=message):
+            child.check(Faulty(way))
+        child.patience = 30.0
+        child.check(Faulty("right"))
+
+
+def test_a_failure_is_shrunk_and_its_program_repeats_it() -> None:
+    class Picky:
+        """Fails from three heads on."""
+
+        def check(self, case: OperatorCase) -> None:
+            if case.heads >= 3:
+                raise CaseFailed("three heads")
+
+    child: Any = Picky()
+    strategy = kinds("cpu", "cpu")["operators"]()
+    failure = fuzz_run._batch(child, strategy, 200, 1, "operators", Counter(), lambda count: None)
+    assert failure is not None
+    assert failure.case.heads == 3
+    assert failure.case.edges.num_edges == 0
+    text = fuzz_run.program(failure.case)
+    assert len(text.splitlines()) <= 20
+    made: dict[str, Any] = {}
+    exec(text.replace(".check()", "").replace("OperatorCase(\n", "case = OperatorCase(\n"), made)
+    assert made["case"] == failure.case
+
+
+@pytest.mark.parametrize("case", [CASE, ArgumentCase(CASE), LayerCase(edges=SQUARE)], ids=str)
+def test_programs_run(case: Any) -> None:
+    exec(fuzz_run.program(case), {})
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["fuzz", "--cases", "12"]) == 0
+    assert "all 12 cases passed" in capsys.readouterr().out
+    always = {"operators": lambda: st.just(Faulty("wrong"))}
+    monkeypatch.setattr(fuzz_run, "kinds", lambda backend, device: always)
+    assert cli.main(["fuzz", "--cases", "5"]) == 1
+    out = capsys.readouterr().out
+    assert "a case failed: out: off" in out
+    assert "Faulty(\n    way='wrong',\n).check()" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cases", "0"], "--cases must be above 0, got 0"),
+        (["--minutes", "nan"], "--minutes must be above 0, got nan"),
+        (["--backend", "nobody"], "'backend' must be one of"),
+        (["--device", "mars"], "--device mars cannot be used"),
+    ],
+)
+def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fuzz", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("gatkernels fuzz: error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
