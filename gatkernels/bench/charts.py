@@ -115,7 +115,7 @@ def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
 
 def ratio_ticks(smallest: float, largest: float) -> list[float]:
     """Round numbers over the range of ratios, few enough that their labels stay apart."""
-    for steps in ((1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,)):
+    for steps in ((1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,)):
         marks = [step * 10.0**power for power in range(-3, 7) for step in steps]
         first = max((i for i, mark in enumerate(marks) if mark <= min(smallest, 1.0)), default=0)
         last = next((i for i, mark in enumerate(marks) if mark >= largest), len(marks) - 1)
