@@ -30,12 +30,17 @@ PUBLIC = (
     "gatkernels.nn",
     "gatkernels.models",
     "gatkernels.testing",
+    "gatkernels.fuzz",
     "gatkernels.reference",
     "gatkernels.pyg",
     "gatkernels.dgl",
     "gatkernels.experiments.plots",
 )
-PACKAGES = {"gatkernels.pyg": "torch_geometric", "gatkernels.dgl": "dgl"}
+PACKAGES = {
+    "gatkernels.pyg": "torch_geometric",
+    "gatkernels.dgl": "dgl",
+    "gatkernels.fuzz": "hypothesis",
+}
 NEEDS = (("torch_geometric", r"torch_geometric|gatkernels\.pyg"), ("dgl", r"\bdgl\b"))
 
 

@@ -81,7 +81,10 @@ def say(console: Any, line: str) -> None:
 
 def refuse_interrupted(out: Path) -> None:
     """Training anew must not cost what an interrupted one has done. Raises: RunError."""
-    if (out / runs.STATE).is_file() and not (state := runs.load_state(out)).get("finished", True):
+    if not (out / runs.STATE).is_file():
+        return
+    state = runs.load_state(out)
+    if not state.get("finished", True):  # states of 0.1 do not say
         run = state["run"]
         raise runs.RunError(
             f"{out} holds an interrupted training, of seed {run['seed']} after epoch "
