@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gatkernels.backends import threads
 from gatkernels.backends.fit import (
     fit,
     fit_dot,
@@ -64,7 +64,7 @@ class Compiled:
         ``channels`` per head, two C where nothing is said; so many ``terms`` of an edge and head
         go from one kernel to the next.
         """
-        return torch.get_num_threads(), None
+        return threads.count(), None
 
     def node_scores(self, call: GatCall) -> tuple[Tensor, Tensor | None]:
         x, _, _, _, att_src, att_dst = inputs = fit(call.inputs)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatkernels.backends import threads
 from gatkernels.backends.fit import contiguous, rows_apart
 from gatkernels.ops import philox
 from gatkernels.ops.checks import DTYPE_CODES
@@ -78,7 +79,7 @@ def _build(
         edges,
         *counts,
         self_loops,
-        torch.get_num_threads(),
+        threads.count(),
         *sides,
     )
     return tuple(array for side in sides for array in side or ()), bad
@@ -97,7 +98,7 @@ def sparse_product(
     rows, width = rowptr.shape[0] - 1, dense.shape[1]
     out = empty(dense, rows, width)
     cpu_module().sparse_product(
-        code(dense), torch.get_num_threads(), rowptr, col, order, rows, width, values, dense, out
+        code(dense), threads.count(), rowptr, col, order, rows, width, values, dense, out
     )
     return out
 
@@ -109,7 +110,7 @@ def sparse_transposed_product(
     rows, width = dense.shape
     out = empty(dense, columns, width)
     cpu_module().sparse_transposed_product(
-        code(dense), torch.get_num_threads(), crow, col, rows, columns, width, values, dense, out
+        code(dense), threads.count(), crow, col, rows, columns, width, values, dense, out
     )
     return out
 
@@ -125,7 +126,7 @@ def feature_dropout(
     out = empty(x, *x.shape)
     cpu_module().feature_dropout(
         code(x),
-        torch.get_num_threads(),
+        threads.count(),
         x.numel(),
         seed,
         philox.threshold(p),
