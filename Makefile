@@ -9,9 +9,10 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 PYTHON_FILES := gatkernels python_tests bench docs examples wheels setup.py
 SIMT := $(wildcard python_tests/simt/*)
 # The operator suite, which runs on every backend, and the kernels before it, on every instruction set.
-OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py dot.py isolation.py node_scores.py determinism.py philox.py)
+OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py dot.py isolation.py node_scores.py determinism.py \
+    philox.py draws.py)
 KERNELS := $(OPERATORS) python_tests/test_features.py
-INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py dot.py dot_ops.py node_scores.py philox.py ops.py determinism.py \
+INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py dot.py dot_ops.py node_scores.py philox.py draws.py ops.py determinism.py \
     triton_scorers.py)
 ISAS := baseline avx2 avx512
 # One worker per processor; each computes on one thread but where a test is about threads.

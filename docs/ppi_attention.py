@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gatkernels.experiments.attention import Attention, Layer, entropy, uniform_entropy
+from gatkernels.experiments.batches import f1_counts
 from gatkernels.experiments.runs import load_run, versions
-from gatkernels.experiments.training import f1_counts
 from gatkernels.experiments.view import View
 
 EPSILON = 1e-16  # what pytorch-GAT adds to the sums

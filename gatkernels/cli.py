@@ -1,11 +1,12 @@
-"""The command line: ``gatkernels train | plot | report | demo | bench | verify | fuzz | info``."""
+"""The command line: ``gatkernels train | partition | bench | verify | fuzz | info | ...``."""
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -24,13 +25,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-@contextmanager
-def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors about the user's choices become one line: those of getting ready, or ``kinds``."""
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Those of getting ready."""
     from gatkernels import BackendUnavailable
     from gatkernels.extras import MissingExtraError
 
-    expected = kinds or (ValueError, OSError, BackendUnavailable, MissingExtraError)
+    return ValueError, OSError, BackendUnavailable, MissingExtraError
+
+
+@contextmanager
+def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors about the user's choices become one line: those of getting ready, or ``kinds``."""
+    expected = kinds or expected_errors()
     try:
         yield
     except expected as error:
@@ -80,6 +86,13 @@ def _train_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--tensorboard", action="store_true", help="log to DIR/tensorboard")
     train.add_argument("--amp", action="store_true", help="bfloat16 autocast")
     train.add_argument("--compile", action="store_true", help="torch.compile the network")
+    several = train.add_argument_group("several processes (torchrun -m gatkernels train ...)")
+    several.add_argument(
+        "--partition", choices=("range", "metis"), default="range", help="of nodes (range)"
+    )
+    several.add_argument(
+        "--exchange", choices=("auto", "halo", "heads"), default="auto", help="(auto)"
+    )
     preset = train.add_argument_group("hyper-parameters (default: the paper's for the data set)")
     for option in preset_options():
         flag, text = "--" + option.name.replace("_", "-"), option.metadata["help"]
@@ -162,6 +175,12 @@ def _bench_options(bench: argparse.ArgumentParser) -> None:
     cli.add_arguments(bench)
 
 
+def _partition_options(partition: argparse.ArgumentParser) -> None:
+    from gatkernels.distributed import command
+
+    command.add_arguments(partition)
+
+
 def _verify_options(verify: argparse.ArgumentParser) -> None:
     verify.add_argument("--device", default="cpu", help="torch device (cpu)")
     verify.add_argument(
@@ -187,22 +206,28 @@ def _train(args: argparse.Namespace) -> int:
     from gatkernels.experiments import jobs, runs
     from gatkernels.experiments.presets import check_options, get_preset, preset_options
     from gatkernels.experiments.training import Options
+    from gatkernels.experiments.world import joined
     from gatkernels.extras import MissingExtraError
 
-    with usage_errors():
-        chosen = {option.name: getattr(args, option.name) for option in preset_options()}
-        preset = get_preset(args.dataset, args.model).with_options(**chosen)
-        check_options(
-            args.dataset, args.model, [name for name, value in chosen.items() if value is not None]
-        )
-        seeds = jobs.seed_range(args.seed, args.seeds)
-        options = Options(args.device, args.backend, args.amp, args.compile)
-        job = jobs.prepare(preset, options, args.out, args.data, quiet=args.quiet)
-    job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
-    with usage_errors(runs.RunError, OSError, MissingExtraError):
-        if not args.resume:
-            jobs.refuse_interrupted(job.out)
-        _, interrupted = jobs.execute(job, seeds)
+    with joined(args.device) as world:
+        known = (*expected_errors(), runs.RunError)
+        with usage_errors(*known), world.together("train", *known), world.in_turn():
+            chosen = {option.name: getattr(args, option.name) for option in preset_options()}
+            preset = get_preset(args.dataset, args.model).with_options(**chosen)
+            check_options(
+                args.dataset,
+                args.model,
+                [name for name, value in chosen.items() if value is not None],
+            )
+            seeds = jobs.seed_range(args.seed, args.seeds)
+            options = Options(args.device, args.backend, args.amp, args.compile)
+            options = replace(options, partition=args.partition, exchange=args.exchange)
+            job = jobs.prepare(preset, options, args.out, args.data, quiet=args.quiet, world=world)
+            job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
+            if not (args.resume or world.restarts):
+                jobs.refuse_interrupted(job.out)
+        with usage_errors(runs.RunError, OSError, MissingExtraError):
+            _, interrupted = jobs.execute(job, seeds)
     return _ended(interrupted, (job.out / runs.STATE).is_file())
 
 
@@ -295,6 +320,21 @@ def _bench(args: argparse.Namespace) -> int:
     return cli.execute(job)
 
 
+def _partition(args: argparse.Namespace) -> int:
+    from gatkernels.distributed import command
+    from gatkernels.extras import MissingExtraError
+
+    ended_as_by_ctrl_c()
+    with usage_errors(TypeError, ValueError, OSError, MissingExtraError):
+        return command.run(args)
+
+
+def ended_as_by_ctrl_c() -> None:
+    """SIGTERM cleans up, too."""
+    with suppress(ValueError):  # only the main thread may handle signals
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def _verify(args: argparse.Namespace) -> int:
     import torch
 
@@ -351,6 +391,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train a network on a data set of the papers", _train_options, _train),
+    "partition": Command(
+        "cut an edge list into one part for each process", _partition_options, _partition
+    ),
     "plot": Command(
         "draw a trained run, or the curves of several, as PNG and SVG", _plot_options, _plot
     ),

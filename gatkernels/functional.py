@@ -167,7 +167,9 @@ def _apply(
 ) -> Any:
     """The results, by the backend that was chosen, or as transforms want it."""
     x = inputs[0]
-    if options.backend == "reference":
+    if graph.attend is not None:
+        found = graph.attend(name, inputs, options, seed)
+    elif options.backend == "reference":
         found = autograd.OPERATORS[name].formula(graph, inputs, options.scoring(seed))
     elif transforms.active():
         found = transforms.attend(transforms.Call(name, graph, options), inputs, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch._C import _functorch
 from gatkernels.backends import schedule
 from gatkernels.backends.schedule import Parts
 from gatkernels.ops import build, checks, library
+from gatkernels.ops.call import Edges
 from gatkernels.ops.memo import Memo, watchable
 
 NodeCounts = int | tuple[int, int] | None
@@ -51,6 +53,9 @@ class Graph:
     ceid: Tensor
     by_row: Parts | None
     by_column: Parts | None
+    #: Runs a call in which other processes take part, see :mod:`gatkernels.distributed`; None where
+    #: the graph is all in this one.
+    attend: ClassVar[Callable[..., Any] | None] = None
 
     def __init__(
         self,
@@ -92,6 +97,14 @@ class Graph:
         if not torch.compiler.is_compiling():  # those of a program that is traced have no memory
             self.by_row, self.by_column = made
         return made
+
+    def edges_by_row(self, backend: str, dropout: float = 0.0) -> Edges:
+        """The edges by destination, for the kernels of a backend; ``dropout`` is the call's."""
+        return Edges(self.rowptr, self.col, self.eid, self.schedules(backend)[0])
+
+    def edges_by_column(self, backend: str, dropout: float = 0.0) -> Edges:
+        """The edges by source."""
+        return Edges(self.colptr, self.row, self.ceid, self.schedules(backend)[1])
 
     @classmethod
     def from_edge_index(

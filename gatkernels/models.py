@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatkernels.functional import gat_attention
 from gatkernels.graph import Graph, cached_graph
 from gatkernels.layers.shared import Features, product
 from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
@@ -188,11 +189,10 @@ class GCN(nn.Module):
         graph = edge_index
         if not isinstance(graph, Graph):
             graph = cached_graph(graph, x.shape[0], self_loops=True)
-        adjacency = normalised_adjacency(graph)
         for place, lin in enumerate(self.lins):
             assert isinstance(lin, Linear)
             inputs = dropout(x, self.dropout, self.training)
-            out: Tensor = adjacency.matmul(lin.project(inputs)) + lin.bias
+            out: Tensor = normalised_sum(graph, lin.project(inputs)) + lin.bias
             x = out if place == len(self.lins) - 1 else F.relu(out)
         return out
 
@@ -246,6 +246,17 @@ def linears(in_channels: int, hidden: int, out_channels: int, layers: int) -> li
         raise ValueError(f"'layers' must be at least 1, got {layers}")
     sizes = [in_channels, *[hidden] * (layers - 1), out_channels]
     return [Linear(into, out) for into, out in itertools.pairwise(sizes)]
+
+
+def normalised_sum(graph: Graph, x: Tensor) -> Tensor:
+    """``D^-1/2 A D^-1/2 x`` with ``D`` the in-degrees, for ``x [N, C]``."""
+    if graph.attend is None:
+        return normalised_adjacency(graph).matmul(x)
+    # Of shards: a mean over neighbours, which is attention with equal scores, times the degree.
+    root = graph.rowptr.diff().clamp(min=1).to(x.dtype).sqrt()[:, None]
+    rows = (x / root).unsqueeze(1)
+    mean: Tensor = gat_attention(graph, rows, rows.new_zeros(len(x), 1))
+    return mean.squeeze(1) * root
 
 
 def normalised_adjacency(graph: Graph) -> SparseRows:

@@ -45,13 +45,16 @@ def philox(seed: Tensor, edge_id: Tensor, group: Tensor) -> tuple[Tensor, Tensor
     return c0, c1, c2, c3
 
 
-def dropout_scale(num_edges: int, heads: int, dropout: float, seed: Tensor) -> Tensor:
+def dropout_scale(
+    num_edges: int, heads: int, dropout: float, seed: Tensor, first_head: int = 0
+) -> Tensor:
     """The factor ``m`` per edge and head, 0 or ``1 / (1 - dropout)``, as float64 ``[E, H]``."""
-    groups = (heads + 3) // 4
+    last_head = first_head + heads
+    groups = (last_head + 3) // 4
     edge_id = torch.arange(num_edges, device=seed.device)[:, None].expand(-1, groups)
     group = torch.arange(groups, device=seed.device).expand(num_edges, -1)
     words = torch.stack(philox(seed, edge_id, group), dim=-1).reshape(num_edges, 4 * groups)
-    return (words[:, :heads] >= threshold(dropout)).double() * scale(dropout)
+    return (words[:, first_head:last_head] >= threshold(dropout)).double() * scale(dropout)
 
 
 def _softmax(logits: Tensor, dst: Tensor, num_rows: int) -> Tensor:
@@ -74,11 +77,12 @@ def gat_attention(
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    first_head: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Graph attention of Velickovic et al. (2018): ``out [Nd, H, C]`` and ``alpha [E, H]``.
 
     Takes what :func:`gatkernels.gat_attention` takes; ``seed`` is a one-element int64 tensor and
-    needed where ``dropout > 0``.
+    needed where ``dropout > 0``; ``first_head`` is what head 0 is to its draws.
     """
     src, dst, edge_id = graph.csr_edges()
     score = score_src[src]  # [E, H]
@@ -87,7 +91,7 @@ def gat_attention(
     if edge_score is not None:
         score = score + edge_score[edge_id]
     alpha = _softmax(F.leaky_relu(score, negative_slope), dst, graph.num_dst + 1)
-    return _aggregate(graph, alpha, x, dropout, seed)
+    return _aggregate(graph, alpha, x, dropout, seed, first_head)
 
 
 def gatv2_attention(
@@ -100,6 +104,7 @@ def gatv2_attention(
     negative_slope: float = 0.2,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    first_head: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """GATv2 of Brody et al. (2022): ``out [Nd, H, C]`` and ``alpha [E, H]``."""
     src, dst, edge_id = graph.csr_edges()
@@ -107,7 +112,8 @@ def gatv2_attention(
     if edge is not None:
         total = total + edge[edge_id]
     logits = (att * F.leaky_relu(total, negative_slope)).sum(-1)  # [E, H]
-    return _aggregate(graph, _softmax(logits, dst, graph.num_dst + 1), x_src, dropout, seed)
+    alpha = _softmax(logits, dst, graph.num_dst + 1)
+    return _aggregate(graph, alpha, x_src, dropout, seed, first_head)
 
 
 def dot_attention(
@@ -121,6 +127,7 @@ def dot_attention(
     scale: float,
     dropout: float = 0.0,
     seed: Tensor | None = None,
+    first_head: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Dot products: ``out [Nd, H, D]``, ``edge_out [Nd, H, F]`` or None, and ``alpha [E, H]``."""
     src, dst, edge_id = graph.csr_edges()
@@ -129,7 +136,7 @@ def dot_attention(
         assert edge_query is not None
         logits = logits + (_with_spare_row(edge_query)[dst] * edge[edge_id][:, None]).sum(-1)
     alpha = _softmax(scale * logits, dst, graph.num_dst + 1)
-    alpha = _dropped(graph, alpha, dropout, seed)
+    alpha = _dropped(graph, alpha, dropout, seed, first_head)
     edge_out = None if edge is None else _sums(graph, alpha, edge[edge_id][:, None])
     return _sums(graph, alpha, v[src]), edge_out, _in_users_order(graph, alpha)
 
@@ -140,19 +147,21 @@ def _with_spare_row(x: Tensor) -> Tensor:
 
 
 def _aggregate(
-    graph: Graph, alpha: Tensor, x: Tensor, dropout: float, seed: Tensor | None
+    graph: Graph, alpha: Tensor, x: Tensor, dropout: float, seed: Tensor | None, first_head: int
 ) -> tuple[Tensor, Tensor]:
     """Drop, sum the neighbours' rows, and bring ``alpha`` into the user's edge order."""
-    alpha = _dropped(graph, alpha, dropout, seed)
+    alpha = _dropped(graph, alpha, dropout, seed, first_head)
     return _sums(graph, alpha, x[graph.csr_edges()[0]]), _in_users_order(graph, alpha)
 
 
-def _dropped(graph: Graph, alpha: Tensor, dropout: float, seed: Tensor | None) -> Tensor:
+def _dropped(
+    graph: Graph, alpha: Tensor, dropout: float, seed: Tensor | None, first_head: int
+) -> Tensor:
     if dropout == 0.0:
         return alpha
     if seed is None:
         raise ValueError("reference: 'seed' is needed where dropout > 0")
-    mask = dropout_scale(graph.num_edges, alpha.shape[1], dropout, seed)
+    mask = dropout_scale(graph.num_edges, alpha.shape[1], dropout, seed, first_head)
     return alpha * mask.to(alpha.dtype)[graph.csr_edges()[2]]
 
 

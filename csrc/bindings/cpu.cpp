@@ -242,19 +242,19 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
           run_features(isa.of(params.dtype).sparse_transposed_product, params);
         });
 
-  m.def("feature_dropout",
-        [isa](int dtype, int threads, int64_t count, Data seed, uint32_t threshold, double scale,
-              int activation, Data x, Data grad, Data out) {
-          const FeatureDropout params{DType(dtype),
-                                      threads,
-                                      count,
-                                      {static_cast<const int64_t*>(seed.pointer), threshold, scale},
-                                      Activation(activation),
-                                      x.pointer,
-                                      grad.pointer,
-                                      out.pointer};
-          run_features(isa.of(params.dtype).feature_dropout, params);
-        });
+  m.def("feature_dropout", [isa](int dtype, int threads, int64_t count, Data seed,
+                                 uint32_t threshold, double scale, int activation, Data x,
+                                 Data grad, Data out) {
+    const FeatureDropout params{DType(dtype),
+                                threads,
+                                count,
+                                {static_cast<const int64_t*>(seed.pointer), threshold, scale, 0},
+                                Activation(activation),
+                                x.pointer,
+                                grad.pointer,
+                                out.pointer};
+    run_features(isa.of(params.dtype).feature_dropout, params);
+  });
 }
 
 }  // namespace gatkernels

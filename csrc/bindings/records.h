@@ -102,10 +102,10 @@ struct Scoring {
   Dropout dropout;
 
   static Scoring from(py::handle given) {
-    const RecordArgument record(given, "a scoring", 4);
+    const RecordArgument record(given, "a scoring", 5);
     return {py::cast<double>(record[0]),
             {static_cast<const int64_t*>(record.data(1)), py::cast<uint32_t>(record[2]),
-             py::cast<double>(record[3])}};
+             py::cast<double>(record[3]), py::cast<int64_t>(record[4])}};
   }
 };
 
@@ -280,9 +280,10 @@ inline RowScorer scorer_from(py::handle name) {
 }
 
 inline Edges edges_from(py::handle given) {
-  const RecordArgument record(given, "Edges", 4);
+  const RecordArgument record(given, "Edges", 7);
   return {static_cast<const int64_t*>(record.data(0)), static_cast<const int32_t*>(record.data(1)),
-          static_cast<const int32_t*>(record.data(2)), size(record.tensor(0).shape(), 0) - 1};
+          static_cast<const int32_t*>(record.data(2)), static_cast<const int32_t*>(record.data(4)),
+          size(record.tensor(0).shape(), 0) - 1};
 }
 
 }  // namespace gatkernels

@@ -16,6 +16,7 @@ struct Edges {
   const int64_t* rowptr;  // [rows + 1]
   const int32_t* col;     // [edges], the node at the other end
   const int32_t* eid;     // [edges], place in the user's order
+  const int32_t* draw;    // [edges], what dropout draws by, unsigned; null: eid
   int64_t rows;
 };
 
@@ -41,6 +42,7 @@ struct Dropout {
   const int64_t* seed;  // null: no dropout
   uint32_t threshold;
   double scale;
+  int64_t first_head;  // what the call's head 0 is to the draws, where a call has some of the heads
 };
 
 struct Shape {

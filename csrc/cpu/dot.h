@@ -69,7 +69,7 @@ struct EdgeFeatures {
 
   EdgeFeatures(const DotScores& scores, const Shape& shape, const Edges& edges)
       : rows({const_cast<void*>(scores.edge), scores.features},
-             {edges.rowptr, edges.eid, edges.eid, edges.rows}),
+             {edges.rowptr, edges.eid, edges.eid, edges.draw, edges.rows}),
         heads(int(shape.heads)),
         features(scores.features) {}
 

@@ -83,9 +83,10 @@ struct DotBackwardJob {
     return rows;
   }
 
-  // weight = alpha m and score = scale dl for n edges between row i and the rows `at`.
-  void terms(int64_t i, const OwnRows& rows, const int32_t* at, const int32_t* eid, int n,
-             const Scratch<A>& t) const {
+  // weight = alpha m and score = scale dl for the edges `found` between row i and others.
+  void terms(int64_t i, const OwnRows& rows, const Block& found, const Scratch<A>& t) const {
+    const int32_t *at = found.col, *eid = found.eid;
+    const int n = found.n;
     if (map.channels == v_map.channels) {
       sum_both(rows, at, eid, n, t);
     } else {
@@ -105,12 +106,11 @@ struct DotBackwardJob {
       }
     }
     multiply(scale, n * of.stride, t.weight);
-    const Block block{at, eid, other.first.col_end, n};
     const auto* grad_alpha = static_cast<const A*>(p.grads.alpha);
     if (kBySource) {
-      of.loops.gradients_of_edges(of, {fields, fields_stride}, grad_alpha, block, t);
+      of.loops.gradients_of_edges(of, {fields, fields_stride}, grad_alpha, found, t);
     } else {
-      of.loops.gradients_of_row(of, {fields + i * fields_stride, 0}, grad_alpha, block, t);
+      of.loops.gradients_of_row(of, {fields + i * fields_stride, 0}, grad_alpha, found, t);
     }
     multiply(scale, n * of.stride, t.score);
   }
@@ -167,10 +167,10 @@ struct DotBackwardJob {
     A* second = sums + map.width;
     for (int64_t k = begin; k < end; k += block) {
       const int n = int(end - k < block ? end - k : block);
-      const int32_t* at = edges.col + k;
-      const int32_t* eid = edges.eid + k;
+      const Block found = block_from(edges, k, other.first.col_end, n);
+      const int32_t *at = found.col, *eid = found.eid;
       const bool carry = k != begin;
-      terms(i, rows, at, eid, n, t);
+      terms(i, rows, found, t);
       add_rows(map, other.first, at, n, t.score, carry, sums);
       if (kBySource) {
         add_rows(v_map, other.second, at, n, t.weight, carry, second);

@@ -29,9 +29,7 @@ struct Scored {
         heads(int(p.shape.heads)),
         width(map.width) {}
 
-  Block block_of(int64_t edge, int n) const {
-    return {csr.col + edge, csr.eid + edge, x.col_end, n};
-  }
+  Block block_of(int64_t edge, int n) const { return block_from(csr, edge, x.col_end, n); }
 };
 
 // Where results go; out_pos and stats may be null.

@@ -117,7 +117,7 @@ struct Loops {
   template <bool kGather>
   static void gradients(const Heads<A>& of, Fields<A> fields, const A* grad_alpha,
                         const Block& block, const Scratch<A>& t) {
-    if (of.drop) draw(of, t, block.eid, block.n);
+    if (of.drop) draw(of, t, block.draw, block.n);
     each_slot(of, [&](int h, int lanes) {
       const A* own[3];
       for (int k = 0; k < 3; ++k) own[k] = fields.data + k * of.heads + h;
@@ -175,7 +175,7 @@ struct Loops {
 
   static void weigh(const Heads<A>& of, const Block& block, const Scratch<A>& t, const A* factor,
                     bool pair) {
-    if (of.drop) draw(of, t, block.eid, block.n);
+    if (of.drop) draw(of, t, block.draw, block.n);
     each_slot(of, [&](int h, int lanes) {
       V times = factor ? repeat(factor + h, lanes) : V::set(A(1));
       if (of.drop) times = times * V::set(of.scale);
@@ -187,14 +187,18 @@ struct Loops {
       });
     });
   }
-  static void draw(const Heads<A>& of, const Scratch<A>& t, const int32_t* eid, int n) {
-    if (of.stride >= 4) {
-      philox_words(of.seed, eid, n, (of.heads + 3) / 4, of.stride, t.words);
+  static void draw(const Heads<A>& of, const Scratch<A>& t, const int32_t* ids, int n) {
+    const int lane = of.first_head % 4, group = of.first_head / 4;
+    if (of.stride >= 4 && lane == 0) {
+      philox_words(of.seed, ids, n, group, (of.heads + 3) / 4, of.stride, t.words);
       return;
     }
-    philox_words(of.seed, eid, n, 1, 4, t.padded);
-    for (int e = 0; e < n; ++e) {
-      for (int h = 0; h < of.stride; ++h) t.words[e * of.stride + h] = t.padded[e * 4 + h];
+    for (int h = -lane, g = group; h < of.heads; h += 4, ++g) {
+      philox_words(of.seed, ids, n, g, 1, 4, t.padded);
+      const int from = h < 0 ? -h : 0, to = of.stride - h < 4 ? of.stride - h : 4;
+      for (int e = 0; e < n; ++e) {
+        for (int k = from; k < to; ++k) t.words[e * of.stride + h + k] = t.padded[e * 4 + k];
+      }
     }
   }
 

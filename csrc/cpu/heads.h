@@ -47,9 +47,16 @@ struct Scratch {
 struct Block {
   const int32_t* col;
   const int32_t* eid;
+  const int32_t* draw;     // what dropout draws by
   const int32_t* col_end;  // one past the graph's last column, so that prefetching stays inside
   int n;
 };
+
+// `n` edges from `edge` on.
+static inline Block block_from(const Edges& edges, int64_t edge, const int32_t* col_end, int n) {
+  const int32_t* draw = edges.draw ? edges.draw : edges.eid;
+  return {edges.col + edge, edges.eid + edge, draw + edge, col_end, n};
+}
 
 // What GAT's scores come from; `src` and `dst` are those of the row's own side and of the others'.
 template <class A>
@@ -111,6 +118,7 @@ struct Heads {
   uint64_t seed;
   uint32_t threshold;
   A scale;
+  int first_head;  // to the draws
   const HeadLoops<A>& loops;
 
   Heads(const Shape& shape, const Dropout& dropout)
@@ -120,6 +128,7 @@ struct Heads {
         seed(drop ? uint64_t(*dropout.seed) : 0),
         threshold(dropout.threshold),
         scale(A(dropout.scale)),
+        first_head(int(dropout.first_head)),
         loops(head_loops<A>(shape.heads)) {}
 };
 

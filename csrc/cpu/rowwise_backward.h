@@ -52,13 +52,12 @@ struct RowwiseBackwardJob {
     put_fields(i, heads, p.stats, delta, p.fields);
   }
 
-  // weight = alpha m and score = dl for n edges between the row `own` and the rows `at`, the
+  // weight = alpha m and score = dl for a block's edges between the row `own` and the others, the
   // sources' where kBySource, the destinations' else.
-  void terms(int64_t own, const int32_t* at, const int32_t* eid, int n, const Scratch<A>& t) const {
+  void terms(int64_t own, const Block& block, const Scratch<A>& t) const {
     with_flag(scores.edge_rows != nullptr, [&](auto has_edges) GK_INLINED {
-      sum_terms<decltype(has_edges)::value>(own, at, eid, n, t);
+      sum_terms<decltype(has_edges)::value>(own, block.col, block.eid, block.n, t);
     });
-    const Block block{at, eid, grad.col_end, n};
     const auto* grad_alpha = static_cast<const A*>(p.grad_alpha);
     if (kBySource) {
       of.loops.gradients_of_edges(of, {fields, fields_stride}, grad_alpha, block, t);
@@ -212,10 +211,9 @@ struct RowwiseBackwardJob {
     const int64_t block = scores.block_of(width, kBySource ? 2 : 1);
     for (int64_t edge = begin; edge < end; edge += block) {
       const int n = int(end - edge < block ? end - edge : block);
-      const int32_t* at = edges.col + edge;
-      const int32_t* eid = edges.eid + edge;
-      terms(own, at, eid, n, t);
-      accumulate_terms(own, at, eid, n, edge != begin, sums, other, t);
+      const Block found = block_from(edges, edge, grad.col_end, n);
+      terms(own, found, t);
+      accumulate_terms(own, found.col, found.eid, n, edge != begin, sums, other, t);
     }
   }
 

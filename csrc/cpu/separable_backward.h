@@ -185,7 +185,7 @@ struct SeparableBackwardJob {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
       const bool carry = edge != begin;
-      const Block block{p.csc.col + edge, p.csc.eid + edge, grad.col_end, n};
+      const Block block = block_from(p.csc, edge, grad.col_end, n);
       score(j, block, t, sum, carry);
       if (of.drop || p.grad_edge) of.loops.weigh(of, block, t, nullptr, true);
       accumulate(map, grad, block.col, n, t.weight, t.weight_pos, of.stride, carry, row, row_pos);

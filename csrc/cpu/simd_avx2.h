@@ -293,17 +293,18 @@ struct Vec<double> {
   }
 };
 
-// words[e * stride + group * 4 ...] for n edges; four edges at a time, one per 64-bit lane
-static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups, int stride,
-                                uint32_t* words) {
+// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges; four edges at a
+// time, one per 64-bit lane
+static inline void philox_words(uint64_t seed, const int32_t* ids, int n, int first, int groups,
+                                int stride, uint32_t* words) {
   const __m256i m0 = _mm256_set1_epi64x(kPhiloxM0), m1 = _mm256_set1_epi64x(kPhiloxM1);
   for (int e = 0; e < n; e += 4) {
     const int count = n - e < 4 ? n - e : 4;
-    alignas(16) int32_t ids[4] = {0, 0, 0, 0};
-    for (int k = 0; k < count; ++k) ids[k] = eid[e + k];
-    const __m256i edge = _mm256_cvtepu32_epi64(_mm_load_si128(reinterpret_cast<__m128i*>(ids)));
+    alignas(16) int32_t four[4] = {0, 0, 0, 0};
+    for (int k = 0; k < count; ++k) four[k] = ids[e + k];
+    const __m256i edge = _mm256_cvtepu32_epi64(_mm_load_si128(reinterpret_cast<__m128i*>(four)));
     for (int g = 0; g < groups; ++g) {
-      __m256i c0 = edge, c1 = _mm256_setzero_si256(), c2 = _mm256_set1_epi64x(g), c3 = c1;
+      __m256i c0 = edge, c1 = _mm256_setzero_si256(), c2 = _mm256_set1_epi64x(first + g), c3 = c1;
       uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
       for (int round = 0; round < kPhiloxRounds; ++round) {
         const __m256i p0 = _mm256_mul_epu32(m0, c0), p1 = _mm256_mul_epu32(m1, c2);

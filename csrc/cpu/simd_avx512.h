@@ -297,15 +297,17 @@ static inline void philox_lanes(uint64_t seed, uint64_t counter,
   }
 }
 
-// words[e * stride + group * 4 ...] for n edges; eight edges at a time, one per 64-bit lane
-static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups, int stride,
-                                uint32_t* words) {
+// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges; eight edges at
+// a time, one per 64-bit lane
+static inline void philox_words(uint64_t seed, const int32_t* ids, int n, int first, int groups,
+                                int stride, uint32_t* words) {
   for (int e = 0; e < n; e += 8) {
     const int count = n - e < 8 ? n - e : 8;
     const __m512i edge =
-        _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(__mmask8((1u << count) - 1), eid + e));
+        _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(__mmask8((1u << count) - 1), ids + e));
     for (int g = 0; g < groups; ++g) {
-      __m512i c[4] = {edge, _mm512_setzero_si512(), _mm512_set1_epi64(g), _mm512_setzero_si512()};
+      __m512i c[4] = {edge, _mm512_setzero_si512(), _mm512_set1_epi64(first + g),
+                      _mm512_setzero_si512()};
       philox_rounds(seed, c);
       const __m512i low = _mm512_set1_epi64(0xFFFFFFFF);
       const __m512i a = _mm512_or_si512(_mm512_and_si512(c[0], low), _mm512_slli_epi64(c[1], 32));

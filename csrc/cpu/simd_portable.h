@@ -191,12 +191,13 @@ struct Vec {
   }
 };
 
-// words[e][group][4] for n edges
-static inline void philox_words(uint64_t seed, const int32_t* eid, int n, int groups, int stride,
-                                uint32_t* words) {
+// words[e * stride + group * 4 ...] of so many groups from `first` on, for n edges
+static inline void philox_words(uint64_t seed, const int32_t* ids, int n, int first, int groups,
+                                int stride, uint32_t* words) {
   for (int e = 0; e < n; ++e) {
     for (int g = 0; g < groups; ++g) {
-      philox(seed, uint64_t(uint32_t(eid[e])), uint64_t(g), words + int64_t(e) * stride + g * 4);
+      philox(seed, uint64_t(uint32_t(ids[e])), uint64_t(first + g),
+             words + int64_t(e) * stride + g * 4);
     }
   }
 }

@@ -93,7 +93,7 @@ by_destination(GK_CONSTANT Call call) {
     QuerySums<T, V, K> sums;
 
     task.each_board(call, lanes, board, ids, [&](int base, int n, int steps) {
-      mask.post(call.dropout, lanes, board, n);
+      mask.post(call.dropout, lanes, board, task.draws(call, board, base), n);
       const auto add = [&](auto whole, int e) {
         constexpr bool kWhole = decltype(whole)::value;
         // Gather rows.
@@ -183,8 +183,8 @@ by_source(GK_CONSTANT Call call) {
     scale_by(from.scale, k_j);
     KeySums<T, V, K> sums;
 
-    task.each_board(call, lanes, board, ids, [&](int, int n, int steps) {
-      mask.post(call.dropout, lanes, board, n);
+    task.each_board(call, lanes, board, ids, [&](int base, int n, int steps) {
+      mask.post(call.dropout, lanes, board, task.draws(call, board, base), n);
       const auto add = [&](auto whole, int e) {
         constexpr bool kWhole = decltype(whole)::value;
         // Gather rows and fields.

@@ -40,6 +40,11 @@ struct Task {
            at_most(longest - base, lane.group_lanes));
     }
   }
+  // What dropout draws by for the edges that a board shows from `base` on.
+  template <class Call, class A>
+  GK_DEVICE const int32_t* draws(const Call& call, const Board<A>& board, int base) const {
+    return call.edges.draw ? call.edges.draw + item.begin + base : board.ids;
+  }
 };
 
 // add(whole, e) for U edges at a time, from e on, until `steps`; `whole` is a constant that says

@@ -52,16 +52,22 @@ struct Edge {
 };
 struct EdgeReader {
   const int32_t* col;
-  const int32_t* eid;  // or null
+  const int32_t* eid;   // or null
+  const int32_t* draw;  // or null
   int count;
 
   GK_DEVICE EdgeReader(const Edges& edges, const Item& item, bool ids)
       : col(edges.col + item.begin),
         eid(ids ? edges.eid + item.begin : nullptr),
+        draw(edges.draw ? edges.draw + item.begin : nullptr),
         count(item.count) {}
   GK_DEVICE Edge get(int e) const {
     if (e >= count) return {0, 0};
     return {__ldcs(col + e), eid ? __ldcs(eid + e) : 0};
+  }
+  // What dropout draws by for edge e
+  GK_DEVICE int32_t draw_of(int e, const Edge& edge) const {
+    return draw ? __ldg(draw + e) : edge.id;
   }
 };
 
@@ -265,15 +271,18 @@ struct Mask {
   uint64_t seed;
   uint32_t threshold;
   A scale;
+  int first_head;  // to the draws
 
   GK_DEVICE explicit Mask(const Dropout& draw)
       : seed(draw.seed ? uint64_t(__ldg(draw.seed)) : 0),
         threshold(draw.threshold),
-        scale(A(draw.scale)) {}
+        scale(A(draw.scale)),
+        first_head(int(draw.first_head)) {}
   GK_DEVICE A factor(uint32_t word) const { return word >= threshold ? scale : A(0); }
   GK_DEVICE A operator()(int32_t edge, int head) const {
     uint32_t word[4];
-    philox(seed, uint64_t(edge), uint64_t(head >> 2), word);
+    head += first_head;
+    philox(seed, uint64_t(uint32_t(edge)), uint64_t(head >> 2), word);
     const uint32_t low = head & 1 ? word[1] : word[0], high = head & 1 ? word[3] : word[2];
     return factor(head & 2 ? high : low);
   }
@@ -281,25 +290,25 @@ struct Mask {
   // lane draws four heads of an edge at a time.
   template <int V, int K, class Apply>
   GK_DEVICE void each(const Lane<V, K>& lane, const int32_t* ids, int n, Apply apply) const {
-    const int first = lane.first_head >> 2;
-    const int draws = ((lane.first_head + lane.tile_heads - 1) >> 2) - first + 1;  // per edge
+    const int from = first_head + lane.first_head, first = from >> 2;
+    const int draws = ((from + lane.tile_heads - 1) >> 2) - first + 1;  // per edge
     for (int i = lane.lane; i < n * draws; i += lane.group_lanes) {
       const int e = i / draws, quad = first + i % draws;
       uint32_t word[4];
-      philox(seed, uint64_t(ids[e]), uint64_t(quad), word);
+      philox(seed, uint64_t(uint32_t(ids[e])), uint64_t(quad), word);
       GK_UNROLL
       for (int j = 0; j < 4; ++j) {
-        const int head = 4 * quad + j - lane.first_head;
+        const int head = 4 * quad + j - from;
         if (head >= 0 && head < lane.tile_heads) apply(e, head, factor(word[j]));
       }
     }
   }
-  // The factors of a board's n edges, if any are dropped, as its weights.
+  // The factors of a board's n edges, if any are dropped, as its weights; `ids`: what they draw by.
   template <class Board, int V, int K>
   GK_DEVICE void post(const Dropout& draw, const Lane<V, K>& lane, const Board& board,
-                      int n) const {
+                      const int32_t* ids, int n) const {
     if (!draw.seed) return;
-    each(lane, board.ids, n,
+    each(lane, ids, n,
          [&](int e, int head, A factor) { board.weights[head * board.pitch + e] = factor; });
     __syncwarp();
   }

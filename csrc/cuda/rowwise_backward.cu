@@ -98,8 +98,8 @@ by_destination(GK_CONSTANT Call call) {
       typename Scorer::GradI sums[K][V] = {};
       A total[K] = {};  // of dl
 
-      task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
-        mask.post(call.dropout, lane, board, n);
+      task.each_board(call, lane, board, ids, [&](int base, int n, int steps) {
+        mask.post(call.dropout, lane, board, task.draws(call, board, base), n);
         const auto add = [&](auto whole, int e) {
           constexpr bool kWhole = decltype(whole)::value;
           // Gather rows.
@@ -195,8 +195,8 @@ by_source(GK_CONSTANT Call call) {
     A x_j[K][V];
     scores.x.get(item.row, item.there, lane, x_j);
 
-    task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
-      mask.post(call.dropout, lane, board, n);
+    task.each_board(call, lane, board, ids, [&](int base, int n, int steps) {
+      mask.post(call.dropout, lane, board, task.draws(call, board, base), n);
       const auto add = [&](auto whole, int e) {
         constexpr bool kWhole = decltype(whole)::value;
         // Gather rows and fields.

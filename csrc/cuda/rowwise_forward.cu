@@ -72,8 +72,8 @@ forward(GK_CONSTANT Call call) {
     }
 
     const bool ids = call.dropout.seed || with_edge || alphas;
-    task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
-      mask.post(call.dropout, lane, board, n);
+    task.each_board(call, lane, board, ids, [&](int base, int n, int steps) {
+      mask.post(call.dropout, lane, board, task.draws(call, board, base), n);
       const auto add = [&](auto whole, int e) {
         constexpr bool kWhole = decltype(whole)::value;
         // Gather rows.

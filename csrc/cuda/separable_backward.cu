@@ -131,8 +131,8 @@ backward(GK_CONSTANT Call call) {
     SourceSums<T, V, K> sums;
     A x_row[K][V];
     x.get(item.row, item.there && grad_edge != nullptr, lane, x_row);
-    task.each_board(call, lane, board, ids, [&](int, int n, int steps) {
-      mask.post(call.dropout, lane, board, n);
+    task.each_board(call, lane, board, ids, [&](int base, int n, int steps) {
+      mask.post(call.dropout, lane, board, task.draws(call, board, base), n);
 
       // Score the edges: their weights, and what does not come from rows.
       for (int e = start; e < steps && lane.scores(); e += apart) {

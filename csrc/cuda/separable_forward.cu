@@ -106,7 +106,7 @@ forward(GK_CONSTANT Call call) {
       // Drop.
       if (call.dropout.seed) {
         __syncwarp();
-        mask.each(lane, board.ids, n, [&](int e, int head, A factor) {
+        mask.each(lane, task.draws(call, board, base), n, [&](int e, int head, A factor) {
           board.weights[head * board.pitch + e] *= factor;
           board.positive[head * board.pitch + e] *= factor;
         });
@@ -145,7 +145,7 @@ weights(GK_CONSTANT Call call) {
     const Edge edge = edges.get(e);
     const A s = scorer.score(scorer.src_of(edge.node) + score_dst, edge.id);
     A alpha = exp_below(scorer.logit(s), top) * inverse;
-    if (call.dropout.seed) alpha *= mask(edge.id, head);
+    if (call.dropout.seed) alpha *= mask(edges.draw_of(e, edge), head);
     static_cast<A*>(call.alpha)[int64_t(edge.id) * heads + head] = alpha;
   }
 }

@@ -75,7 +75,8 @@ def _most_heads(device: torch.device, nodes: int, edges: int, heads: int, head_b
 
 def _schedule_of(edges: Edges) -> tuple[Any, int]:
     """A schedule as the module takes it, and how many chunks it has."""
-    found, chunk = schedule.read(edges.schedule), schedule.chunk_of(edges.col.shape[0])
+    found = schedule.read(edges.schedule)
+    chunk = schedule.chunk_of(edges.whole or edges.col.shape[0])
     parts = found.order, found.chunk_row, found.chunk_end
     return module.Schedule(*parts, found.chunks, chunk), found.chunks
 
@@ -101,7 +102,9 @@ class _Cuda(Compiled):
         if rows is not None:
             nodes, heads, gathered = rows.shape
             head_bytes = matrices * gathered * rows.element_size()
-            most_heads = _most_heads(sums.device, nodes, count, heads, head_bytes)
+            # in a shard as in the whole graph: the order of sums depends on it
+            sizes = edges.whole_nodes or nodes, edges.whole or count
+            most_heads = _most_heads(sums.device, *sizes, heads, head_bytes)
         plan, chunks = _schedule_of(edges)
         places = chunks + chunks // module.slice
         per_head = 3 + (2 * gathered if channels is None else channels)

@@ -74,13 +74,13 @@ def fit_dot(inputs: DotInputs) -> DotInputs:
     return DotInputs(rows_apart(q), rows_apart(k), rows_apart(v), contiguous(edge), query)
 
 
-def rule(scoring: Scoring | DotScoring) -> tuple[float, Tensor | None, int, float]:
-    """Slope or scale, seed, and what dropout does: times the last where a word reaches the third,
-    the threshold."""
-    number, p, seed = scoring
+def rule(scoring: Scoring | DotScoring) -> tuple[float, Tensor | None, int, float, int]:
+    """Slope or scale, seed, and what dropout does: times the fourth where a word reaches the third,
+    the threshold; and the first head."""
+    number, p, seed, first_head = scoring
     if p == 0.0:
-        return number, None, 0, 1.0
-    return number, seed, philox.threshold(p), philox.scale(p)
+        return number, None, 0, 1.0, 0
+    return number, seed, philox.threshold(p), philox.scale(p), first_head
 
 
 def fit_grads(grads: OutGrads) -> OutGrads:

@@ -26,6 +26,7 @@ from gatkernels.bench import (
     report,
     results,
     run,
+    sharded,
     targets_run,
 )
 from gatkernels.bench.graphs import GRAPHS
@@ -51,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minibatch",
         action="store_true",
         help="instead of layers, training steps on sampled batches, PyG and accelerated",
+    )
+    parser.add_argument(
+        "--sharded",
+        action="store_true",
+        help="instead of layers, one machine's shard of a graph of papers100M's size, and a plan",
     )
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="of targets (all)")
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="of targets (all)")
@@ -108,7 +114,10 @@ class Job:
         return self.peers or peers_for(spec, self.quick)
 
 
-def prepare(args: argparse.Namespace) -> Job | targets_run.Job | minibatch.Job:
+AnyJob = Job | targets_run.Job | minibatch.Job | sharded.Job
+
+
+def prepare(args: argparse.Namespace) -> AnyJob:
     """What the options ask for. Raises: ValueError naming the option."""
     for name in ("threads", "seconds", "memory_limit"):
         value = getattr(args, name)
@@ -116,6 +125,8 @@ def prepare(args: argparse.Namespace) -> Job | targets_run.Job | minibatch.Job:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
     if not 0 <= args.scale <= 1:
         raise ValueError(f"--scale must be between 0 and 1, got {args.scale}")
+    if args.sharded:
+        return sharded.prepare(args)
     if args.minibatch:
         return minibatch.prepare(args)
     for graph in args.graphs or []:
@@ -172,7 +183,7 @@ def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
     return [peer for name, peer in PEERS.items() if name not in left_out]
 
 
-def execute(job: Job | targets_run.Job | minibatch.Job) -> int:
+def execute(job: AnyJob) -> int:
     """Run and write; 1 where something was wrong or broke. What is done is saved after every case.
 
     What cannot be had here (a package, a graph) or needs more memory than there is breaks nothing.
@@ -182,6 +193,9 @@ def execute(job: Job | targets_run.Job | minibatch.Job) -> int:
     if isinstance(job, minibatch.Job):
         with progress(len(job.workloads)) as tell:
             return minibatch.execute(job, tell)
+    if isinstance(job, sharded.Job):
+        with progress(len(job.layers) * len(sharded.RHOS)) as tell:
+            return sharded.execute(job, tell)
     os.environ["OMP_NUM_THREADS"] = str(job.settings.threads)
     torch.set_num_threads(job.settings.threads)
     path = job.out / "results.json"

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gatkernels.experiments import datasets, progress, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
 from gatkernels.experiments.training import Epoch, Options, RunResult, Training
+from gatkernels.experiments.world import World
 from gatkernels.extras import require
 from gatkernels.ops import checks
 
@@ -35,9 +36,16 @@ class Job:
     quiet: bool = False
     tensorboard: bool = False
     resume: bool = False
+    world: World = field(default_factory=World)
 
     def settings(self, seeds: Sequence[int]) -> dict[str, Any]:
+        several = {
+            "processes": self.world.size,
+            "partition": self.options.partition,
+            "exchange": self.options.exchange,
+        }
         return {
+            **(several if self.world.size > 1 else {}),
             "backend": self.options.backend,
             "device": self.options.device,
             "amp": self.options.amp,
@@ -55,24 +63,29 @@ def prepare(
     *,
     quiet: bool = False,
     generate: bool = False,
+    world: World | None = None,
 ) -> Job:
     """Check the choices, load the data and name their source.
 
+    Of several processes, the first one alone prints and writes.
+
     Raises: ValueError, OSError, BackendUnavailable or MissingExtraError about the choices.
     """
-    console = require("rich.console", "rich").Console(highlight=False)
+    world = world or World(device=options.device)
+    console = require("rich.console", "rich").Console(highlight=False, quiet=not world.first)
     require("matplotlib.figure", "matplotlib")
-    device = checks.usable_device(options.device)
+    device = checks.usable_device(world.device)
     case = backends.Case(device, torch.float32)
     resolved = backends.select("train", options.backend, case)
     options = replace(options, backend=resolved)
     out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
-    runs.check_folder(out)
+    if world.first:
+        runs.check_folder(out)
     dataset = datasets.load(
         preset.dataset, data_dir, notice=lambda line: say(console, line), generate=generate
     )
     say(console, f"data: {dataset.source}")
-    return Job(preset, dataset, options, out, console, quiet)
+    return Job(preset, dataset, options, out, console, quiet or not world.first, world=world)
 
 
 def say(console: Any, line: str) -> None:
@@ -132,12 +145,17 @@ def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
     Raises: RunError where there is nothing to resume, or what is there was another training.
     """
     identity = _identity(job, seeds)
-    results, current = _resume(job, identity) if job.resume else ([], None)
+    results, current = _begin(job, identity)
     interrupted, trained = False, False
-    with stop_requests() as stopped:
+    with stop_requests() as pressed:
+
+        def stopped() -> bool:
+            return job.world.any(pressed())
+
         try:
             for seed in seeds[len(results) :]:
-                run = Training(job.preset, job.dataset.with_split(seed), seed, job.options)
+                data = job.dataset.with_split(seed)
+                run = Training(job.preset, data, seed, job.options, world=job.world)
                 if current is not None:
                     run.load_state_dict(current)
                     current = None
@@ -157,11 +175,11 @@ def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
             interrupted = True
     if interrupted:
         say(job.console, _interruption(results, len(seeds)))
-    elif not trained and _written(job.out, results):
+    elif not trained and job.world.of_first(_written(job.out, results)):
         what = f"all {len(results)} runs are finished" if len(results) > 1 else "it is finished"
         say(job.console, f"nothing to resume in {job.out}: {what}")
         return results, interrupted
-    if results:
+    if results and job.world.first:
         progress.print_results(job.console, job.dataset.metric, results)
         paths = runs.save_run(job.out, job.preset, job.dataset, results, job.settings(seeds))
         names = ", ".join(path.name for path in paths)
@@ -204,6 +222,8 @@ def _train(
     """Train one seed, the ``last`` or not, to its end or to Ctrl-C; None without a whole epoch."""
 
     def save() -> None:
+        if not job.world.first:
+            return
         state = {"identity": identity, "done": [vars(r) for r in done], "run": run.state_dict()}
         runs.save_state(job.out, {"finished": last and run.finished, **state})
 
@@ -230,7 +250,7 @@ def _train(
 @contextmanager
 def _board(job: Job, seed: int) -> Iterator[Callable[[Epoch], None]]:
     """Scalars for TensorBoard, where asked for."""
-    if not job.tensorboard:
+    if not (job.tensorboard and job.world.first):
         yield lambda epoch: None
         return
     writer = tensorboard_writer(job.out / "tensorboard" / f"seed-{seed}")
@@ -258,8 +278,23 @@ def _identity(job: Job, seeds: Sequence[int]) -> dict[str, Any]:
     if job.preset.schedule == "constant":  # the run may go on for longer
         del config["epochs"]
     del config["patience"]
-    settings = {k: v for k, v in job.settings(seeds[:1]).items() if k != "data"}
+    free = ("data", "processes", "partition", "exchange")
+    settings = {k: v for k, v in job.settings(seeds[:1]).items() if k not in free}
     return {"config": config, "settings": settings, "data": job.dataset.fingerprint()}
+
+
+def _begin(job: Job, identity: dict[str, Any]) -> tuple[list[RunResult], dict[str, Any] | None]:
+    """The runs that were finished, and the state of the last: the first process's, on all."""
+    found: tuple[list[RunResult], dict[str, Any] | None] = [], None
+    with job.world.together("train", runs.RunError, OSError):
+        if job.world.first:
+            state, restarts = job.out / runs.STATE, job.world.restarts
+            if job.resume or (restarts and state.is_file()):
+                found = _resume(job, identity)
+            elif restarts == 0:  # no restart shall resume what another training left
+                state.unlink(missing_ok=True)
+    done, current = job.world.of_first(found)
+    return done, current
 
 
 def _resume(job: Job, identity: dict[str, Any]) -> tuple[list[RunResult], dict[str, Any]]:

@@ -58,7 +58,7 @@ class Run:
     """A trained network with the data it was trained on and its history.
 
     ``model`` is in evaluation mode, with the checkpoint's weights; it is called with ``dataset.x``
-    and the graph of :func:`~gatkernels.experiments.training.build_graph`. ``metrics`` is the
+    and the graph of :func:`~gatkernels.experiments.batches.build_graph`. ``metrics`` is the
     content of ``metrics.json``.
     """
 

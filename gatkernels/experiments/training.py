@@ -6,17 +6,19 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels import Graph
+from gatkernels.experiments.batches import Batch, Batches, build_graph, f1_counts
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
+from gatkernels.experiments.sharded import build_sharded, own_rows
+from gatkernels.experiments.world import World
 from gatkernels.models import GAT, GCN, MLP, GraphTransformer
 
 CURVES = ("train_loss", "train_score", "val_loss", "val_score")
@@ -30,6 +32,8 @@ class Options:
     backend: str = "auto"
     amp: bool = False
     compile: bool = False
+    partition: str = "range"  # of a graph among processes
+    exchange: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -72,31 +76,6 @@ class Epoch(NamedTuple):
 
 OnEpoch = Callable[[Epoch], None]
 Model = Callable[[Preset, Dataset, str], nn.Module]
-
-
-class Batch(NamedTuple):
-    """A graph and the nodes of it that count: all where ``nodes`` is None."""
-
-    x: Tensor
-    graph: Any
-    y: Tensor
-    nodes: Tensor | None
-
-    def loss(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, and the counts whose quotient is the score."""
-        logits = logits.float() if self.nodes is None else logits[self.nodes].float()
-        if self.y.dim() == 2:
-            return F.binary_cross_entropy_with_logits(logits, self.y), f1_counts(logits, self.y)
-        right = (logits.argmax(1) == self.y).sum()
-        return F.cross_entropy(logits, self.y), torch.stack(
-            [right, torch.full_like(right, self.y.numel())]
-        )
-
-
-def f1_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """Twice the true positives, and predicted plus actual positives: micro-F1's two counts."""
-    guess, truth = logits > 0, labels > 0.5
-    return torch.stack([2 * (guess & truth).sum(), guess.sum() + truth.sum()])
 
 
 class EarlyStopping:
@@ -166,57 +145,6 @@ def build_model(preset: Preset, dataset: Dataset, backend: str = "auto") -> nn.M
     )
 
 
-def build_graph(edge_index: Tensor, num_nodes: int) -> Graph:
-    """The graph the networks train on: with self loops, built once."""
-    return Graph.from_edge_index(edge_index, num_nodes, self_loops=True)
-
-
-class Batches:
-    """The batches of a data set: one graph and three sets of nodes, or groups of graphs.
-
-    Where a data set has several graphs, a training epoch visits them all in random order, in
-    groups of ``preset.batch``.
-    """
-
-    def __init__(self, preset: Preset, data: Dataset, build: Callable[..., Any]) -> None:
-        self._data, self._build, self._size = data, build, preset.batch
-        masks = {"train": data.train_mask, "val": data.val_mask, "test": data.test_mask}
-        if data.node_ptr is None:
-            graph = build(data.edge_index, data.num_nodes)
-            nodes = {part: mask.nonzero().squeeze(1) for part, mask in masks.items()}
-            self._parts = {
-                part: Batch(data.x, graph, data.y[index], index) for part, index in nodes.items()
-            }
-        else:
-            self._graphs = data.graphs_of(data.train_mask)
-            self._parts = {
-                part: self._join(data.graphs_of(mask))
-                for part, mask in masks.items()
-                if part != "train"
-            }
-
-    def _join(self, graphs: list[int]) -> Batch:
-        edges, x, y, count = [], [], [], 0
-        for number in graphs:
-            nodes, pairs = self._data.graph_range(number, number + 1)
-            edges.append(pairs + count)
-            x.append(self._data.x[nodes])
-            y.append(self._data.y[nodes])
-            count += nodes.stop - nodes.start
-        return Batch(torch.cat(x), self._build(torch.cat(edges, 1), count), torch.cat(y), None)
-
-    def training(self) -> Iterator[Batch]:
-        if self._data.node_ptr is None:
-            yield self._parts["train"]
-            return
-        order = [self._graphs[place] for place in torch.randperm(len(self._graphs)).tolist()]
-        for first in range(0, len(order), self._size):
-            yield self._join(order[first : first + self._size])
-
-    def part(self, name: str) -> Batch:
-        return self._parts[name]
-
-
 class Training:
     """One run, epoch by epoch: the model, its optimizer, and where the run stands.
 
@@ -231,6 +159,8 @@ class Training:
         model: Builds the module from preset, data set and backend; its forward takes features and
             what ``graph`` builds, and returns logits ``[N, num_classes]``.
         graph: Builds the module's second input from edge index and number of nodes.
+        world: The processes that train together; where they are several, each graph is shared out
+            among them.
     """
 
     def __init__(
@@ -242,15 +172,18 @@ class Training:
         *,
         model: Model = build_model,
         graph: Callable[[Tensor, int], Any] = build_graph,
+        world: World | None = None,
     ) -> None:
         self.preset, self.seed = preset, seed
         self.options = options or Options()
-        self.device = torch.device(self.options.device)
+        self.world = world or World(device=self.options.device)
+        self.device = torch.device(self.world.device)
         self.data = dataset.to(self.device)
-        self.batches = Batches(preset, self.data, graph)
+        self.batches = self._batches(graph)
         torch.manual_seed(seed)
         self.model = model(preset, self.data, self.options.backend).to(self.device)
-        self.forward: Any = torch.compile(self.model) if self.options.compile else self.model
+        compiled: Any = torch.compile(self.model) if self.options.compile else self.model
+        self.forward: Any = self.world.wrap(compiled)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True
         )
@@ -260,6 +193,13 @@ class Training:
         self.best_epoch = 0
         self.rows: list[list[float]] = []
         self.times: list[float] = []
+
+    def _batches(self, graph: Callable[[Tensor, int], Any]) -> Batches:
+        if self.world.size == 1:
+            return Batches(self.preset, self.data, graph)
+        how = self.world, self.options.partition, self.options.exchange
+        build = partial(build_sharded, *how)
+        return Batches(self.preset, self.data, build, own_rows, self.world.of_first)
 
     @property
     def epoch(self) -> int:
@@ -274,11 +214,13 @@ class Training:
         start = time.perf_counter()
         self.model.train()
         self._set_rate()
+        self.world.draw_apart(self.seed, self.epoch)
         losses, counts = [], []
         for batch in self.batches.training():
             self.optimizer.zero_grad()
             loss, _ = batch.loss(logits := self._logits(batch))
-            torch.autograd.backward(loss)
+            # Of several processes, gradients are averaged; the loss is a sum over them.
+            torch.autograd.backward(loss if self.world.size == 1 else loss * self.world.size)
             self.optimizer.step()
             losses.append(loss.detach())
             if batch.nodes is None:
@@ -287,7 +229,7 @@ class Training:
         train_count = torch.stack(counts).sum(0) if counts else train_count
         # One transfer for all, so that a device is waited for once an epoch.
         values = [torch.stack(losses).mean(), *train_count, val_loss, *val_count]
-        row = torch.stack([value.double() for value in values]).tolist()
+        row = self.world.sum(torch.stack([value.double() for value in values])).tolist()
         row = [row[0], row[1] / max(row[2], 1.0), row[3], row[4] / max(row[5], 1.0)]
         self.rows.append(row)
         if self.stopping.update(score=row[3], loss=row[2]):
@@ -327,11 +269,11 @@ class Training:
         batch = self.batches.part("test")
         with torch.no_grad():
             logits = model(batch.x, batch.graph)
-            loss, counts = batch.loss(logits)
+            loss, counts = (self.world.sum(value) for value in batch.loss(logits))
             exact = None
-            if self.data.exact_mask is not None:
-                mask = self.data.exact_mask[self.data.test_mask]
-                exact = _quotient(f1_counts(logits[mask], batch.y[mask]))
+            if batch.exact is not None:
+                right = f1_counts(logits[batch.exact], batch.y[batch.exact])
+                exact = _quotient(self.world.sum(right))
         warm = self.times[5:] or self.times
         return RunResult(
             seed=self.seed,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gatkernels.experiments.attention import Attention, Layer, entropy, watch
+from gatkernels.experiments.batches import build_graph
 from gatkernels.experiments.plots.curves import model_title
 from gatkernels.experiments.runs import Run
-from gatkernels.experiments.training import build_graph
 
 # In the order of the public files' labels; the numbers of nodes per class tell which is which.
 CLASS_NAMES = {

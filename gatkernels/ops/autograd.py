@@ -40,9 +40,10 @@ class Options(NamedTuple):
     dropout: float
     return_attention: bool
     backend: str
+    first_head: int = 0  # what head 0 is to dropout's draws
 
     def scoring(self, seed: Tensor | None) -> Scoring:
-        return Scoring(self.negative_slope, self.dropout, seed)
+        return Scoring(self.negative_slope, self.dropout, seed, self.first_head)
 
 
 class DotOptions(NamedTuple):
@@ -50,17 +51,10 @@ class DotOptions(NamedTuple):
     dropout: float
     return_attention: bool
     backend: str
+    first_head: int = 0  # what head 0 is to dropout's draws
 
     def scoring(self, seed: Tensor | None) -> DotScoring:
-        return DotScoring(self.scale, self.dropout, seed)
-
-
-def _csr(graph: Graph, backend: str) -> Edges:
-    return Edges(graph.rowptr, graph.col, graph.eid, graph.schedules(backend)[0])
-
-
-def _csc(graph: Graph, backend: str) -> Edges:
-    return Edges(graph.colptr, graph.row, graph.ceid, graph.schedules(backend)[1])
+        return DotScoring(self.scale, self.dropout, seed, self.first_head)
 
 
 #: In the order of the record of their gradients, None where not asked for or not there.
@@ -263,7 +257,7 @@ class Attention(torch.autograd.Function):
     ) -> Results:
         operator = OPERATORS[name]
         inputs, scoring = operator.inputs(*tensors), options.scoring(seed)
-        call = operator.call(_csr(graph, options.backend), inputs, scoring)
+        call = operator.call(graph.edges_by_row(options.backend, options.dropout), inputs, scoring)
         results, inputs, saved = operator.forward(
             call, options.return_attention, True, options.backend
         )
@@ -282,9 +276,12 @@ class Attention(torch.autograd.Function):
         if torch.is_grad_enabled():
             found: Any = _reference_backward(operator.formula, ctx.graph, inputs, scoring, grads)
         else:
-            call = operator.call(_csr(ctx.graph, options.backend), inputs, scoring)
-            csc = _csc(ctx.graph, options.backend)
-            needs = operator.inputs(*ctx.needs_input_grad[4:])
+            csr = ctx.graph.edges_by_row(options.backend, options.dropout)
+            csc = ctx.graph.edges_by_column(options.backend, options.dropout)
+            call, needs = (
+                operator.call(csr, inputs, scoring),
+                operator.inputs(*ctx.needs_input_grad[4:]),
+            )
             found = operator.backward(call, csc, saved, grads, needs, options.backend)
         return None, None, None, None, *found
 
@@ -304,6 +301,8 @@ def attend(name: str, graph: Graph, inputs: Any, options: Any, seed: Tensor | No
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return Attention.apply(name, graph, options, seed, *_distinct(inputs))
     operator = OPERATORS[name]
-    call = operator.call(_csr(graph, options.backend), inputs, options.scoring(seed))
+    call = operator.call(
+        graph.edges_by_row(options.backend, options.dropout), inputs, options.scoring(seed)
+    )
     results, *_ = operator.forward(call, options.return_attention, False, options.backend)
     return results

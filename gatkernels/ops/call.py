@@ -19,6 +19,9 @@ class Edges(NamedTuple):
     col: Tensor  # [E] int32, the node at the other end
     eid: Tensor  # [E] int32, place in the user's order
     schedule: Sequence[Tensor]  # for GPUs, see gatkernels/backends/schedule.py; empty elsewhere
+    draw: Tensor | None = None  # [E] int32, what dropout draws by, unsigned; None: eid
+    whole: int = 0  # edges of the graph that these are a shard of; 0: these are all
+    whole_nodes: int = 0  # of that graph, at the edges' other ends
 
 
 class Scoring(NamedTuple):
@@ -27,6 +30,7 @@ class Scoring(NamedTuple):
     negative_slope: float
     dropout: float
     seed: Tensor | None  # [1] int64, where dropout > 0
+    first_head: int = 0  # what head 0 is to the draws, where a call has some of the heads
 
 
 class GatInputs(NamedTuple):
@@ -117,6 +121,7 @@ class DotScoring(NamedTuple):
     scale: float
     dropout: float
     seed: Tensor | None  # [1] int64, where dropout > 0
+    first_head: int = 0  # what head 0 is to the draws, where a call has some of the heads
 
 
 class DotInputs(NamedTuple):

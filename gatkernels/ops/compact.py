@@ -48,6 +48,8 @@ def compact(graph: Graph) -> Compact | None:
     """None where most nodes have edges, or the graph is small; remembered with the graph."""
     if torch.compiler.is_compiling() or graph.num_dst < LEAST or _traced():
         return None
+    if graph.attend is not None:  # an exchange has a place for every node
+        return None
     if graph.device.type != "cpu":  # looking for the nodes would wait
         return None
     square = graph.num_src == graph.num_dst

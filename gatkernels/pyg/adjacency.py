@@ -41,6 +41,8 @@ class Adjacency(NamedTuple):
         if self.graph.self_loops:
             alpha = alpha[self.graph.used_edge_ids()]
         given = self.given
+        if isinstance(given, Graph):
+            return given.edge_index, alpha
         if self.loops is not None:
             given, _ = remove_self_loops(given)
             given, _ = add_self_loops(given, num_nodes=self.loops)
@@ -73,7 +75,7 @@ def adjacency(
     """The graph of any adjacency, with edge features where there are any.
 
     Args:
-        edge_index: As the layer got it.
+        edge_index: As the layer got it; a Graph is used as it is, whatever ``self_loops`` says.
         edge_attr: ``[E]`` or ``[E, D]``, or None.
         counts: ``(num_src, num_dst)`` of the features.
         self_loops: Whether loops are to be replaced by one per node.
@@ -83,6 +85,10 @@ def adjacency(
     Raises:
         Unfused: Where PyG's own code must judge the arguments.
     """
+    if isinstance(edge_index, Graph):
+        if edge_attr is not None:
+            _check_attr(edge_attr, edge_index.num_edges)
+        return Adjacency(edge_index, edge_attr, edge_index, None)
     if isinstance(edge_index, SparseTensor):
         return _of_sparse_tensor(edge_index, edge_attr, counts, self_loops)
     if not isinstance(edge_index, Tensor):

@@ -14,6 +14,7 @@ from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_sparse
 
 from gatkernels import backends
+from gatkernels.graph import Graph
 from gatkernels.layers import shared
 from gatkernels.layers.dropin import DropIn, own, plain_tensors
 from gatkernels.layers.shared import autocast, is_plain
@@ -59,6 +60,18 @@ class Fused(DropIn):
         if options.get("normalize"):  # PyG's development version
             return "normalize=True"
         return None
+
+    def fell_back(self: Any, reason: str, adjacency: Any = None) -> None:
+        """As all drop-ins do, but on an adjacency that PyG's code does not know.
+
+        Raises: TypeError, with the reason.
+        """
+        if isinstance(adjacency, Graph):
+            raise TypeError(
+                f"{type(self).__name__}: PyG's own code must run, which takes no "
+                f"{type(adjacency).__name__}: {reason}"
+            )
+        super().fell_back(reason)
 
     def _check(
         self: Any, features: Sequence[Any], edges: Sequence[Any], *others: Tensor | None

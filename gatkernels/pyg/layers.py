@@ -59,7 +59,7 @@ class GATConv(_GAT, conv.GATConv):  # type: ignore[misc]
         try:
             return self._fused(x, edge_index, edge_attr, size, bool(return_attention_weights))
         except Unfused as reason:
-            self.fell_back(str(reason))
+            self.fell_back(str(reason), edge_index)
         return super().forward(x, edge_index, edge_attr, size, return_attention_weights)
 
     def _fused(
@@ -125,7 +125,7 @@ class GATv2Conv(_GAT, conv.GATv2Conv):  # type: ignore[misc]
         try:
             return self._fused(x, edge_index, edge_attr, bool(return_attention_weights))
         except Unfused as reason:
-            self.fell_back(str(reason))
+            self.fell_back(str(reason), edge_index)
         return super().forward(x, edge_index, edge_attr, return_attention_weights)
 
     def _fused(self, x: Any, edge_index: Any, edge_attr: Tensor | None, attention: bool) -> Any:

@@ -42,7 +42,7 @@ class TransformerConv(Fused, conv.TransformerConv):  # type: ignore[misc]
         try:
             return self._fused(x, edge_index, edge_attr, return_attention_weights)
         except Unfused as reason:
-            self.fell_back(str(reason))
+            self.fell_back(str(reason), edge_index)
         return super().forward(x, edge_index, edge_attr, return_attention_weights)
 
     def _fused(self, x: Any, edge_index: Any, edge_attr: Tensor | None, attention: Any) -> Any:

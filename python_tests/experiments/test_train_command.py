@@ -15,7 +15,8 @@ import torch
 
 from gatkernels import cli
 from gatkernels.experiments import jobs, runs
-from gatkernels.experiments.training import Training, build_graph
+from gatkernels.experiments.batches import build_graph
+from gatkernels.experiments.training import Training
 
 
 def run(*args):

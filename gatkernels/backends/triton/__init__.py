@@ -99,7 +99,7 @@ def _node_score_gradients(inputs: GatInputs, grad_dst: Tensor, grads: GatSourceG
 def gat_forward(
     call: GatCall, training: bool, statistics: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    job, inputs = Job(call.csr), fit(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit(call.inputs)
     x, given = inputs.x, _gat_scores(inputs)
     heads, channels = x.shape[1:]
     like = given.src  # of the dtype of sums
@@ -118,7 +118,7 @@ def gat_forward(
 
 
 def gat_alpha(call: GatCall, stats: Tensor) -> Tensor:
-    job, heads = Job(call.csr), stats.shape[2]
+    job, heads = Job(call.csr, call.scoring), stats.shape[2]
     alpha = stats.new_zeros(call.csr.col.shape[0], heads)
     cut = tile(heads, 1, stats.dtype)
     with guard(stats):
@@ -128,7 +128,7 @@ def gat_alpha(call: GatCall, stats: Tensor) -> Tensor:
 
 
 def gat_destinations(call: GatCall, saved: GatSaved, grads: OutGrads) -> GatDestinationGrads:
-    job, inputs = Job(call.csr), fit(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit(call.inputs)
     given, stats = _gat_scores(inputs), saved.stats
     grad, grad_alpha = fit_grads(grads)
     heads, channels = inputs.x.shape[1:]
@@ -148,7 +148,7 @@ def gat_destinations(call: GatCall, saved: GatSaved, grads: OutGrads) -> GatDest
 def gat_sources(
     call: GatCall, csc: Edges, found: GatDestinationGrads, grads: OutGrads, of_edges: bool
 ) -> GatSourceGrads:
-    columns, inputs = Job(csc), fit(call.inputs)
+    columns, inputs = Job(csc, call.scoring), fit(call.inputs)
     x, given, edge = inputs.x, _gat_scores(inputs), inputs.edge_score
     grad, grad_alpha = fit_grads(grads)
     heads, channels = x.shape[1:]
@@ -186,7 +186,7 @@ def _row_scores(scorer: str, inputs: RowwiseInputs, unit: int) -> rowwise.Scores
 
 
 def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor | None]:
-    job, inputs = Job(call.csr), fit_rows(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit_rows(call.inputs)
     x, x_dst, att, edge = inputs
     heads, channels = x.shape[1:]
     out = x.new_empty(job.rows, heads, channels)
@@ -203,7 +203,7 @@ def rowwise_forward(call: RowwiseCall, statistics: bool) -> tuple[Tensor, Tensor
 
 
 def rowwise_alpha(call: RowwiseCall, stats: Tensor) -> Tensor:
-    job, inputs = Job(call.csr), fit_rows(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit_rows(call.inputs)
     x, x_dst, _, edge = inputs
     heads, channels = x.shape[1:]
     alpha = stats.new_zeros(call.csr.col.shape[0], heads)
@@ -235,7 +235,9 @@ def _both_sides(call: RowwiseCall, edges: Edges, fields: Tensor, grads: OutGrads
     heads, channels = x.shape[1:]
     cut = tile(heads, channels, att.dtype, unit, tiles=2 if edge is None else 4)
     scores = _row_scores(call.scorer, inputs, unit)
-    return _BothSides(Job(edges), cut, matrix(x, unit), given, scores, options(call.scoring))
+    return _BothSides(
+        Job(edges, call.scoring), cut, matrix(x, unit), given, scores, options(call.scoring)
+    )
 
 
 def rowwise_destinations(

@@ -31,11 +31,13 @@ class Work(NamedTuple):
     rowptr: Any
     col: Any
     eid: Any
+    draw: Any  # what dropout draws by
     chunk_row: Any
     chunk_end: Any
     order: Any  # or None: every row is a big one, in the order of the numbers
     bigs: Any  # or None
     chunk: int
+    first_head: int  # to dropout's draws
 
 
 class Rows(NamedTuple):
@@ -195,19 +197,37 @@ def dropped(weight, drop, work, place, there, head, tile: tl.constexpr):
     if seed is None:
         return weight
     else:
-        G: tl.constexpr = (tile.BH + 3) // 4
-        eid = ids(work.eid, place, there)
-        low = (eid[:, :, None] & 0xFFFFFFFF).to(tl.uint32)
-        group = (tl.min(head, axis=0) // 4 + tl.arange(0, G)).to(tl.uint32)
-        zero = tl.zeros([eid.shape[0], eid.shape[1], G], tl.uint32)
-        w0, w1, w2, w3 = tl.philox(tl.load(seed), low + zero, zero, group + zero, zero)
-        if tile.BH >= 4:
-            words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-            words = words.reshape(eid.shape[0], eid.shape[1], tile.BH)
+        draw = ids(work.draw, place, there)
+        low = (draw[:, :, None] & 0xFFFFFFFF).to(tl.uint32)
+        head += work.first_head
+        if work.first_head % 4 == 0:
+            words = aligned_words(tl.load(seed), low, head, tile)
         else:
-            lane = (head % 4)[None, None, :]
-            words = tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+            words = words_of_each(tl.load(seed), low, head)
         return tl.where(words.to(tl.int64) >= threshold, weight * scale, 0.0)
+
+
+@triton.jit
+def aligned_words(seed, low, head, tile: tl.constexpr):
+    """``[R, D, BH]``, four heads of a draw, the first of them a multiple of four."""
+    G: tl.constexpr = (tile.BH + 3) // 4
+    if tile.BH < 4:
+        return words_of_each(seed, low, head)
+    else:
+        group = (tl.min(head, axis=0) // 4 + tl.arange(0, G)).to(tl.uint32)
+        zero = tl.zeros([low.shape[0], low.shape[1], G], tl.uint32)
+        w0, w1, w2, w3 = tl.philox(seed, low + zero, zero, group + zero, zero)
+        words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+        return words.reshape(low.shape[0], low.shape[1], tile.BH)
+
+
+@triton.jit
+def words_of_each(seed, low, head):
+    """``[R, D, BH]``, a draw for each head."""
+    lane, group = (head % 4)[None, None, :], (head // 4).to(tl.uint32)
+    zero = tl.zeros([low.shape[0], low.shape[1], head.shape[0]], tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, low + zero, zero, group + zero, zero)
+    return tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
 
 
 @triton.jit

@@ -57,7 +57,7 @@ def _given(
 
 
 def dot_forward(call: DotCall, statistics: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    job, inputs = Job(call.csr), fit_dot(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit_dot(call.inputs)
     q, _, v, _, query = inputs
     cut, given, _ = _given(inputs)
     (rows, heads, _), values = q.shape, v.shape[2]
@@ -81,7 +81,7 @@ def dot_forward(call: DotCall, statistics: bool) -> tuple[Tensor, Tensor | None,
 
 
 def dot_alpha(call: DotCall, stats: Tensor) -> Tensor:
-    job, inputs = Job(call.csr), fit_dot(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit_dot(call.inputs)
     cut, given, _ = _given(inputs)
     alpha = stats.new_zeros(call.csr.col.shape[0], stats.shape[2])
     with guard(stats):
@@ -93,7 +93,7 @@ def dot_alpha(call: DotCall, stats: Tensor) -> Tensor:
 def dot_destinations(
     call: DotCall, saved: DotSaved, grads: DotGrads, of_edges: bool
 ) -> DotDestinationGrads:
-    job, inputs = Job(call.csr), fit_dot(call.inputs)
+    job, inputs = Job(call.csr, call.scoring), fit_dot(call.inputs)
     (q, _, _, edge, query), stats = inputs, saved.stats
     heads, channels = q.shape[1:]
     fields = stats.new_empty(q.shape[0], 3 * heads)
@@ -124,7 +124,7 @@ def dot_destinations(
 
 
 def dot_sources(call: DotCall, csc: Edges, fields: Tensor, grads: DotGrads) -> DotSourceGrads:
-    job, inputs = Job(csc), fit_dot(call.inputs)
+    job, inputs = Job(csc, call.scoring), fit_dot(call.inputs)
     _, k, v, _, _ = inputs
     cut, given, of_results = _given(inputs, grads, fields)
     to = DotSourceGrads(k.new_empty(k.shape), v.new_empty(v.shape))

@@ -84,15 +84,26 @@ def partial_of(like: Tensor, job: Job, size: tuple[int, int], sums: int, pair: b
 class Job:
     """The work on the rows of a CSR graph, as kernels take it."""
 
-    def __init__(self, edges_by_row: Edges) -> None:
-        rowptr, col, eid, parts = edges_by_row
+    def __init__(self, edges_by_row: Edges, scoring: Scoring | DotScoring) -> None:
+        rowptr, col, eid, parts, draw, whole, _ = edges_by_row
         plan, edges = schedule.read(parts), col.shape[0]
         self.rows, self.chunks = rowptr.shape[0] - 1, plan.chunks
         # a kernel that need not look at chunks gets something of the same type
         chunk_row = col if plan.chunk_row is None else plan.chunk_row
         chunk_end = rowptr if plan.chunk_end is None else plan.chunk_end
-        chunk = schedule.chunk_of(edges)
-        self.work = Work(rowptr, col, eid, chunk_row, chunk_end, plan.order, plan.bigs, chunk)
+        chunk = schedule.chunk_of(whole or edges)
+        self.work = Work(
+            rowptr,
+            col,
+            eid,
+            draw=eid if draw is None else draw,
+            chunk_row=chunk_row,
+            chunk_end=chunk_end,
+            order=plan.order,
+            bigs=plan.bigs,
+            chunk=chunk,
+            first_head=scoring.first_head,
+        )
         self.packed = plan.order is not None
         bigs = min(self.rows, edges // (schedule.TINY + 1)) if self.packed else self.rows
         self.singles = plan.chunks + bigs
@@ -109,5 +120,5 @@ class Job:
 
 def options(scoring: Scoring | DotScoring) -> tuple[Tensor | None, float, float, int]:
     """Seed, slope or scale, and what dropout does, for a kernel."""
-    number, seed, threshold, scale = rule(scoring)
+    number, seed, threshold, scale, _ = rule(scoring)
     return seed, number, scale, threshold
