@@ -3,11 +3,14 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+MINUTES ?= 60
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+PYTHON_FILES := gatkernels python_tests bench docs examples wheels setup.py
 SIMT := $(wildcard python_tests/simt/*)
 # The operator suite, which runs on every backend, and the kernels before it, on every instruction set.
-OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py dot.py node_scores.py determinism.py philox.py draws.py)
+OPERATORS := $(addprefix python_tests/test_,cuda.py gat.py gatv2.py dot.py isolation.py node_scores.py determinism.py \
+    philox.py draws.py)
 KERNELS := $(OPERATORS) python_tests/test_features.py
 INTERPRETED := $(addprefix python_tests/test_,gat.py gatv2.py dot.py dot_ops.py node_scores.py philox.py draws.py ops.py determinism.py \
     triton_scorers.py)
@@ -28,15 +31,19 @@ LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
-.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton gpu lint format bench clean
+.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz gpu lint format bench docs wheel \
+    clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
 	@echo "make test    all tests; parts of them alone: make test-cpu, test-cuda, test-triton"
+	@echo "make fuzz    random cases for an hour; MINUTES=5 for five minutes"
 	@echo "make gpu     build, check and measure everything on a GPU (bench/gpu.sh)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
+	@echo "make docs    the documentation, in build/site"
+	@echo "make wheel   an sdist and a wheel that needs no compiler, in dist; tried in an environment of its own"
 
 # Quiet but for errors. Modules are compiled to bytecode when they are first imported, which most
 # never are.
@@ -112,23 +119,35 @@ ifeq ($(shell uname),Linux)
 	TRITON_INTERPRET=1 GATKERNELS_TEST_BACKEND=triton $(PYTEST) $(INTERPRETED)
 endif
 
+# Random cases, others every day.
+fuzz: $(VENV)/ready
+	$(BIN)/gatkernels fuzz --minutes $(MINUTES) --seed $$(date +%Y%m%d)
+
 # In the virtual environment where there is one, else with what PYTHON has.
 gpu:
 	PYTHON=$(firstword $(wildcard $(BIN)/python) $(PYTHON)) bench/gpu.sh
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check gatkernels python_tests bench docs examples setup.py
-	$(BIN)/ruff format --check gatkernels python_tests bench docs examples setup.py
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES) $(SIMT)
 
 format: $(VENV)/ready
-	$(BIN)/ruff check --fix gatkernels python_tests bench docs examples setup.py
-	$(BIN)/ruff format gatkernels python_tests bench docs examples setup.py
+	$(BIN)/ruff check --fix $(PYTHON_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
 	$(BIN)/clang-format -i $(SOURCES) $(SIMT)
 
 bench: $(VENV)/peers
 	$(BIN)/gatkernels bench
 
+docs: $(VENV)/ready
+	$(BIN)/python -m mkdocs build --strict
+
+wheel: $(VENV)/ready
+	rm -rf dist
+	$(BIN)/python wheels/build.py
+	$(BIN)/python wheels/try.py dist/*.whl --torch "$(TORCH)"
+
 clean:
-	rm -rf build $(VENV) gatkernels/*.so *.egg-info
+	rm -rf build dist $(VENV) gatkernels/*.so *.egg-info

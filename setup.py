@@ -7,6 +7,7 @@ GATKERNELS_CUDA_ARCHS lists the architectures; auto, it builds for them without 
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shlex
@@ -23,11 +24,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 BINDINGS = "-O1"  # pybind11's templates take longest to compile, and have no loops
-CPU_SOURCES = {
-    "csrc/bindings/cpu.cpp": BINDINGS,
-    "csrc/cpu/build_csr.cpp": "",
-    "csrc/cpu/parallel.cpp": "",
-}
+CPU_BINDINGS = "csrc/bindings/cpu.cpp"
+CPU_SOURCES = ("csrc/cpu/build_csr.cpp", "csrc/cpu/parallel.cpp")
 #: One object per dtype each.
 ISAS = {"csrc/cpu/isa_baseline.cpp": ""}
 X86_ISAS = {
@@ -72,6 +70,7 @@ def compiles(compiler: str, flags: list[str]) -> bool:
             sys.exit(f"gatkernels: no C++ compiler: cannot run '{compiler}' (set CXX)")
 
 
+@functools.cache
 def openmp_flags(compiler: str) -> tuple[str, str]:
     if sys.platform == "darwin":
         candidates = [("-Xpreprocessor -fopenmp", "-lomp"), ("-fopenmp", "-fopenmp")]
@@ -100,23 +99,39 @@ def compile_rule(name: str, command: str) -> list[str]:
     ]
 
 
-def cpu_ninja(compiler: str, target: Path) -> str:
+def cpu_flags(compiler: str) -> tuple[str, str]:
+    """Of the compiler and of the linker."""
     compile_openmp, link_openmp = openmp_flags(compiler)
-    flags = f"{FLAGS} {compile_openmp} {includes()} {os.environ.get('CXXFLAGS', '')}"
-    lines = [
-        *compile_rule("compile", f"{compiler} {flags} $options"),
-        *link_rule(compiler, f"{link_openmp} {os.environ.get('LDFLAGS', '')}"),
-    ]
+    return f"{FLAGS} {compile_openmp} {os.environ.get('CXXFLAGS', '')}", link_openmp
+
+
+def cpu_kernels_ninja(compiler: str) -> tuple[str, list[str]]:
+    """Build lines of what knows nothing of Python, so that all versions of it share the objects;
+    and the objects' names."""
+    lines = compile_rule("compile", f"{compiler} {cpu_flags(compiler)[0]} $options")
     isas = dict(ISAS)
     if platform.machine().lower() in ("x86_64", "amd64"):
         isas = {**X86_ISAS, **isas}
-    objects = {f"{Path(source).stem}.o": (source, flag) for source, flag in CPU_SOURCES.items()}
+    objects = {f"{Path(source).stem}.o": (source, "") for source in CPU_SOURCES}
     for source, isa in isas.items():
         for dtype, options in TYPES.items():
             objects[f"{Path(source).stem}.{dtype}.o"] = source, f"{isa} {options}"
     for name, (source, options) in objects.items():
         lines += [f"build {name}: compile {escape(ROOT / source)}", f"  options = {options}"]
-    lines += [f"build {escape(target)}: link {' '.join(objects)}", f"default {escape(target)}", ""]
+    return "\n".join([*lines, ""]), list(objects)
+
+
+def cpu_ninja(compiler: str, kernels: list[Path], target: Path) -> str:
+    """The bindings of one Python's version, linked with the kernels' objects."""
+    flags, link_openmp = cpu_flags(compiler)
+    lines = [
+        *compile_rule("compile", f"{compiler} {flags} {includes()} {BINDINGS}"),
+        *link_rule(compiler, f"{link_openmp} {os.environ.get('LDFLAGS', '')}"),
+        f"build bindings.o: compile {escape(ROOT / CPU_BINDINGS)}",
+        f"build {escape(target)}: link bindings.o {' '.join(map(escape, kernels))}",
+        f"default {escape(target)}",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -143,7 +158,11 @@ def cuda_ninja(compiler: str, nvcc: Path, target: Path) -> str:
     lines = [
         *compile_rule("kernel", f"{argument(nvcc)} {kernel_flags} $type"),
         *compile_rule("compile", f"{compiler} {flags} {BINDINGS}"),
-        *link_rule(compiler, f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread"),
+        *link_rule(
+            compiler,
+            f"{found} -lcudart_static -Wl,--exclude-libs,ALL -ldl -lrt -lpthread "
+            f"{os.environ.get('LDFLAGS', '')}",
+        ),
         *objects,
         f"build {escape(target)}: link {names}",
         f"default {escape(target)}",
@@ -244,7 +263,10 @@ class NinjaBuild(build_ext):
                 sys.exit("gatkernels: nvcc or the GPU that it was to compile for went away")
             content = cuda_ninja(compiler, nvcc, target)
         else:
-            content = cpu_ninja(compiler, target)
+            content, names = cpu_kernels_ninja(compiler)
+            kernels = self.objects_folder().parent / f"kernels.{self.plat_name}"
+            run_ninja(kernels, content)
+            content = cpu_ninja(compiler, [kernels / name for name in names], target)
         run_ninja(self.objects_folder() / ext.name, content)
 
     def objects_folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""Write the README's speed section from the committed results: `python bench/readme.py`."""
+"""Write what both READMEs say of speed, from the committed results: `python bench/readme.py`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ CASES = (
     "hub gat 8x8",
 )
 PEERS = {"dgl": "DGL", "pyg": "PyG", "pyg-compiled": "PyG compiled", "reference": "naive"}
+LARGE = 1_000_000  # edges
 
 
 def reports() -> dict[str, Report]:
@@ -46,7 +47,7 @@ def reports() -> dict[str, Report]:
 
 
 def section(found: dict[str, Report]) -> str:
-    """Table, chart and where they come from, as Markdown."""
+    """What the project's README says: a sentence to remember, the table, a chart, as Markdown."""
     rows = []
     for name in CASES:
         rows += [_row(folder, case) for folder, case in _cases(found, name)]
@@ -55,11 +56,13 @@ def section(found: dict[str, Report]) -> str:
     columns = ("graph, layer", "edges", "ours, ms", *PEERS.values())
     columns += ("peak MiB: ours", "DGL", "PyG", "file")
     parts = [
-        "One layer (projection and attention), forward + backward, float32 unless named; every "
-        "result was compared with the float64 reference before it was timed. Peers: how many "
-        "times as long as ours, within one run.",
+        f"**On graphs of a million edges and more, {_span(found, 'dgl')} and "
+        f"{_span(found, 'pyg')} as long as ours**, on the same two CPU threads. The table's "
+        "columns of peers say how many times as long, within one run, for one layer (projection "
+        "and attention), forward + backward, float32 unless named; every result was compared with "
+        "the float64 reference before it was timed. Machines, versions, all cases and the GPU's "
+        "figures: [bench/README.md](bench/README.md).",
         markdown_table(Table("", columns, rows)),
-        "\n".join(f"- {line}" for line in _machines(found)),
     ]
     if epoch := next((report.epoch for report in found.values() if report.epoch), None):
         seconds = {name: timing["median"] for name, timing in epoch["timings"].items()}
@@ -70,13 +73,29 @@ def section(found: dict[str, Report]) -> str:
                 f"{ours * 1e3:.2f} ms; built from PyG's layers, {pyg * 1e3:.2f} ms "
                 f"({times(pyg / ours)})."
             )
-    for chart, text in (("layers", "Step times of all peers, relative to ours"),
-                        ("edges", "Time against the number of edges")):  # fmt: skip
-        for path in sorted(RESULTS.glob(f"*/{chart}.png")):
-            if path.parent.name == "cpu-2-threads":
-                parts.append(f"![{text}]({path.relative_to(ROOT).as_posix()})")
-    parts += _targets(found)
+    parts.append("![Time against the number of edges](bench/results/cpu-2-threads/edges.png)")
     return "\n\n".join(parts) + "\n"
+
+
+def details(found: dict[str, Report]) -> str:
+    """What the benchmarks' README says: machines, another chart, the GPU targets."""
+    parts = [
+        "\n".join(f"- {line}" for line in _machines(found)),
+        "![Step times of all peers, relative to ours](results/cpu-2-threads/layers.png)",
+        *_targets(found),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _span(found: dict[str, Report], name: str) -> str:
+    """The smallest and largest ratio of a peer on the table's large graphs."""
+    ratios = [
+        ratio
+        for known in CASES
+        for _, case in _cases(found, known)
+        if case.num_edges >= LARGE and (ratio := case.ratio(name)) is not None
+    ]
+    return f"{PEERS[name]} takes {min(ratios):.1f} to {max(ratios):.0f} times"
 
 
 def _targets(found: dict[str, Report]) -> list[str]:
@@ -105,8 +124,7 @@ def _targets(found: dict[str, Report]) -> list[str]:
         else "All open: no result from one has been committed yet."
     )
     return [
-        f"The targets for one {targets.DEVICE}, measured by `bench/gpu.sh quick`; "
-        f"`bench/README.md` says how. {where}",
+        f"The targets for one {targets.DEVICE}, measured by `bench/gpu.sh quick`. {where}",
         markdown_table(Table("", columns, rows)),
     ]
 
@@ -168,13 +186,18 @@ def replaced(readme: str, text: str) -> str:
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md needs the lines {BEGIN.strip()} and {END.strip()}")
+        raise ValueError(f"a README needs the lines {BEGIN.strip()} and {END.strip()}")
     return f"{before}{BEGIN}\n{text}\n{END}{after}"
 
 
+def written(found: dict[str, Report]) -> dict[Path, str]:
+    """The text between the markers of each file."""
+    return {ROOT / "README.md": section(found), ROOT / "bench" / "README.md": details(found)}
+
+
 def main() -> int:
-    path = ROOT / "README.md"
-    path.write_text(replaced(path.read_text(), section(reports())))
+    for path, text in written(reports()).items():
+        path.write_text(replaced(path.read_text(), text))
     return 0
 
 

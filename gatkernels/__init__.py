@@ -12,7 +12,7 @@ from gatkernels.functional import (
 )
 from gatkernels.graph import Graph
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # of the distribution, too
 __all__ = [
     "BackendUnavailable",
     "Graph",

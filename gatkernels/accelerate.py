@@ -21,6 +21,11 @@ class Layer:
     reason: str | None
 
     @property
+    def title(self) -> str:
+        """Its name in the model, or that it is the model."""
+        return self.name or "(the model)"
+
+    @property
     def fallbacks(self) -> dict[str, int]:
         """How many calls since the swap went to the framework's code, by reason."""
         return dict(fallbacks(self.module))
@@ -48,27 +53,59 @@ class Report:
         return [layer for layer in self.layers if layer.reason is not None]
 
     def __str__(self) -> str:
-        lines = [f"gatkernels: {len(self.swapped)} of {len(self.layers)} layers swapped"]
-        if not self.layers:
-            lines = ["gatkernels: no graph attention layer found"]
-        rows = [(layer.name or "(the model)", type(layer.module), layer) for layer in self.layers]
-        width = max((len(name) for name, _, _ in rows), default=0)
-        kind_width = max((len(kind.__name__) for _, kind, _ in rows), default=0)
-        for name, kind, layer in rows:
-            lines.append(f"  {name:{width}}  {kind.__name__:{kind_width}}  {_state(layer)}")
+        lines = ["gatkernels: no graph attention layer found"]
+        if self.layers:
+            lines = [f"gatkernels: {len(self.swapped)} of {len(self.layers)} layers swapped"]
+        indent = 4 + max((len(layer.title) for layer in self.layers), default=0)
+        for layer, line in zip(self.layers, _lines(self.layers), strict=True):
+            lines.append(line)
             for why, count in layer.fallbacks.items():
-                lines.append(f"  {'':{width}}  {count} call{'s'[: count > 1]} fell back: {why}")
+                lines.append(f"{'':{indent}}{count} call{'s'[: count > 1]} fell back: {why}")
         lines += [f"  layers of {name} were left alone: {error}" for name, error in self.unusable]
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
+@dataclass(frozen=True)
+class Restored:
+    """What :func:`restore` did; print it."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def restored(self) -> list[Layer]:
+        """The layers that are the framework's own again."""
+        return [layer for layer in self.layers if layer.reason is None]
+
+    @property
+    def kept(self) -> list[Layer]:
+        """The layers that stay gatkernels', each with the reason."""
+        return [layer for layer in self.layers if layer.reason is not None]
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "gatkernels: no layer to restore"
+        head = f"gatkernels: {len(self.restored)} of {len(self.layers)} layers restored"
+        return "\n".join([head, *_lines(self.layers)])
+
+    __repr__ = __str__
+
+
+def _lines(layers: tuple[Layer, ...]) -> list[str]:
+    """A line for each layer, in columns."""
+    rows = [(layer.title, type(layer.module).__name__, _state(layer)) for layer in layers]
+    width, kind_width = (max((len(row[i]) for row in rows), default=0) for i in range(2))
+    return [f"  {name:{width}}  {kind:{kind_width}}  {state}" for name, kind, state in rows]
+
+
 def _state(layer: Layer) -> str:
     if layer.reason is not None:
         return f"stays: {layer.reason}"
     module: Any = layer.module
-    now = module.why_not_now(module) if isinstance(module, DropIn) else None
+    if not isinstance(module, DropIn):
+        return f"{type(module).__module__.partition('.')[0]}'s own"
+    now = module.why_not_now(module)
     return "fused" if now is None else f"fused, but for now calls fall back: {now}"
 
 
@@ -121,19 +158,31 @@ def _why_not(module: Any, ours: Any, parent: Any) -> str | None:
     return reason
 
 
-def restore(model: nn.Module) -> None:
+def restore(model: nn.Module) -> Restored:
     """Undo :func:`accelerate`: every drop-in layer becomes the framework's own again.
 
     Also what to do before pickling a model for a place without gatkernels.
+
+    Returns:
+        A report that prints which layers were restored, and which stay and why.
 
     Raises:
         TypeError: If ``model`` is not a module.
     """
     loaded = [sys.modules[name] for name in FRAMEWORKS.values() if name in sys.modules]
     ours = {kind for module in loaded for kind in getattr(module, "DROP_INS", {}).values()}
-    for _, module in _modules("restore", model):
-        if isinstance(module, DropIn) and (type(module) in ours or is_derived(type(module))):
+    layers = []
+    for name, module in _modules("restore", model):
+        kind = type(module)
+        if not isinstance(module, DropIn):
+            continue
+        reason = None
+        if kind in ours or is_derived(kind):
             module.__class__ = module.original  # type: ignore[assignment]
+        else:
+            reason = f"a class of {kind.__module__}, not swapped by accelerate"
+        layers.append(Layer(name, module, reason))
+    return Restored(tuple(layers))
 
 
 def _modules(op: str, model: Any) -> list[tuple[str, nn.Module]]:

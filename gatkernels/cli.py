@@ -110,7 +110,7 @@ def _plot_options(plot: argparse.ArgumentParser) -> None:
     plot.add_argument(
         "kind", choices=[*FIGURES, "all"], metavar="KIND", help=f"{', '.join(FIGURES)} or all"
     )
-    _look_options(plot, "output folder (RUN/plots)")
+    _look_options(plot, "output folder (RUN/plots; of several runs runs/comparison)")
     plot.add_argument("--layer", type=int, help="from 1 (that of the most selective head)")
     plot.add_argument("--head", type=int, help="from 1 (the most selective one)")
     plot.add_argument(
@@ -131,11 +131,15 @@ def _plot_options(plot: argparse.ArgumentParser) -> None:
 
 
 def _report_options(report: argparse.ArgumentParser) -> None:
-    _look_options(report, "HTML file to write (RUN/report.html)")
+    _look_options(
+        report, "HTML file to write (RUN/report.html; of several runs runs/comparison/report.html)"
+    )
 
 
 def _look_options(parser: argparse.ArgumentParser, out: str) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder gatkernels train wrote")
+    parser.add_argument(
+        "run", type=Path, nargs="+", metavar="RUN", help="folder gatkernels train wrote"
+    )
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the raw data files")
 
@@ -200,22 +204,36 @@ def _train(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from gatkernels.experiments import jobs, runs
-    from gatkernels.experiments.presets import get_preset, preset_options
+    from gatkernels.experiments.presets import check_options, get_preset, preset_options
     from gatkernels.experiments.training import Options
     from gatkernels.experiments.world import joined
     from gatkernels.extras import MissingExtraError
 
     with joined(args.device) as world:
-        with usage_errors(), world.together("train", *expected_errors()), world.in_turn():
+        known = (*expected_errors(), runs.RunError)
+        with usage_errors(*known), world.together("train", *known), world.in_turn():
             chosen = {option.name: getattr(args, option.name) for option in preset_options()}
             preset = get_preset(args.dataset, args.model).with_options(**chosen)
+            check_options(
+                args.dataset,
+                args.model,
+                [name for name, value in chosen.items() if value is not None],
+            )
             seeds = jobs.seed_range(args.seed, args.seeds)
             options = Options(args.device, args.backend, args.amp, args.compile)
             options = replace(options, partition=args.partition, exchange=args.exchange)
             job = jobs.prepare(preset, options, args.out, args.data, quiet=args.quiet, world=world)
-        job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
+            job = replace(job, tensorboard=args.tensorboard, resume=args.resume)
+            if not (args.resume or world.restarts):
+                jobs.refuse_interrupted(job.out)
         with usage_errors(runs.RunError, OSError, MissingExtraError):
             _, interrupted = jobs.execute(job, seeds)
+    return _ended(interrupted, (job.out / runs.STATE).is_file())
+
+
+def _ended(interrupted: bool, resumable: bool = True) -> int:
+    if interrupted and resumable:
+        print("the same command with --resume goes on from there")
     return EXIT_INTERRUPTED if interrupted else 0
 
 
@@ -234,7 +252,7 @@ def _reproduce(args: argparse.Namespace) -> int:
             quiet=args.quiet,
             resume=args.resume,
         )
-    return EXIT_INTERRUPTED if interrupted else 0
+    return _ended(interrupted)
 
 
 def _plot(args: argparse.Namespace) -> int:
@@ -243,17 +261,33 @@ def _plot(args: argparse.Namespace) -> int:
 
     with usage_errors():
         choice = Choice.of(args.layer, args.head, args.node, args.edges)
-        for kind, words, paths in look.plot(args.run, args.kind, args.out, args.data, choice):
+        if len(args.run) > 1:
+            _of_one_run(args, "data", "layer", "head", "node", "edges")
+            drawn = look.plot_several(args.run, args.kind, args.out)
+        else:
+            drawn = look.plot(args.run[0], args.kind, args.out, args.data, choice)
+        for kind, words, paths in drawn:
             print(f"{kind}: {words}")
             print(f"  wrote {', '.join(str(path) for path in paths)}", flush=True)
     return 0
+
+
+def _of_one_run(args: argparse.Namespace, *names: str) -> None:
+    """Raises: ValueError for an option that says nothing about several runs."""
+    for name in names:
+        if getattr(args, name):
+            raise ValueError(f"--{name} goes with one run, got {len(args.run)}")
 
 
 def _report(args: argparse.Namespace) -> int:
     from gatkernels.experiments import look
 
     with usage_errors():
-        print(f"wrote {look.report(args.run, args.out, args.data)}")
+        if len(args.run) > 1:
+            _of_one_run(args, "data")
+            print(f"wrote {look.report_several(args.run, args.out)}")
+        else:
+            print(f"wrote {look.report(args.run[0], args.out, args.data)}")
     return 0
 
 
@@ -360,8 +394,12 @@ COMMANDS = {
     "partition": Command(
         "cut an edge list into one part for each process", _partition_options, _partition
     ),
-    "plot": Command("draw a trained run, as PNG and SVG", _plot_options, _plot),
-    "report": Command("all plots of a run on one HTML page", _report_options, _report),
+    "plot": Command(
+        "draw a trained run, or the curves of several, as PNG and SVG", _plot_options, _plot
+    ),
+    "report": Command(
+        "all plots of a run, or several runs compared, on one HTML page", _report_options, _report
+    ),
     "reproduce": Command("the papers' table, several seeds each", _reproduce_options, _reproduce),
     "demo": Command(
         "train on Cora, then time the layers against the naive formula", _run_options, _demo

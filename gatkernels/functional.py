@@ -66,6 +66,9 @@ def gat_attention(
         alpha_e = softmax of leaky_relu(s_e) over the edges into i
         out_i   = sum_e alpha_e * m_e * x[j]        m_e: 0 or 1 / (1 - dropout)
 
+    Several feature sets on one graph (a static batch) come with one more dimension in front:
+    ``x [batch, num_src, heads, channels]``, scores and results alike.
+
     Args:
         graph: The edges, ``num_src`` sources to ``num_dst`` destinations.
         x: Features ``[num_src, heads, channels]``, float32, float64, bfloat16 or float16. Sums
@@ -77,9 +80,6 @@ def gat_attention(
         dropout: Probability of dropping an attention weight, drawn from torch's generator.
         return_attention: Also return ``alpha``.
         backend: "auto" or the name of one, see ``gatkernels info``.
-
-        Several feature sets on one graph (a static batch) come with one more dimension in front:
-        ``x [batch, num_src, heads, channels]``, scores and results alike.
 
     Returns:
         ``out [num_dst, heads, channels]``; zero rows where a node has no incoming edge. With
@@ -238,6 +238,9 @@ def gatv2_attention(
         alpha_e = softmax of l_e over the edges into i
         out_i   = sum_e alpha_e * m_e * x_src[j]    m_e: 0 or 1 / (1 - dropout)
 
+    A static batch comes with one more dimension in front of ``x_src``, ``x_dst``, ``edge`` and of
+    the results.
+
     Args:
         graph: The edges, ``num_src`` sources to ``num_dst`` destinations.
         x_src: ``[num_src, heads, channels]``, float32, float64, bfloat16 or float16.
@@ -245,9 +248,6 @@ def gatv2_attention(
         att: ``[heads, channels]``, dtype of ``x_src``.
         edge: ``[num_edges, heads, channels]`` in the user's edge order, dtype of ``x_src``.
         negative_slope, dropout, return_attention, backend: As in :func:`gat_attention`.
-
-        A static batch comes with one more dimension in front of ``x_src``, ``x_dst``, ``edge``
-        and of the results.
 
     Returns:
         ``out [num_dst, heads, channels]``, and ``alpha [num_edges, heads]`` where asked for.
@@ -321,6 +321,9 @@ def dot_attention(
     projected: ``<q, k + W e> = <q, k> + <W^T q, e>``, and ``sum alpha (v + W e)`` is
     ``out + W edge_out``, so that nothing of size ``num_edges x heads x channels`` is made.
 
+    A static batch comes with one more dimension in front of ``q``, ``k``, ``v``, ``edge_query`` and
+    of the results; its members share ``edge``.
+
     Args:
         graph: The edges, ``num_src`` sources to ``num_dst`` destinations.
         q: Queries ``[num_dst, heads, channels]``, float32, float64, bfloat16 or float16.
@@ -331,9 +334,6 @@ def dot_attention(
         edge_query: ``[num_dst, heads, features]``, with ``edge``, dtype of ``q``.
         scale: Of the dot products; None stands for ``1 / sqrt(channels)``.
         dropout, return_attention, backend: As in :func:`gat_attention`.
-
-        A static batch comes with one more dimension in front of ``q``, ``k``, ``v``,
-        ``edge_query`` and of the results; its members share ``edge``.
 
     Returns:
         ``out [num_dst, heads, value_channels]``, with ``edge`` also ``edge_out

@@ -241,6 +241,7 @@ class Linear(nn.Linear):
 
 
 def linears(in_channels: int, hidden: int, out_channels: int, layers: int) -> list[Linear]:
+    """The projections of a network of so many layers. Raises: ValueError without a layer."""
     if layers < 1:
         raise ValueError(f"'layers' must be at least 1, got {layers}")
     sizes = [in_channels, *[hidden] * (layers - 1), out_channels]

@@ -58,9 +58,27 @@ def test_swaps_in_place_and_restores() -> None:
     assert len(calls) == 2
     assert [layer.name for layer in report.swapped] == ["first"]
     assert [(layer.name, layer.reason) for layer in report.kept] == [("second", "aggr='mean'")]
-    gatkernels.restore(model)
+    restored = gatkernels.restore(model)
     assert type(model.first) is pyg.GATConv
     assert torch.equal(model(x, EDGES), expected)
+    assert [layer.name for layer in restored.restored] == ["first"]
+    assert str(restored).splitlines() == [
+        "gatkernels: 1 of 1 layers restored",
+        "  first  GATConv  torch_geometric's own",
+    ]
+    assert str(gatkernels.restore(model)) == "gatkernels: no layer to restore"
+
+
+def test_restore_leaves_a_users_own_subclass() -> None:
+    class Mine(ours("GATConv")):  # type: ignore[misc]
+        pass
+
+    model = nn.Sequential(Mine(6, 4))
+    report = gatkernels.restore(model)
+    assert type(model[0]) is Mine
+    assert report.restored == []
+    assert report.kept[0].reason == f"a class of {__name__}, not swapped by accelerate"
+    assert "0  Mine  stays: a class of" in str(report)
 
 
 def test_report_tells_what_was_swapped_and_what_fell_back() -> None:

@@ -174,7 +174,14 @@ struct Launcher {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
+PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, "gatkernels: out of memory");
+    }
+  });
   const Isa isa = choose();
   m.attr("isa") = isa.name;
 #ifdef _OPENMP

@@ -157,7 +157,7 @@ struct Launcher {
 
 }  // namespace
 
-PYBIND11_MODULE(_cuda, m) {
+PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
 #ifndef GK_SIMT
   m.attr("device") = "cuda";
 #else

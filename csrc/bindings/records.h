@@ -2,6 +2,7 @@
 // their order. Tensors are asked for what is needed by their methods, so that no torch is linked;
 // the caller has made them fit and keeps them alive.
 #pragma once
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -13,6 +14,24 @@ namespace gatkernels {
 
 namespace py = pybind11;
 
+// What tensors are asked by, looked up once: a call takes half as long.
+struct TensorMethods {
+  PyObject *data_ptr, *stride, *shape, *zero;
+
+  // The lookup may let another thread have the GIL, which must not then wait for a static's guard.
+  static const TensorMethods& get() {
+    PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<TensorMethods> stored;
+    return stored
+        .call_once_and_store_result([] {
+          const py::object tensor = py::module_::import("torch").attr("Tensor");
+          return TensorMethods{py::object(tensor.attr("data_ptr")).release().ptr(),
+                               py::object(tensor.attr("stride")).release().ptr(),
+                               PyUnicode_InternFromString("shape"), PyLong_FromLong(0)};
+        })
+        .get_stored();
+  }
+};
+
 // A tensor, or None.
 class TensorArgument {
  public:
@@ -20,20 +39,15 @@ class TensorArgument {
 
   void* data() const {
     if (tensor_ == nullptr) return nullptr;
-    static PyObject* const method = method_of_tensors("data_ptr");
-    return reinterpret_cast<void*>(ask(method, 1));
+    return reinterpret_cast<void*>(ask(TensorMethods::get().data_ptr, 1));
   }
   // Of the first dimension
-  int64_t stride() const {
-    static PyObject* const method = method_of_tensors("stride");
-    return ask(method, 2);
-  }
+  int64_t stride() const { return ask(TensorMethods::get().stride, 2); }
   Matrix matrix() const {
     return tensor_ == nullptr ? Matrix{nullptr, 0} : Matrix{data(), stride()};
   }
   py::tuple shape() const {
-    static PyObject* const name = PyUnicode_InternFromString("shape");
-    PyObject* found = PyObject_GetAttr(tensor_, name);
+    PyObject* found = PyObject_GetAttr(tensor_, TensorMethods::get().shape);
     if (found == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::tuple>(found);
   }
@@ -41,13 +55,9 @@ class TensorArgument {
  private:
   PyObject* tensor_;
 
-  static PyObject* method_of_tensors(const char* name) {
-    return py::object(py::module_::import("torch").attr("Tensor").attr(name)).release().ptr();
-  }
-  // What a method says of this tensor, and perhaps of 0: looked up once, it takes half as long.
+  // What a method says of this tensor, and perhaps of 0.
   int64_t ask(PyObject* method, size_t count) const {
-    static PyObject* const zero = PyLong_FromLong(0);
-    PyObject* const arguments[] = {tensor_, zero};
+    PyObject* const arguments[] = {tensor_, TensorMethods::get().zero};
     PyObject* result = PyObject_Vectorcall(method, arguments, count, nullptr);
     if (result == nullptr) throw py::error_already_set();
     const int64_t value = PyLong_AsLongLong(result);

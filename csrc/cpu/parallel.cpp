@@ -99,10 +99,14 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
   if (total < kSmall || threads < 1) threads = 1;
   const int64_t tasks = task_count(rowptr, rows);
 
-  std::vector<int64_t> long_rows(size_t(long_row_limit(rowptr, rows)));
+  // All memory is had here: an exception must not leave the threads' region.
+  const size_t most = size_t(long_row_limit(rowptr, rows));
+  std::vector<int64_t> long_rows(most);
   std::atomic<int64_t> long_count{0};
   std::vector<Chunk> chunks;
+  chunks.reserve(2 * most);  // the last one of a row is shorter
   std::vector<int64_t> first_chunk;
+  first_chunk.reserve(most + 1);
   char* partials = nullptr;
   std::atomic<bool> failed{false};
 

@@ -97,7 +97,10 @@ def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
                 axes.plot([place], [row], linestyle="", markersize=7, fillstyle="none", **look)
     axes.axvline(1.0, color="0.6", linewidth=1)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    smallest = min(case.ratio(peer.name) or 1.0 for case in cases for peer in case.peers)
+    marks = ratio_ticks(smallest, largest)
+    axes.set_xticks(marks, [f"{mark:g}x" for mark in marks])
+    axes.minorticks_off()
     axes.set_yticks(range(len(cases)), [case_label(case) for case in cases], fontsize=9)
     axes.set_ylim(len(cases) - 0.5, -0.7)
     axes.set_xlabel("forward + backward, times as long as ours (hollow: out of memory)")
@@ -108,6 +111,17 @@ def _ratios(plots: Any, cases: Sequence[CaseResult]) -> Any:
         columnspacing=1.2, handletextpad=0.2,
     )  # fmt: skip
     return figure
+
+
+def ratio_ticks(smallest: float, largest: float) -> list[float]:
+    """Round numbers over the range of ratios, few enough that their labels stay apart."""
+    for steps in ((1.0, 1.2, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,)):
+        marks = [step * 10.0**power for power in range(-3, 7) for step in steps]
+        first = max((i for i, mark in enumerate(marks) if mark <= min(smallest, 1.0)), default=0)
+        last = next((i for i, mark in enumerate(marks) if mark >= largest), len(marks) - 1)
+        if last - first < 9:
+            break
+    return [round(mark, 6) for mark in marks[first : max(last, first + 1) + 1]]
 
 
 def _curves(plots: Any, figure_name: str, lines: Sequence[Curve]) -> Any:

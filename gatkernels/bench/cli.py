@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from gatkernels.bench.graphs import GRAPHS
 from gatkernels.bench.peers import PEERS, REFERENCE, Ours, Peer, find
 from gatkernels.extras import MissingExtraError
 from gatkernels.ops import checks
+from gatkernels.progress import progress
 
 DEFAULT_OUT = Path("runs/bench")
 QUICK_SECONDS = 0.6
@@ -96,35 +97,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar over the cases on stderr; plain lines where that is no terminal."""
-    try:
-        from rich import progress as bars
-        from rich.console import Console
-    except ImportError:
-        bars = None  # type: ignore[assignment]
-    if bars is None or not sys.stderr.isatty():
-        shown: list[str] = []
-
-        def line(done: int, text: str) -> None:
-            if shown[-1:] != [text]:
-                print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
-            shown.append(text)
-
-        yield line
-        return
-    columns = (
-        bars.BarColumn(bar_width=24),
-        bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(),
-        bars.TextColumn("{task.description}"),
-    )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done, text: bar.update(task, description=text, completed=done)
-
-
 @dataclass(frozen=True)
 class Job:
     """What one command asks for."""
@@ -170,7 +142,7 @@ def prepare(args: argparse.Namespace) -> AnyJob:
             raise ValueError(f"--{name} goes with --targets")
     try:
         named = None if args.peers is None else [find(name) for name in args.peers]
-    except (KeyError, ImportError, AttributeError) as error:
+    except (KeyError, ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"--peers: {error.args[0]}") from error
     specs = cases.choose(
         cases.QUICK if args.quick else cases.FULL,
@@ -212,7 +184,10 @@ def peers_for(spec: cases.Spec, quick: bool) -> list[Peer]:
 
 
 def execute(job: AnyJob) -> int:
-    """Run and write; 1 where a result was wrong. What is done is saved after every case."""
+    """Run and write; 1 where something was wrong or broke. What is done is saved after every case.
+
+    What cannot be had here (a package, a graph) or needs more memory than there is breaks nothing.
+    """
     with suppress(ValueError):  # only the main thread may handle signals
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     if isinstance(job, minibatch.Job):
@@ -231,9 +206,15 @@ def execute(job: AnyJob) -> int:
         found = measure_layers(job, path)
     report.show(found)
     print(f"written to {', '.join(str(name) for name in write_readable(found, path))}")
-    wrong = [peer.status == "FAIL" for case in found.cases for peer in case.peers]
-    wrong += [one.status == "FAIL" for one in found.targets or []]
-    return int(any(wrong))
+    return int(any(failures(found)))
+
+
+def failures(found: results.Report) -> Iterator[bool]:
+    """Of every case, peer and target, whether it failed; a target's contestant may be too slow."""
+    for case in found.cases:
+        yield case.status == "error"
+        yield from (peer.status in ("FAIL", "error") for peer in case.peers)
+    yield from (one.status == "FAIL" for one in found.targets or [])
 
 
 def measure_layers(job: Job, path: Path) -> results.Report:

@@ -7,6 +7,7 @@ own, without the decorator and named on the command line as `--peers package.mod
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import time
 import warnings
@@ -79,7 +80,7 @@ class Peer:
 
     def layer(self, case: Case, graph: Any) -> Layer:
         """The layer with `case.weights`, bound to `graph`."""
-        raise NotImplementedError
+        raise TypeError(f"the peer '{self.name}' has no method 'layer'")
 
     def prepare(self, case: Case) -> Step:
         start = time.perf_counter()
@@ -87,7 +88,14 @@ class Peer:
         if case.spec.device != "cpu":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        return Step(self.layer(case, graph), case.rotation, seconds)
+        layer = self.layer(case, graph)
+        have = [list(parameter.shape) for parameter in layer.parameters]
+        want = {name: list(weight.shape) for name, weight in case.weights.items()}
+        if [math.prod(shape) for shape in have] != [math.prod(shape) for shape in want.values()]:
+            raise ValueError(
+                f"Layer.parameters must be in the order of case.weights, {want}, got shapes {have}"
+            )
+        return Step(layer, case.rotation, seconds)
 
 
 PEERS: dict[str, Peer] = {}
@@ -100,13 +108,18 @@ def register(cls: type[Peer]) -> type[Peer]:
 
 
 def find(name: str) -> Peer:
-    """A registered peer, or an instance of `package.module:Class`."""
+    """A registered peer, or an instance of `package.module:Class`.
+
+    Raises: KeyError, ImportError, AttributeError or TypeError where there is no such peer.
+    """
     if name in PEERS:
         return PEERS[name]
     module, _, cls = name.partition(":")
     if not cls:
         raise KeyError(f"no peer '{name}'; known: {', '.join(PEERS)}, or package.module:Class")
-    peer: Peer = getattr(importlib.import_module(module), cls)()
+    peer = getattr(importlib.import_module(module), cls)()
+    if not isinstance(peer, Peer) or not isinstance(getattr(peer, "name", None), str):
+        raise TypeError(f"{name} must be a subclass of gatkernels.bench.peers.Peer with a name")
     return peer
 
 
@@ -118,7 +131,15 @@ def address(peer: Peer) -> str:
 
 
 def load(parameter: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """Copy `value` into a layer's parameter and return the parameter."""
+    """Copy `value` into a layer's parameter, reshaped, and return the parameter.
+
+    Raises: ValueError where they do not have as many elements.
+    """
+    if parameter.numel() != value.numel():
+        raise ValueError(
+            f"a weight of shape {list(value.shape)} does not fit a parameter of shape "
+            f"{list(parameter.shape)}"
+        )
     with torch.no_grad():
         parameter.copy_(value.view_as(parameter))
     return parameter

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +13,21 @@ from gatkernels.bench.peers import REFERENCE
 from gatkernels.bench.results import CaseResult, PeerResult, Report
 from gatkernels.bench.targets import Row, Target
 
+#: Of a terminal's 120 columns a case and a peer leave room for eight figures.
+WIDTH = 120
 COLUMNS = (
     "case",
     "peer",
-    "forward ms",
-    "backward ms",
-    "step ms",
+    "forward",
+    "backward",
+    "step",
     "± %",
-    "warm ms",
+    "warm",
     "ours is",
     "naive is",
     "peak MiB",
-    "GB/s",
-    "gathered",
-    "of floor",
-    "graph ms",
-    "first ms",
 )
+TRAFFIC_COLUMNS = ("case", "peer", "GB/s", "gathered", "of floor", "graph", "first")
 LEGEND = (
     "step = forward + backward, on cold caches; ±: interquartile range; warm: the same inputs "
     "again and again; ours is: step over our fastest backend's; naive is: the reference's step "
@@ -70,9 +67,9 @@ def times(ratio: float | None) -> str:
 
 
 def mebibytes(peak: Peak | None) -> str:
-    if peak is None:
+    if peak is None or peak.bytes is None:
         return "-"
-    return peak.reason if peak.bytes is None else f"{peak.bytes / 2**20:,.1f}"
+    return f"{peak.bytes / 2**20:,.1f}"
 
 
 def case_table(found: Sequence[CaseResult]) -> Table:
@@ -80,7 +77,7 @@ def case_table(found: Sequence[CaseResult]) -> Table:
     for case in found:
         label = case_label(case)
         if not case.num_edges:
-            rows.append(_row(label, "", f"{case.status}: {case.reason}"))
+            rows.append(_row(label, "", case.status))
             continue
         rows += [_peer_row(label, case, peer) for peer in case.peers]
         for limit in case.limits:
@@ -102,38 +99,46 @@ def _row(*cells: str) -> list[str]:
 
 def _peer_row(label: str, case: CaseResult, peer: PeerResult) -> list[str]:
     if not peer.timings:
-        reason = {"FAIL": f"FAIL: {peer.reason}", "OOM": "OOM"}.get(
-            peer.status, f"{peer.status}: {peer.reason}"
-        )
-        return _row(label, peer.name, reason)
-    step, floor = peer.timings.get("step"), case.floor("step")
-    measured = ["-"] * 4
-    if step is not None:
-        measured = [
-            f"{step.spread * 100:.0f}",
-            f"{case.compulsory['step'] / step.median / 1e9:.1f}",
-            f"{case.gathered['step'] / step.median / 1e9:.1f}",
-            "-" if floor is None else f"{floor / step.median:.0%}",
-        ]
+        return _row(label, peer.name, peer.status)
+    step = peer.timings.get("step")
     return [
         label,
         peer.name,
         *(ms(peer.timings.get(phase)) for phase in PHASES),
-        measured[0],
+        "-" if step is None else f"{step.spread * 100:.0f}",
         ms(peer.warm),
         times(case.ratio(peer.name)),
         times(case.ratio(REFERENCE, base=peer.name)),
         mebibytes(peer.peak),
-        *measured[1:],
-        milliseconds(peer.graph_seconds),
-        milliseconds(peer.first_call_seconds),
     ]
+
+
+def traffic_table(found: Sequence[CaseResult]) -> Table:
+    """How a step's bytes compare with what the machine moves, and what came before the steps."""
+    rows = []
+    for case in found:
+        for peer in case.peers:
+            step, floor = peer.timings.get("step"), case.floor("step")
+            if step is None:
+                continue
+            rows.append(
+                [
+                    case_label(case),
+                    peer.name,
+                    f"{case.compulsory['step'] / step.median / 1e9:.1f}",
+                    f"{case.gathered['step'] / step.median / 1e9:.1f}",
+                    "-" if floor is None else f"{floor / step.median:.0%}",
+                    milliseconds(peer.graph_seconds),
+                    milliseconds(peer.first_call_seconds),
+                ]
+            )
+    return Table("Bandwidth of a step; graph and first step in ms", TRAFFIC_COLUMNS, rows)
 
 
 def tables(report: Report) -> list[Table]:
     found = []
     if report.cases:
-        found.append(case_table(report.cases))
+        found += [case_table(report.cases), traffic_table(report.cases)]
     if report.epoch:
         found.append(epoch_table(report.epoch))
     if report.targets is not None:
@@ -215,15 +220,14 @@ def epoch_table(epoch: dict[str, Any]) -> Table:
         [name, ms(timing), f"{timing.spread * 100:.0f}", times(timing.median / base)]
         for name, timing in timings.items()
     ]
-    if epoch["reason"]:
-        rows.append(["pyg", epoch["reason"], "", ""])
     title = "The paper's two-layer GAT on Cora: training step + validation"
     return Table(title, ("model", "epoch ms", "± %", "ours is"), rows)
 
 
 def notes(report: Report) -> list[str]:
-    """Where each graph came from, the floors' routines and how far each layer was off."""
+    """What has no time and why; where each graph came from, the floors, how far a layer was off."""
     lines = [LEGEND] if report.cases else []
+    lines += missing(report)
     lines += target_notes(report)
     for case in report.cases:
         if not case.num_edges:
@@ -246,6 +250,24 @@ def notes(report: Report) -> list[str]:
                 "these times are high"
             )
     return lines
+
+
+def missing(report: Report) -> Iterator[str]:
+    """Why a peer has no time or no peak, once for all the cases it is true of."""
+    cases: dict[str, list[str]] = {}
+    for case in report.cases:
+        label = case_label(case)
+        if not case.num_edges:
+            cases.setdefault(f"{case.status}: {case.reason}", []).append(label)
+        for peer in case.peers:
+            if peer.status != "ok":
+                cases.setdefault(f"{peer.name} {peer.status}: {peer.reason}", []).append(label)
+            elif peer.peak is not None and peer.peak.bytes is None:
+                cases.setdefault(f"{peer.name}, no peak: {peer.peak.reason}", []).append(label)
+    for reason, labels in cases.items():
+        yield f"{reason} ({', '.join(dict.fromkeys(labels))})"
+    if report.epoch and report.epoch["reason"]:
+        yield f"The epoch on Cora, PyG: {report.epoch['reason']}"
 
 
 def target_notes(report: Report) -> list[str]:
@@ -342,15 +364,19 @@ def show(report: Report) -> None:
 def show_tables(found: Sequence[Table]) -> None:
     """Print tables, with rich where it is installed; a repeated first cell is left blank."""
     try:
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table as RichTable
     except ImportError:
         for table in found:
             print(f"{table.title}\n\n{markdown_table(table)}\n")
         return
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console() if Console().is_terminal else Console(width=WIDTH)
     for table in found:
-        rich = RichTable(title=table.title, title_justify="left")
+        rich = RichTable(
+            title=table.title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+            show_edge=False,
+        )  # fmt: skip
         for place, column in enumerate(table.columns):
             rich.add_column(column, justify="left" if place < 2 else "right")
         before = None

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gatkernels.experiments import datasets, jobs, runs
+from gatkernels.experiments import datasets, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset, get_preset
 from gatkernels.experiments.training import Training, build_model
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/epochs"), metavar="DIR")
     args = parser.parse_args(arguments)
     try:
-        jobs.check_folder(args.out)
+        runs.check_folder(args.out)
         if args.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {args.epochs}")
         entries = [

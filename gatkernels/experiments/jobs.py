@@ -80,7 +80,7 @@ def prepare(
     options = replace(options, backend=resolved)
     out = out or Path("runs") / f"{preset.dataset}-{preset.model}"
     if world.first:
-        check_folder(out)
+        runs.check_folder(out)
     dataset = datasets.load(
         preset.dataset, data_dir, notice=lambda line: say(console, line), generate=generate
     )
@@ -92,12 +92,17 @@ def say(console: Any, line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
-def check_folder(out: Path) -> None:
-    """Make sure files can be written there before hours are spent. Raises: OSError."""
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / ".part-probe"
-    probe.touch()
-    probe.unlink()
+def refuse_interrupted(out: Path) -> None:
+    """Training anew must not cost what an interrupted one has done. Raises: RunError."""
+    if not (out / runs.STATE).is_file():
+        return
+    state = runs.load_state(out)
+    if not state.get("finished", True):  # states of 0.1 do not say
+        run = state["run"]
+        raise runs.RunError(
+            f"{out} holds an interrupted training, of seed {run['seed']} after epoch "
+            f"{len(run['rows'])}: go on with --resume, or name another folder with --out"
+        )
 
 
 def seed_range(first: int, count: int) -> range:
@@ -141,7 +146,7 @@ def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
     """
     identity = _identity(job, seeds)
     results, current = _begin(job, identity)
-    interrupted = False
+    interrupted, trained = False, False
     with stop_requests() as pressed:
 
         def stopped() -> bool:
@@ -154,7 +159,13 @@ def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
                 if current is not None:
                     run.load_state_dict(current)
                     current = None
-                result = _train(job, run, results, identity, stopped)
+                    if run.finished:
+                        results.append(run.result(_stop(run)))
+                        continue
+                    say(job.console, f"resuming seed {seed} at epoch {run.epoch}")
+                trained = True
+                last = seed == seeds[-1]
+                result = _train(job, run, results, identity, last, stopped)
                 if result is not None:
                     results.append(result)
                 if stopped():
@@ -163,7 +174,11 @@ def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
         except KeyboardInterrupt:
             interrupted = True
     if interrupted:
-        say(job.console, f"interrupted; {len(results)} of {len(seeds)} runs to save")
+        say(job.console, _interruption(results, len(seeds)))
+    elif not trained and job.world.of_first(_written(job.out, results)):
+        what = f"all {len(results)} runs are finished" if len(results) > 1 else "it is finished"
+        say(job.console, f"nothing to resume in {job.out}: {what}")
+        return results, interrupted
     if results and job.world.first:
         progress.print_results(job.console, job.dataset.metric, results)
         paths = runs.save_run(job.out, job.preset, job.dataset, results, job.settings(seeds))
@@ -172,20 +187,45 @@ def execute(job: Job, seeds: Sequence[int]) -> tuple[list[RunResult], bool]:
     return results, interrupted
 
 
+def _interruption(results: Sequence[RunResult], wanted: int) -> str:
+    """What Ctrl-C left, in words."""
+    done = sum(not result.interrupted for result in results)
+    words = f"stopped by Ctrl-C: {done} of {wanted} runs finished"
+    if results and results[-1].interrupted:
+        words += f"; seed {results[-1].seed} is saved as of epoch {results[-1].epochs}"
+    return words
+
+
+def _written(out: Path, results: Sequence[RunResult]) -> bool:
+    """Whether the folder's metrics hold these very runs."""
+    if not (out / runs.METRICS).is_file():
+        return False
+    entries = [(run["seed"], run["epochs"], run["stop"]) for run in runs.read_metrics(out)["runs"]]
+    return all((run.seed, run.epochs, run.stop) in entries for run in results)
+
+
+def _stop(run: Training) -> str:
+    """Why a run is at its end, or that it is not."""
+    if run.stopping.exhausted:
+        return "patience"
+    return "epochs" if run.finished else "interrupted"
+
+
 def _train(
     job: Job,
     run: Training,
     done: list[RunResult],
     identity: dict[str, Any],
+    last: bool,
     stopped: Callable[[], bool],
 ) -> RunResult | None:
-    """Train one seed to its end or to Ctrl-C; None where no epoch was finished."""
+    """Train one seed, the ``last`` or not, to its end or to Ctrl-C; None without a whole epoch."""
 
     def save() -> None:
         if not job.world.first:
             return
         state = {"identity": identity, "done": [vars(r) for r in done], "run": run.state_dict()}
-        runs.save_state(job.out, state)
+        runs.save_state(job.out, {"finished": last and run.finished, **state})
 
     saved = time.monotonic()
     label = f"seed {run.seed}"
@@ -204,9 +244,7 @@ def _train(
     if not run.epoch:
         return None
     save()
-    if run.finished:
-        return run.result("patience" if run.stopping.exhausted else "epochs")
-    return run.result("interrupted")
+    return run.result(_stop(run))
 
 
 @contextmanager
@@ -267,7 +305,6 @@ def _resume(job: Job, identity: dict[str, Any]) -> tuple[list[RunResult], dict[s
             f"{job.out}: cannot resume, it was trained with other {', '.join(differences)}"
         )
     done = [RunResult(**entry) for entry in state["done"]]
-    say(job.console, f"resuming seed {state['run']['seed']} at epoch {len(state['run']['rows'])}")
     return done, state["run"]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gatkernels.experiments.attention import entropy, homophily, uniform_entropy
 from gatkernels.experiments.figures import Picture
@@ -102,13 +102,17 @@ def render(view: View, pictures: dict[str, Picture]) -> str:
         parts.append(f'<section id="{kind}"><h2>{html.escape(heading)}</h2>')
         parts.append(f"<p>{html.escape(reading)}</p>")
         parts.append(f'<p class="says">{html.escape(picture.words)}</p>')
-        parts.append(_figure(picture, heading))
+        parts.append(figure_html(picture, heading))
         if kind == "heads":
             parts.append(_layers(view))
         parts.append("</section>")
     if not view.layers:
         parts.append(f"<p>{model_title(run.preset.model)} has no attention to show.</p>")
-    body = "\n".join(parts)
+    return document(name, "\n".join(parts))
+
+
+def document(name: str, body: str) -> str:
+    """A whole page of that title."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}'
         f'</title><meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
@@ -116,7 +120,7 @@ def render(view: View, pictures: dict[str, Picture]) -> str:
     )
 
 
-def _figure(picture: Picture, heading: str) -> str:
+def figure_html(picture: Picture, heading: str) -> str:
     """The picture inside the page, at its own size in inches."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
@@ -132,29 +136,32 @@ def _layers(view: View) -> str:
     """A table of the layers' attention."""
     columns = ("layer", "heads", "entropy, bits", "uniform, bits", "attention on like neighbours",
                "uniform", "sum of attention, at most off by")  # fmt: skip
-    rows = [_row(columns, "th")]
+    rows = []
     for k, attention in enumerate(view.attentions):
         found = homophily(attention, view.y)
         chooses = attention.degrees() >= 2
         sums = attention.sum_rows(attention.alpha)[attention.degrees() > 0]
         rows.append(
-            _row(
-                (
-                    layer_name(k),
-                    str(attention.heads),
-                    f"{entropy(attention)[chooses].mean():.3f}",
-                    f"{uniform_entropy(attention)[chooses].mean():.3f}",
-                    f"{100 * found.attention.mean():.2f} %",
-                    f"{100 * found.uniform:.2f} %",
-                    f"{(sums - 1).abs().max():.0e}",
-                ),
-                "td",
+            (
+                layer_name(k),
+                str(attention.heads),
+                f"{entropy(attention)[chooses].mean():.3f}",
+                f"{uniform_entropy(attention)[chooses].mean():.3f}",
+                f"{100 * found.attention.mean():.2f} %",
+                f"{100 * found.uniform:.2f} %",
+                f"{(sums - 1).abs().max():.0e}",
             )
         )
-    return f"<table>{''.join(rows)}</table>"
+    return table_html(columns, rows)
 
 
-def _row(cells: Any, tag: str) -> str:
+def table_html(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column names its rows."""
+    lines = [_row(columns, "th"), *(_row(row, "td") for row in rows)]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
     first, *rest = (html.escape(cell) for cell in cells)
     numbers = "".join(f'<{tag} class="number">{cell}</{tag}>' for cell in rest)
     return f"<tr><th>{first}</th>{numbers}</tr>"

@@ -49,6 +49,9 @@ def from_folder(name: str, data_dir: Path, option: str) -> Dataset:
                 target.mkdir(parents=True)
                 for file in files:
                     shutil.copyfile(raw / file, target / file)
+                with warnings.catch_warnings():  # about old names of scipy's modules
+                    warnings.simplefilter("ignore")
+                    sources.check_pickles(target, name)  # PyG's loader would run what they say
                 _open(planetoid, name, work)
         return _read(planetoid, name, root, f"{TITLES[name]} from {option}")
     except Exception as error:  # a damaged pickle can raise anything

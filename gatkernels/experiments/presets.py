@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -73,6 +74,30 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+#: Options that only some models read, and the models.
+_READ_BY = {
+    "heads": ATTENTION,
+    "out_heads": ATTENTION,
+    "residual": ATTENTION,
+    "negative_slope": ("gat", "gatv2"),
+    "feature_dropout": ("gat",),
+}
+#: Data sets of several graphs.
+_BATCHED = ("ppi",)
+
+
+def check_options(dataset: str, model: str, names: Iterable[str]) -> None:
+    """Raises: ValueError where an option that was chosen has no effect."""
+    for name in names:
+        flag = "--" + name.replace("_", "-")
+        if model not in _READ_BY.get(name, MODELS):
+            raise ValueError(
+                f"{flag} has no effect on {model}; it is for {', '.join(_READ_BY[name])}"
+            )
+        if name == "batch" and dataset.lower() not in _BATCHED:
+            raise ValueError(f"{flag} has no effect on {dataset}, which is one graph")
 
 
 def preset_options() -> list[Any]:
@@ -174,6 +199,7 @@ PUBLISHED: dict[tuple[str, str], Published] = {
     ("cora", "gcn"): Published(81.5, None, _GCN_PAPER),
     ("citeseer", "gcn"): Published(70.3, None, _GCN_PAPER),
     ("pubmed", "gcn"): Published(79.0, None, _GCN_PAPER),
+    ("ppi", "gcn"): Published(50.9, 2.5, "DGL's tutorial"),
     ("cora", "mlp"): Published(55.1, None, _GCN_PAPER),
     ("citeseer", "mlp"): Published(46.5, None, _GCN_PAPER),
     ("pubmed", "mlp"): Published(71.4, None, _GCN_PAPER),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gatkernels.experiments import jobs, runs
-from gatkernels.experiments.presets import PUBLISHED, get_preset
+from gatkernels.experiments.presets import PUBLISHED, Preset, get_preset
 from gatkernels.experiments.training import Options, RunResult
 from gatkernels.extras import require, versions
 
@@ -50,7 +50,8 @@ def reproduce(
             goes to ``out/<data set>-<model>``.
         data_dir: As in :func:`gatkernels.experiments.datasets.load`.
         quiet: No progress bars.
-        resume: Keep the cells that an earlier call finished there, and go on from where it was.
+        resume: Keep the cells that an earlier call finished there, those of other data sets, models
+            or numbers of seeds too, and go on from where it was.
 
     Returns:
         Whether Ctrl-C cut it short; what was finished by then is in the table.
@@ -58,7 +59,9 @@ def reproduce(
     Raises: ValueError, OSError, BackendUnavailable or MissingExtraError about the choices.
     """
     presets = [get_preset(*cell) for cell in cells]  # every name is checked before any training
-    jobs.check_folder(out)
+    runs.check_folder(out)
+    for preset in presets if not resume else ():
+        jobs.refuse_interrupted(out / f"{preset.dataset}-{preset.model}")
     results: dict[str, Any] = {
         "format": runs.FORMAT,
         "settings": {
@@ -74,11 +77,12 @@ def reproduce(
         "cells": [],
     }
     console = require("rich.console", "rich").Console(highlight=False)
-    finished = _finished(out, seeds) if resume else {}
+    earlier = _earlier(out) if resume else {}
+    asked = {f"{preset.dataset}-{preset.model}": preset for preset in presets}
+    results["cells"] = [cell for name, cell in earlier.items() if name not in asked]
     interrupted = False
-    for preset in presets:
-        name = f"{preset.dataset}-{preset.model}"
-        if (cell := finished.get(name)) is not None and cell["config"] == preset.to_dict():
+    for name, preset in asked.items():
+        if (cell := earlier.get(name)) is not None and _finished(cell, preset, seeds):
             results["cells"].append(cell)
             continue
         jobs.say(console, f"{name}:")
@@ -97,19 +101,24 @@ def reproduce(
     return interrupted
 
 
-def _finished(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """The cells of an earlier table that hold all the seeds. Raises: RunError."""
+def _finished(cell: dict[str, Any], preset: Preset, seeds: Sequence[int]) -> bool:
+    """Whether a cell of an earlier table holds all the seeds, trained alike."""
+    entries = cell["runs"]
+    return (
+        cell["config"] == preset.to_dict()
+        and [run["seed"] for run in entries] == list(seeds)
+        and all(run["stop"] != "interrupted" for run in entries)
+    )
+
+
+def _earlier(out: Path) -> dict[str, Any]:
+    """The cells of an earlier table by name. Raises: RunError."""
     path = out / RESULTS
     if not path.is_file():
         return {}
     try:
         cells = json.loads(path.read_text())["cells"]
-        return {
-            f"{cell['dataset']['name']}-{cell['model']}": cell
-            for cell in cells
-            if [run["seed"] for run in cell["runs"]] == list(seeds)
-            and all(run["stop"] != "interrupted" for run in cell["runs"])
-        }
+        return {f"{cell['dataset']['name']}-{cell['model']}": cell for cell in cells}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise runs.RunError(f"{path}: cannot be resumed: {error}") from error
 

@@ -30,7 +30,8 @@ import os
 import pickle
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -271,17 +272,39 @@ def write_json(path: Path, content: Any) -> Path:
     return write(path, lambda part: part.write_text(text))
 
 
+@contextmanager
+def folder_of(path: Path) -> Iterator[None]:
+    """``path`` is a folder; what of it was created and has nothing in it at the end goes again."""
+    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # as soon as one is not empty
+            for folder in absent:
+                folder.rmdir()
+
+
+def check_folder(out: Path) -> None:
+    """Make sure files can be written there before hours are spent. Raises: OSError."""
+    with folder_of(out):
+        probe = out / ".part-probe"
+        probe.touch()
+        probe.unlink()
+
+
 def write(path: Path, save: Callable[[Path], object]) -> Path:
     """Write beside ``path`` and rename, so that a reader never meets half a file.
 
     Raises: OSError, also where ``torch.save`` has its own error.
     """
     part = path.with_name(f".part-{path.name}")
-    try:
-        save(part)
-        part.replace(path)
-    except RuntimeError as error:
-        raise OSError(f"{path} cannot be written: {_reason(error)}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with folder_of(path.parent):
+        try:
+            save(part)
+            part.replace(path)
+        except RuntimeError as error:
+            raise OSError(f"{path} cannot be written: {_reason(error)}") from error
+        finally:
+            part.unlink(missing_ok=True)
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 CONNECT_SECONDS = 10.0
 TOTAL_SECONDS = 60.0
@@ -89,6 +91,41 @@ def digest(folder: Path, files: Sequence[str]) -> str:
 def _verify(key: str, folder: Path, files: Sequence[str], origin: str) -> None:
     if digest(folder, files) != DIGESTS[key]:
         raise SourceError(f"{origin} sent other contents than expected")
+
+
+#: What the pickles of a Planetoid data set are made of, by the names of old and new libraries.
+_PLANETOID_NAMES = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("scipy.sparse.csr", "csr_matrix"),
+    ("scipy.sparse._csr", "csr_matrix"),
+    ("collections", "defaultdict"),
+    *((module, name) for module in ("__builtin__", "builtins") for name in ("list", "object")),
+    *((module, "_reconstructor") for module in ("copy_reg", "copyreg")),
+    ("_codecs", "encode"),
+}
+
+
+class _ArraysAlone(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLANETOID_NAMES:
+            raise pickle.UnpicklingError(f"unexpected {module}.{name}")
+        return super().find_class(module, name)
+
+
+def check_pickles(folder: Path, name: str) -> None:
+    """That the pickles of a Planetoid data set hold arrays, matrices and lists, and run nothing.
+
+    Raises: pickle.UnpicklingError, which names the file.
+    """
+    for file in planetoid_files(name)[:-1]:  # the last one is text
+        with (folder / file).open("rb") as opened:
+            try:
+                _ArraysAlone(opened, encoding="latin1").load()
+            except Exception as error:  # a damaged pickle can raise anything
+                raise pickle.UnpicklingError(f"{file}: {error}") from error
 
 
 def find_planetoid(data_dir: Path, name: str) -> Path | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,30 @@ from gatkernels.backends import native
 from gatkernels.bench import cases, charts, compare, curves, measure, memory, report, results, run
 from gatkernels.bench import cli as bench_cli
 from gatkernels.bench.cases import Spec
-from gatkernels.bench.peers import PEERS
+from gatkernels.bench.peers import PEERS, Layer, Peer, load
 
 SMALL = "power-law:400"
+README = Path(__file__).parents[2] / "bench" / "README.md"
+OWN_LAYER = """
+import torch
+from torch import nn
+from gatkernels import Graph, gat_attention
+
+class FastGAT(nn.Module):
+    def __init__(self, inputs, channels, heads):
+        super().__init__()
+        self.shape = heads, channels
+        self.projection = nn.Parameter(torch.empty(heads * channels, inputs))
+        self.a_src = nn.Parameter(torch.empty(heads, channels))
+        self.a_dst = nn.Parameter(torch.empty(heads, channels))
+        self.bias = nn.Parameter(torch.empty(heads * channels))
+
+    def forward(self, x, edges):
+        h = (x @ self.projection.T).unflatten(1, self.shape)
+        graph = Graph.from_edge_index(edges, x.shape[0])
+        scores = (h * self.a_src).sum(-1), (h * self.a_dst).sum(-1)
+        return gat_attention(graph, h, *scores).flatten(1) + self.bias
+"""
 
 
 def case_result(step: float, spread: float = 0.0, **peers: float) -> results.CaseResult:
@@ -71,11 +94,42 @@ def test_environment_says_what_decides_a_result() -> None:
 
 def test_table_says_what_was_measured() -> None:
     text = report.markdown(a_report(case_result(0.5, dgl=2.0)))
-    row = next(line for line in text.splitlines() if "| dgl |" in line)
-    assert [cell.strip() for cell in row.split("|")[3:12]] == [
-        "2,000", "2,000", "2,000", "0", "-", "4.0x", "-", "1.0", "0.5",
+    times, traffic = (line for line in text.splitlines() if "| dgl |" in line)
+    assert [cell.strip() for cell in times.split("|")[3:11]] == [
+        "2,000", "2,000", "2,000", "0", "-", "4.0x", "-", "1.0",
     ]  # fmt: skip
+    assert traffic.split("|")[3].strip() == "0.5"
     assert "| pyg | OOM |" in text
+    assert "- pyg OOM: too big (cora gat 8x8)" in text
+
+
+def test_tables_fit_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a case has a long name, and a peer a long reason for having no time."""
+    pytest.importorskip("rich")
+    found = case_result(12.345, 0.1, **{"gatkernels-triton": 23.4, "pyg-compiled": 345.6})
+    found.name, found.scale = "communities-shuffled gatv2 8x16 bfloat16", 1 / 32
+    found.peers.append(results.PeerResult("mine", "error", "TypeError: " + "so " * 60 + "long"))
+    report.show_tables(report.tables(a_report(found)))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= report.WIDTH
+    assert not any("so so" in line for line in lines)
+    for name in ("gatkernels-triton", "pyg-compiled", "345,600"):
+        assert any(name in line for line in lines)
+    (note,) = [line for line in report.missing(a_report(found)) if line.startswith("mine error")]
+    assert note.endswith("long (communities-shuffled /32 gatv2 8x16 bfloat16)")
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest"),
+    [(1.0, 1.0), (0.93, 1.21), (0.5, 1.4), (1.0, 70.0), (0.01, 900.0), (1.0, 1e6)],
+)
+def test_ticks_of_ratios(smallest: float, largest: float) -> None:
+    ticks = charts.ratio_ticks(smallest, largest)
+    assert ticks == sorted(set(ticks))
+    assert 2 <= len(ticks) <= 10
+    assert ticks[0] <= min(smallest, 1.0)
+    assert ticks[-1] >= largest
+    assert 1.0 in ticks
 
 
 def test_compare_knows_noise() -> None:
@@ -147,7 +201,9 @@ def test_command_writes_its_files(
     timings = stored["cases"][0]["peers"][1]["timings"]
     assert timings["step"]["median"] >= timings["step"]["q1"] > 0
     assert "| tiny gat 8x8 | right |" in (out / "results.md").read_text()
-    assert "written to" in capsys.readouterr().out
+    text = capsys.readouterr()
+    assert "written to" in text.out
+    assert text.err.splitlines()[-1] == "[2/2] done"
     files = [str(out / "results.json")] * 2
     assert cli.main(["bench", "--compare", *files]) == 0
     assert "same" in capsys.readouterr().out
@@ -155,10 +211,51 @@ def test_command_writes_its_files(
     assert cli.main([*wrong, "--no-memory", "--threads", threads, "--out", str(out)]) == 1
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_peer_that_copies_its_weights_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer of `bench/README.md` as it stands, around a layer that knows nothing of PyG's."""
+    recipe = re.search(r"```python\n(# mine\.py.*?)```", README.read_text(), re.DOTALL)
+    assert recipe is not None
+    (tmp_path / "mine.py").write_text(recipe[1])
+    (tmp_path / "my_layers.py").write_text(OWN_LAYER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ["bench", "--quick", "--peers", "reference", "mine:Mine", "--seconds", "0.01"]
+    arguments += ["--no-memory", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(cases, "QUICK", [Spec("tiny")])
+    assert cli.main(arguments) == 0
+    (found,) = results.load(tmp_path / "out" / "results.json").cases
+    assert [peer.status for peer in found.peers] == ["ok", "ok"]
+
+    monkeypatch.setattr(cases, "QUICK", [Spec("tiny", layer="gatv2")])  # it has three weights
+    assert cli.main(arguments) == 1
+    (found,) = results.load(tmp_path / "out" / "results.json").cases
+    assert [peer.status for peer in found.peers] == ["ok", "error"]
+
+
+def test_parameters_in_another_order_are_named() -> None:
+    class Mixed(Peer):
+        name = "mixed"
+
+        def layer(self, case: cases.Case, graph: Any) -> Layer:
+            right = PEERS["reference"].layer(case, PEERS["reference"].graph(case))
+            return Layer(right.call, right.parameters[::-1])
+
+    with pytest.raises(ValueError, match=r"in the order of case\.weights, \{'lin': \[64, 12\]"):
+        Mixed().prepare(cases.build(Spec("tiny")))
+    with pytest.raises(TypeError, match="the peer 'bare' has no method 'layer'"):
+        type("Bare", (Peer,), {"name": "bare"})().prepare(cases.build(Spec("tiny")))
+    with pytest.raises(ValueError, match=r"shape \[3\] does not fit .* shape \[2, 2\]"):
+        load(torch.nn.Parameter(torch.zeros(2, 2)), torch.zeros(3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--peers", "nobody"], "no peer 'nobody'"),
+        (["--peers", "odd_peers:os"], "not callable"),
+        (["--peers", "pathlib:Path"], "must be a subclass of gatkernels.bench.peers.Peer"),
         (["--peers", "no.such.module:Class"], "No module named"),
         (["--graphs", "nothing"], "no graph 'nothing'"),
         (["--shapes", "8by8"], "heads x channels"),

@@ -17,6 +17,7 @@ from test_attention import random_attention, uniform_attention
 from gatkernels import cli
 from gatkernels.experiments import attention as A
 from gatkernels.experiments import figures, plots, runs
+from gatkernels.experiments.comparison import Comparison
 from gatkernels.experiments.figures import FIGURES, Choice
 from gatkernels.experiments.view import View
 
@@ -112,6 +113,22 @@ def test_entropy(axes):
     expected = np.histogram(A.entropy(attention)[chooses, 1], edges)[0]
     assert outline.tolist() == expected.tolist()
     assert f"mean {A.entropy(attention)[chooses, 1].mean():.2f}" in axes.texts[0].get_text()
+
+
+def test_the_entropies_text_lies_above_the_bars():
+    """Also where panels share their heights and one has its tallest bar at the right."""
+    left, right = Figure(figsize=(5, 2)).subplots(1, 2, sharey=True)
+    attention = random_attention()
+    plots.entropy(attention, 0, left)
+    plots.entropy(uniform_attention(torch.stack([torch.arange(90) % 9, torch.arange(90) // 10]), 9),
+                  0, right)  # fmt: skip
+    canvas = FigureCanvasAgg(left.figure)
+    canvas.draw()  # limits of axes are settled by then
+    renderer = canvas.get_renderer()
+    for axes in (left, right):
+        text = axes.texts[0].get_window_extent(renderer)
+        tallest = max(patch.get_window_extent(renderer).y1 for patch in axes.patches)
+        assert text.y0 > tallest
 
 
 def test_uniform_attention_fills_the_histogram(axes):
@@ -289,7 +306,10 @@ class Page(html.parser.HTMLParser):
 def test_report(trained, capsys):
     folder = trained("cora", "--epochs", 3, "--hidden", 4)
     assert run("report", folder) == 0
-    assert capsys.readouterr().out == "wrote run/report.html\n"
+    shown = capsys.readouterr()
+    assert shown.out == "wrote run/report.html\n"
+    steps = [f"[{done}/{len(FIGURES)}] {kind}" for done, kind in enumerate([*FIGURES, "done"])]
+    assert shown.err.splitlines() == steps
     text = (folder / "report.html").read_text("utf-8")
     page = Page(text)
     assert len(page.headings) == len(page.images) == len(FIGURES)
@@ -304,6 +324,69 @@ def test_report(trained, capsys):
     assert "nan" not in text.split("<body>")[1].replace(";base64", "").lower().split("data:")[0]
     history = runs.load_run(folder).history
     assert f"{history['test_score']:.2%}" in text
+
+
+@pytest.fixture
+def two_runs(data_folder, capsys):
+    """Folders of a GAT of two seeds and a GCN on the same small files."""
+    for model, seeds in (("gat", 2), ("gcn", 1)):
+        args = ["--model", model, "--seeds", seeds, "--epochs", 4 + seeds, "--hidden", 4]
+        assert run("train", "ppi", *args, "--quiet", "--data", data_folder, "--out", model) == 0
+    capsys.readouterr()
+    return [Path("gat"), Path("gcn")]
+
+
+def test_curves_of_several_runs(two_runs, capsys):
+    picture = Comparison(two_runs).picture()
+    check_page(picture.figure)
+    lower = picture.figure.axes[1]
+    lines = [drawn for drawn in lower.lines if drawn.get_linestyle() != "None"]
+    runs_of = [entry for folder in two_runs for entry in runs.read_metrics(folder)["runs"]]
+    assert [len(drawn.get_xdata()) for drawn in lines] == [entry["epochs"] for entry in runs_of]
+    for drawn, entry in zip(lines, runs_of, strict=True):
+        np.testing.assert_allclose(
+            drawn.get_ydata(), np.multiply(100, entry["curves"]["val_score"])
+        )
+    legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert legend == ["GAT", "GCN"]
+    assert run("plot", "curves", *two_runs) == 0
+    assert f"curves: {picture.words}" in capsys.readouterr().out
+    out = Path("runs/comparison")
+    assert {path.name for path in out.iterdir()} == {"curves.png", "curves.svg"}
+
+
+def test_report_of_several_runs(two_runs, capsys):
+    assert run("report", *two_runs) == 0
+    assert capsys.readouterr().out == "wrote runs/comparison/report.html\n"
+    page = Page(Path("runs/comparison/report.html").read_text("utf-8"))
+    assert len(page.images) == 1
+    (gat, gcn) = Comparison(two_runs).rows()
+    assert gat[:2] == ("gat", "GAT, 3 layers of 4 x 4")
+    assert gcn[:2] == ("gcn", "GCN, 3 layers of 4")
+    summary = runs.read_metrics("gat")["summary"]
+    mean, std = summary["test_score_mean"], summary["test_score_std"]
+    assert gat[2:4] == (f"{100 * mean:.2f} ± {100 * std:.2f} %", "2")
+    assert "±" not in gcn[2]
+    text = Path("runs/comparison/report.html").read_text("utf-8")
+    assert all(f">{cell}</t" in text for row in (gat, gcn) for cell in row)
+
+
+def test_runs_of_one_kind_are_told_apart_and_others_refused(two_runs, trained, capsys):
+    Path("again").symlink_to("gat")
+    assert Comparison([two_runs[0], Path("again")]).names == ["GAT, gat", "GAT, again"]
+    cora = trained("cora", "--epochs", 1)
+    for args, message in [
+        (("plot", "entropy", *two_runs), "entropy draws one run, got 2; curves takes several"),
+        (("plot", "curves", "gat", "gat"), "the same run is named twice"),
+        (("plot", "curves", "gat", cora), "on one data set, these are on PPI, Cora"),
+        (("report", "gat", "absent"), "absent: not the folder of a run"),
+        (("report", *two_runs, "--out", "gat"), "is a folder; --out takes a file"),
+        (("plot", "curves", *two_runs, "--layer", 1), "--layer goes with one run, got 2"),
+        (("report", *two_runs, "--data", "x"), "--data goes with one run, got 2"),
+    ]:
+        assert run(*args) == 2, args
+        assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_network_without_attention(trained, capsys):
@@ -377,5 +460,5 @@ def test_broken_weights_are_one_line(trained, capsys):
     assert run("plot", "entropy", folder) == 2
     assert "checkpoint.pt: cannot be read" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {
-        "curves.png", "metrics.json", "plots", "state.pt",
+        "curves.png", "metrics.json", "state.pt",
     }  # fmt: skip

@@ -90,7 +90,7 @@ def test_verdict(mean, std, expected):
     assert reproduce.verdict({"test_score_mean": mean}, None) == ""
 
 
-def test_interrupted_table_keeps_what_is_done(data_folder, short_runs, monkeypatch):
+def test_interrupted_table_keeps_what_is_done(data_folder, short_runs, monkeypatch, capsys):
     step = Training.step
 
     def interrupted_step(self):
@@ -101,6 +101,7 @@ def test_interrupted_table_keeps_what_is_done(data_folder, short_runs, monkeypat
     monkeypatch.setattr(Training, "step", interrupted_step)
     args = ["--datasets", "cora", "--models", "gat", "gcn", "mlp", "--seeds", 1]
     assert run(*args, "--data", data_folder, "--quiet", "--out", "out") == 130
+    assert capsys.readouterr().out.endswith("with --resume goes on from there\n")
     results = json.loads(Path("out/results.json").read_text())
     assert [cell["model"] for cell in results["cells"]] == ["gat"]
     before = results["cells"][0]
@@ -118,6 +119,11 @@ def test_interrupted_table_keeps_what_is_done(data_folder, short_runs, monkeypat
     assert [cell["model"] for cell in results["cells"]] == ["gat", "gcn", "mlp"]
     assert results["cells"][0] == before
     assert trained == ["gcn", "mlp"]
+    more = ["--datasets", "photo", "--models", "gat", "--seeds", 2, "--data", data_folder]
+    assert run(*more, "--quiet", "--out", "out", "--resume") == 0
+    cells = json.loads(Path("out/results.json").read_text())["cells"]
+    names = [(cell["dataset"]["name"], cell["model"], len(cell["runs"])) for cell in cells]
+    assert names == [*(("cora", m, 1) for m in ("gat", "gcn", "mlp")), ("photo", "gat", 2)]
     Path("out/results.json").write_text("[]")
     assert run(*args, "--data", data_folder, "--out", "out", "--resume") == 2
 

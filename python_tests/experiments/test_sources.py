@@ -123,6 +123,27 @@ def test_folder_without_files(tmp_path):
         datasets.load("cora", tmp_path)
 
 
+class _Touch:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("part", sources.PLANETOID_PARTS[:-1])
+def test_a_pickle_that_would_run_code_is_not_read(part, tmp_path, cache):
+    write_planetoid(tmp_path / "data", "cora")
+    made = tmp_path / "made"
+    (tmp_path / "data" / f"ind.cora.{part}").write_bytes(pickle.dumps(_Touch(made)))
+    with pytest.raises(datasets.DatasetError, match=rf"ind\.cora\.{part}: unexpected \S+\.\S+"):
+        datasets.load("cora", tmp_path / "data")
+    assert not made.exists()
+    assert list(cache.rglob("ind.*")) == []
+
+
 def test_damaged_folder(tmp_path, cache):
     raw = write_planetoid(tmp_path / "Cora" / "raw", "cora")
     (raw / "ind.cora.allx").write_bytes(b"<html>")

@@ -143,7 +143,16 @@ def test_interrupt_saves_and_resume_goes_on(data, train, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_at(patch, seed=1, epoch=3)
         assert train(*args, "--out", "cut") == 130
-    assert "interrupted; 2 of 3 runs" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "stopped by Ctrl-C: 1 of 3 runs finished; seed 1 is saved as of epoch 3" in text
+    assert text.endswith("the same command with --resume goes on from there\n")
+    before = {path.name: path.read_bytes() for path in Path("cut").iterdir()}
+    assert train(*args, "--out", "cut") == 2
+    assert capsys.readouterr().err == (
+        "gatkernels train: error: cut holds an interrupted training, of seed 1 after epoch 3: go "
+        "on with --resume, or name another folder with --out\n"
+    )
+    assert {path.name: path.read_bytes() for path in Path("cut").iterdir()} == before
     assert [entry["stop"] for entry in metrics_of("cut")["runs"]] == ["epochs", "interrupted"]
     assert [entry["epochs"] for entry in metrics_of("cut")["runs"]] == [6, 3]
     assert train(*args, "--out", "cut", "--resume") == 0
@@ -175,7 +184,24 @@ def test_resume_for_longer(train, capsys):
     assert train("cora", "--epochs", 4, "--out", "out") == 0
     assert train("cora", "--epochs", 6, "--out", "out", "--resume") == 0
     assert curves_of("out") == curves_of("whole")
-    assert train("cora", "--epochs", 6, "--out", "out", "--resume") == 0  # nothing left to do
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    assert train("cora", "--epochs", 6, "--out", "out", "--resume") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["nothing to resume in out: it is finished"]
+    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == before
+    (Path("out") / "metrics.json").unlink()  # as where it was killed before it was written
+    assert train("cora", "--epochs", 6, "--out", "out", "--resume") == 0
+    assert curves_of("out") == curves_of("whole")
+
+
+def test_resume_with_more_seeds_and_with_fewer(train, capsys):
+    args = ["cora", "--epochs", 2, "--hidden", 4]
+    assert train(*args, "--seeds", 3, "--out", "whole") == 0
+    assert train(*args, "--seeds", 2, "--out", "out") == 0
+    assert train(*args, "--seeds", 3, "--out", "out", "--resume") == 0
+    assert curves_of("out") == curves_of("whole")
+    assert train(*args, "--seeds", 1, "--out", "out", "--resume") == 0
+    assert "nothing to resume in out: all 2 runs are finished" in capsys.readouterr().out
     assert curves_of("out") == curves_of("whole")
 
 
@@ -191,6 +217,7 @@ def test_resume_of_another_run_is_refused(train, capsys):
         assert train("--out", "out", "--resume", *args) == 2
         assert message in capsys.readouterr().err
     assert (Path("out") / "metrics.json").read_bytes() == before
+    assert not Path("empty").exists()
 
 
 def test_tensorboard(train):
@@ -229,6 +256,10 @@ def test_lost_values_stay_valid_json(train):
         (["physics"], "no Coauthor Physics there; expected"),
         (["cora", "--out", "file"], "file"),
         (["cora", "--out", "file/below"], "file"),
+        (["cora", "--batch", "3"], "--batch has no effect on cora, which is one graph"),
+        (["cora", "--model", "mlp", "--heads", "2"], "--heads has no effect on mlp; it is for gat"),
+        (["cora", "--model", "gcn", "--residual"], "--residual has no effect on gcn"),
+        (["cora", "--model", "transformer", "--negative-slope", "0"], "it is for gat, gatv2"),
     ],
 )
 def test_bad_input_is_one_line(args, message, train, capsys):
@@ -238,6 +269,7 @@ def test_bad_input_is_one_line(args, message, train, capsys):
     assert message in error
     assert error.startswith("gatkernels train: error:")
     assert "\n" not in error
+    assert [path.name for path in Path().iterdir()] == ["file"]
 
 
 @pytest.mark.filterwarnings("ignore:.*is no longer used as device type")
@@ -266,13 +298,14 @@ def test_a_folder_that_goes_away_is_one_line(train, monkeypatch, capsys):
     step = Training.step
 
     def careless_step(self):
-        shutil.rmtree("out")
+        shutil.rmtree("out", ignore_errors=True)
+        Path("out").write_text("")
         return step(self)
 
     monkeypatch.setattr(Training, "step", careless_step)
     assert train("cora", "--epochs", 1, "--out", "out", "--quiet") == 2
     error = capsys.readouterr().err.strip()
-    assert "state.pt cannot be written" in error
+    assert "File exists: 'out'" in error
     assert "\n" not in error
 
 
@@ -283,7 +316,7 @@ def test_a_disk_that_fills_up_is_one_line(train, monkeypatch, capsys):
     monkeypatch.setattr(torch, "save", full)
     assert train("cora", "--epochs", 1, "--out", "out") == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert not list(Path("out").iterdir())
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("args", [[], ["train"], ["fly"], ["train", "cora", "--epochs", "x"]])

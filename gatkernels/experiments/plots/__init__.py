@@ -1,6 +1,7 @@
 """The plots of an experiment. Each takes and returns matplotlib axes; none needs a display."""
 
 from gatkernels.experiments.plots.attention import entropy, head_overlap, homophily
+from gatkernels.experiments.plots.comparison import comparison
 from gatkernels.experiments.plots.curves import curves, loss, score
 from gatkernels.experiments.plots.degrees import accuracy_by_degree, degrees, in_degrees
 from gatkernels.experiments.plots.embedding import project, strongest, tsne
@@ -10,6 +11,7 @@ from gatkernels.experiments.plots.style import class_style
 __all__ = [
     "accuracy_by_degree",
     "class_style",
+    "comparison",
     "curves",
     "degrees",
     "entropy",

@@ -57,6 +57,7 @@ def entropy(attention: Attention, head: int = 0, axes: Any = None, *, bins: int 
     axes.hist(learned, edges, histtype="step", color=BLUE, linewidth=1.4, label="learned attention")
     axes.set(xlabel="entropy (bits)", ylabel="nodes")
     axes.set_xlim(0, edges[-1])
+    axes.margins(y=0.4)  # room for the text above the bars, where axes share their heights, too
     axes.text(
         0.98, 0.96, f"mean {learned.mean():.2f}\nuniform {uniform.mean():.2f}",
         transform=axes.transAxes, ha="right", va="top", fontsize=8, color=GREY,

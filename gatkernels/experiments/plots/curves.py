@@ -85,16 +85,17 @@ def _draw(
     run: dict[str, Any] = next(run for run in metrics["runs"] if run["seed"] == kept)
     for other in metrics["runs"]:
         if other is not run:
-            axes.plot(*_line(other, f"val_{quantity}", scale), **FAINT)
+            axes.plot(*line(other, f"val_{quantity}", scale), **FAINT)
     dots = {"marker": "o", "markersize": 4} if run["epochs"] == 1 else {}  # one point is no line
-    axes.plot(*_line(run, f"train_{quantity}", scale), label=train, **TRAIN, **dots)
-    axes.plot(*_line(run, f"val_{quantity}", scale), label="validation", **VALIDATION, **dots)
+    axes.plot(*line(run, f"train_{quantity}", scale), label=train, **TRAIN, **dots)
+    axes.plot(*line(run, f"val_{quantity}", scale), label="validation", **VALIDATION, **dots)
     axes.axvline(run["best_epoch"], color=GREY, linestyle="--", linewidth=1.0)
     axes.margins(x=0.01)
     plain(axes)
     return run
 
 
-def _line(run: dict[str, Any], name: str, scale: float) -> tuple[range, list[float]]:
+def line(run: dict[str, Any], name: str, scale: float) -> tuple[range, list[float]]:
+    """Epochs, and the run's curve of that name times ``scale``."""
     values = [float("nan") if value is None else scale * value for value in run["curves"][name]]
     return range(1, len(values) + 1), values
