@@ -17,18 +17,20 @@ from gatkernels.bench.peers import import_failure
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-#: Pages whose snippets run; the tutorial's and the README's have tests of their own.
+#: Pages whose snippets run; the tutorial's and the README's have tests of their own, and what
+#: several processes run is examples/distributed.py.
 PAGES = sorted(
     page
     for page in DOCS.rglob("*.md")
     if "results" not in page.parts and "```python" in page.read_text()
-    if page.name not in ("tutorial.md", "benchmarks.md")
+    if page.name not in ("tutorial.md", "benchmarks.md", "distributed.md")
 )
 #: Modules that users import from.
 PUBLIC = (
     "gatkernels",
     "gatkernels.nn",
     "gatkernels.models",
+    "gatkernels.distributed",
     "gatkernels.testing",
     "gatkernels.fuzz",
     "gatkernels.reference",

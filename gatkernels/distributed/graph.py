@@ -164,8 +164,10 @@ class ShardedGraph(Graph):
             exchange, group, timeout, self_loops: As :meth:`from_edge_index`.
             device: Where the graph is to be.
 
-        Raises: As :meth:`from_edge_index`; FileNotFoundError, ValueError where the folder holds no
-            partition or another number of parts, or a file is not the one that was written.
+        Raises:
+            FileNotFoundError: The folder holds no partition.
+            ValueError: It has another number of parts, or a file is not the one that was written.
+            RuntimeError, TypeError, RankError: As :meth:`from_edge_index`.
         """
         op = "ShardedGraph.load"
         peers = peers_of(group, timeout, op)
