@@ -11,7 +11,12 @@ import pytest
 from gatkernels.bench.peers import import_failure
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py") if path.stem != "communities")
+#: What is run by several processes has tests in python_tests/distributed.
+SCRIPTS = sorted(
+    path.stem
+    for path in EXAMPLES.glob("*.py")
+    if path.stem != "communities" and not path.stem.startswith("distributed")
+)
 NEEDS = {"swap_pyg": "torch_geometric", "dgl_model": "dgl"}
 
 

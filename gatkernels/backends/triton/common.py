@@ -31,13 +31,13 @@ class Work(NamedTuple):
     rowptr: Any
     col: Any
     eid: Any
-    draw: Any  # what dropout draws by
+    draw: Any  # what dropout draws by; None: eid
     chunk_row: Any
     chunk_end: Any
     order: Any  # or None: every row is a big one, in the order of the numbers
     bigs: Any  # or None
     chunk: int
-    first_head: int  # to dropout's draws
+    first_head: Any  # to dropout's draws; None: 0
 
 
 class Rows(NamedTuple):
@@ -197,13 +197,12 @@ def dropped(weight, drop, work, place, there, head, tile: tl.constexpr):
     if seed is None:
         return weight
     else:
-        draw = ids(work.draw, place, there)
+        draw = ids(work.eid if work.draw is None else work.draw, place, there)
         low = (draw[:, :, None] & 0xFFFFFFFF).to(tl.uint32)
-        head += work.first_head
-        if work.first_head % 4 == 0:
+        if work.first_head is None:
             words = aligned_words(tl.load(seed), low, head, tile)
         else:
-            words = words_of_each(tl.load(seed), low, head)
+            words = words_of_each(tl.load(seed), low, head + work.first_head)
         return tl.where(words.to(tl.int64) >= threshold, weight * scale, 0.0)
 
 

@@ -96,13 +96,13 @@ class Job:
             rowptr,
             col,
             eid,
-            draw=eid if draw is None else draw,
+            draw=draw,
             chunk_row=chunk_row,
             chunk_end=chunk_end,
             order=plan.order,
             bigs=plan.bigs,
             chunk=chunk,
-            first_head=scoring.first_head,
+            first_head=scoring.first_head or None,  # a kernel without it takes fewer registers
         )
         self.packed = plan.order is not None
         bigs = min(self.rows, edges // (schedule.TINY + 1)) if self.packed else self.rows
