@@ -118,7 +118,7 @@ def check(
         return there if attention else there[:-1]
 
     def true(*tensors: Tensor) -> Any:
-        found = formula(on_cpu, tensors, *scoring)
+        found = formula(on_cpu, tensors, scoring.scale, scoring.dropout, scoring.seed)
         return found if attention else found[:-1]
 
     got, inputs = results(ours, inputs, dtype), [t.cpu() for t in inputs]
