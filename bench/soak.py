@@ -11,7 +11,8 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,40 +28,39 @@ Step = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def steps_of_layers() -> tuple[dict[str, Step], list[nn.Module]]:
-    """A forward of each layer, of features, edges and the number of nodes."""
-    layers: list[nn.Module] = []
+    """A forward of each layer, of features, edges and the number of nodes; and the layers."""
     steps: dict[str, Step] = {}
-
-    def add(name: str, layer: nn.Module, call: Callable[[nn.Module], Step]) -> None:
-        layers.append(layer)
-        steps[name] = call(layer)
-
+    layers: list[nn.Module] = []
     for package in (gatkernels.nn, gatkernels.pyg):
         for kind in ("GATConv", "GATv2Conv", "TransformerConv"):
             layer = getattr(package, kind)(FEATURES, CHANNELS, heads=HEADS, dropout=0.3)
-            name = f"{package.__name__}.{kind}"
-            add(name, layer, lambda one: lambda x, edges, _: one(x, edges))
-    first = layers[0]
-    steps["a Graph"] = lambda x, edges, nodes: first(x, Graph.from_edge_index(edges, nodes))
+            layers.append(layer)
+            steps[f"{package.__name__}.{kind}"] = partial(_by_edges, layer)
+    steps["a Graph"] = partial(_by_graph, layers[0])
     try:
-        import dgl
-
-        from gatkernels import dgl as fused
+        from gatkernels import dgl
     except ImportError:
         print("DGL is not installed: its layers are left out")
         return steps, layers
     for kind in ("GATConv", "GATv2Conv"):
-        layer = getattr(fused, kind)(FEATURES, CHANNELS, HEADS, allow_zero_in_degree=True)
-
-        def call(one: nn.Module) -> Step:
-            def step(x: Tensor, edges: Tensor, nodes: int) -> Tensor:
-                out: Tensor = one(dgl.graph((edges[0], edges[1]), num_nodes=nodes), x)
-                return out
-
-            return step
-
-        add(f"gatkernels.dgl.{kind}", layer, call)
+        layer = getattr(dgl, kind)(FEATURES, CHANNELS, HEADS, allow_zero_in_degree=True)
+        layers.append(layer)
+        steps[f"gatkernels.dgl.{kind}"] = partial(_by_dgl, layer)
     return steps, layers
+
+
+def _by_edges(layer: nn.Module, x: Tensor, edges: Tensor, nodes: int) -> Tensor:
+    return layer(x, edges)  # type: ignore[no-any-return]
+
+
+def _by_graph(layer: nn.Module, x: Tensor, edges: Tensor, nodes: int) -> Tensor:
+    return layer(x, Graph.from_edge_index(edges, nodes))  # type: ignore[no-any-return]
+
+
+def _by_dgl(layer: nn.Module, x: Tensor, edges: Tensor, nodes: int) -> Tensor:
+    import dgl
+
+    return layer(dgl.graph((edges[0], edges[1]), num_nodes=nodes), x)  # type: ignore[no-any-return]
 
 
 def held() -> tuple[float, int, int]:
@@ -73,11 +73,11 @@ def held() -> tuple[float, int, int]:
     return resident, len(os.listdir("/proc/self/fd")), int(fields["Threads"])
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
     steps, layers = steps_of_layers()
     optimiser = torch.optim.Adam([p for layer in layers for p in layer.parameters()], lr=1e-3)

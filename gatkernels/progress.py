@@ -19,12 +19,13 @@ def progress(total: int) -> Iterator[Callable[[int, str], None]]:
     except ImportError:
         bars = None  # type: ignore[assignment]
     if bars is None or not sys.stderr.isatty():
-        shown: list[str] = []
+        shown = ""
 
         def line(done: int, text: str) -> None:
-            if shown[-1:] != [text]:
+            nonlocal shown
+            if text != shown:
                 print(f"[{done}/{total}] {text}", file=sys.stderr, flush=True)
-            shown.append(text)
+            shown = text
 
         yield line
         line(total, "done")

@@ -39,6 +39,12 @@ UNITS: dict[torch.dtype, float] = dict.fromkeys(DTYPE_CODES, 8.0)
 #: the softmax's denominator and again in the sum of rows. In float32 the plain formula drifts as
 #: far, so RATIO covers most of it; in float64 the truth drifts as well and nothing else covers it.
 UNITS_PER_EDGE = {d: 1 / 2 if d == torch.float64 else 1 / 32 for d in UNITS}
+#: The operators' tensors by name, in the order they take them.
+INPUTS = {
+    "gat": ("x", "score_src", "score_dst", "edge_score"),
+    "gatv2": ("x_src", "x_dst", "att", "edge"),
+    "dot": ("q", "k", "v", "edge", "edge_query"),
+}
 #: Degrees around the sizes at which the CPU's kernels change course: vectors, blocks, chunks.
 DEGREES = (0, 1, 2, 15, 16, 17, 127, 128, 129, 257, 2047, 2048, 2049, 6200)
 
@@ -108,6 +114,27 @@ def adversarial_graphs(
         "degrees": of_degrees,
         "degrees_out": lambda: of_degrees().reverse(),
     }
+
+
+def input_shapes(
+    operator: str, graph: Graph, heads: int, channels: int, values: int = 1, features: int = 1
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of an operator's inputs by name, with all there can be.
+
+    Args:
+        operator: One of :data:`INPUTS`.
+        graph, heads, channels: What they are for.
+        values: Channels of dot products' values.
+        features: Of their edges.
+    """
+    ns, nd, edges = graph.num_src, graph.num_dst, graph.num_edges
+    rows_src, rows_dst = (ns, heads, channels), (nd, heads, channels)
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {
+        "gat": (rows_src, (ns, heads), (nd, heads), (edges, heads)),
+        "gatv2": (rows_src, rows_dst, (heads, channels), (edges, heads, channels)),
+        "dot": (rows_dst, rows_src, (ns, heads, values), (edges, features), (nd, heads, features)),
+    }
+    return dict(zip(INPUTS[operator], shapes[operator], strict=True))
 
 
 def longest_row(graph: Graph) -> int:
@@ -303,6 +330,40 @@ def dot_scales(
         found["grad of edge"] = torch.zeros_like(edge).index_add(0, eid, terms.sum(1))
         found["grad of edge_query"] = by_row(score * features)
     return found
+
+
+def operator_scales(
+    operator: str,
+    graph: Graph,
+    inputs: Sequence[Tensor],
+    grads: dict[str, Tensor],
+    number: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> dict[str, Tensor]:
+    """The same for an operator by name.
+
+    Args:
+        operator: One of :data:`INPUTS`.
+        graph: The edges.
+        inputs: Without edge features where there are none.
+        grads: Of the results by name, "out", "edge_out" and "alpha" as far as there are any.
+        number: ``negative_slope``, or ``scale``.
+        dropout, seed: As the call has them.
+    """
+    out, edge_out, alpha = (grads.get(name) for name in ("out", "edge_out", "alpha"))
+    assert out is not None
+    if operator == "dot":
+        rows = DotInputs(*inputs, *[None] * (5 - len(inputs)))
+        how = DotScoring(number, dropout, seed)
+        return dot_scales(graph, rows, DotGrads(out, edge_out, alpha), how)
+    first, second, third = inputs[:3]
+    edge = inputs[3] if len(inputs) > 3 else None
+    scoring, of_results = Scoring(number, dropout, seed), OutGrads(out, alpha)
+    if operator == "gat":
+        given = GatInputs(first, second, third, edge, None, None)
+        return gat_scales(graph, given, of_results, scoring)
+    return gatv2_scales(graph, RowwiseInputs(first, second, third, edge), of_results, scoring)
 
 
 def assert_same_model(what: str, found: Tensor, expected: Tensor) -> float:

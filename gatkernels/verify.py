@@ -16,26 +16,16 @@ from gatkernels import functional, reference
 from gatkernels.backends import INTERPRETED, Case, explain
 from gatkernels.graph import Graph
 from gatkernels.ops import checks, philox
-from gatkernels.ops.call import (
-    DotGrads,
-    DotInputs,
-    DotScoring,
-    GatInputs,
-    OutGrads,
-    RowwiseInputs,
-    Scoring,
-)
 from gatkernels.testing import (
+    INPUTS,
     adversarial_graphs,
-    dot_scales,
-    gat_scales,
-    gatv2_scales,
+    input_shapes,
     longest_row,
+    operator_scales,
     share_of_allowed,
 )
 
 _SLOPE, _SCALE, _DROPOUT = 0.2, 0.3, 0.6
-KINDS = ("gat", "gatv2", "dot")
 #: Heads, channels, dropout probabilities.
 _SHAPES = ((8, 8, (0.0, _DROPOUT, 1.0)), (1, 3, (0.0,)), (3, 7, (_DROPOUT,)))
 
@@ -65,7 +55,7 @@ def _checks_of(backend: str, device: torch.device) -> Iterator[Check]:
             return Check(backend, f"{name}: {type(error).__name__}: {error}", float("inf"), False)
         return Check(backend, name, worst, worst <= 1.0)
 
-    for kind in KINDS:
+    for kind in INPUTS:
         for dtype in checks.DTYPE_CODES if backend != "reference" else ():
             name = f"{kind} parity, {str(dtype).removeprefix('torch.')}"
             yield check(name, lambda k=kind, d=dtype: _parity(k, backend, device, d))  # type: ignore[misc]
@@ -99,17 +89,8 @@ def graphs(device: torch.device) -> dict[str, Graph]:
 
 def _inputs(kind: str, graph: Graph, heads: int, channels: int, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(heads * 1000 + channels)
-    ns, nd, edges = graph.num_src, graph.num_dst, graph.num_edges
-    sizes: list[tuple[int, ...]]
-    if kind == "gat":
-        sizes = [(ns, heads, channels), (ns, heads), (nd, heads), (edges, heads)]
-    elif kind == "dot":
-        sizes = [(nd, heads, channels), (ns, heads, channels), (ns, heads, channels + 1)]
-        sizes += [(edges, 2), (nd, heads, 2)]
-    else:
-        sizes = [(ns, heads, channels), (nd, heads, channels), (heads, channels)]
-        sizes.append((edges, heads, channels))
-    made = (torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes)
+    shapes = input_shapes(kind, graph, heads, channels, values=channels + 1, features=2)
+    made = (torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes.values())
     return [t.to(dtype).to(graph.device) for t in made]
 
 
@@ -136,29 +117,6 @@ def _grads(outputs: list[Tensor]) -> list[Tensor]:
     return [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
 
 
-def _scales(
-    kind: str,
-    graph: Graph,
-    inputs: list[Tensor],
-    grads: list[Tensor],
-    dropout: float,
-    seed: Tensor,
-) -> list[Tensor]:
-    """Of each result, as :mod:`gatkernels.testing` has them."""
-    if kind == "dot":
-        how = DotScoring(_SCALE, dropout, seed)
-        scales = dot_scales(graph, DotInputs(*inputs), DotGrads(*grads), how)
-        results = ("out", "edge_out", "alpha")
-        return [scales[name] for name in (*results, *(f"grad of {f}" for f in DotInputs._fields))]
-    scoring = Scoring(_SLOPE, dropout, seed)
-    of_results = OutGrads(*grads)
-    if kind == "gat":
-        x, src, dst, edge = inputs
-        given = GatInputs(x, src, dst, edge, None, None)
-        return list(gat_scales(graph, given, of_results, scoring).values())
-    return list(gatv2_scales(graph, RowwiseInputs(*inputs), of_results, scoring).values())
-
-
 def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -> float:
     worst = 0.0
     # Triton's interpreter cuts bfloat16 off where a GPU rounds
@@ -179,7 +137,11 @@ def _parity(kind: str, backend: str, device: torch.device, dtype: torch.dtype) -
                 seed = philox.draw_seed(device).cpu()
                 given = [t.cpu() for t in exact]
                 grads = _grads(truth[: len(truth) - len(inputs)])
-                scales = _scales(kind, on_cpu, given, grads, dropout, seed)
+                names = ("out", "edge_out", "alpha") if kind == "dot" else ("out", "alpha")
+                number = _SCALE if kind == "dot" else _SLOPE
+                of_results = dict(zip(names, grads, strict=True))
+                found = operator_scales(kind, on_cpu, given, of_results, number, dropout, seed)
+                scales = [found[name] for name in (*names, *(f"grad of {n}" for n in INPUTS[kind]))]
                 for four in zip(ours, plain, truth, scales, strict=True):
                     share = share_of_allowed(*four, longest)
                     share = share.nan_to_num(nan=float("inf")) / (2.0 if cut_off else 1.0)

@@ -9,22 +9,20 @@ Busbridge et al., 2019) on a generated graph of its schema.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gatkernels
+from gatkernels.bench import apart
 from gatkernels.bench.generate import power_law
 from gatkernels.bench.graphs import GRAPHS, Unavailable
 from gatkernels.bench.measure import Timing, in_turns
-from gatkernels.bench.results import environment
 from gatkernels.bench.sampling import Batch, Relation, Sampler
 from gatkernels.testing import assert_same_model
 
@@ -205,13 +203,6 @@ def compare(workload: Workload, rounds: int | None = None) -> Result:
     return Result(workload, before, after, edges, difference)
 
 
-#: Options of the command that say nothing about mini-batches.
-FOREIGN = (
-    "quick", "targets", "kinds", "backends", "deadline", "shapes", "dtypes", "peers", "scale",
-    "curves", "seconds", "memory_limit", "no_memory",
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Job:
     workloads: list[Workload]
@@ -221,12 +212,7 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """What the options ask for. Raises: ValueError naming the option."""
-    for name in FOREIGN:
-        if getattr(args, name):
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"--minibatch has workloads of its own; {option} does not go with it")
-    if args.device != "cpu":
-        raise ValueError(f"--minibatch runs on the CPU, got --device {args.device}")
+    apart.refuse(args, "--minibatch", "workloads", ("shapes", "scale"))
     try:
         import torch_geometric.nn  # noqa: F401
     except ImportError as error:
@@ -252,7 +238,6 @@ def prepare(args: argparse.Namespace) -> Job:
 def execute(job: Job, tell: Callable[[int, str], None]) -> int:
     """Run and print; every result is saved as it comes."""
     torch.set_num_threads(job.threads)
-    job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / "minibatch.json"
     found: list[Result] = []
     for done, workload in enumerate(job.workloads):
@@ -264,7 +249,6 @@ def execute(job: Job, tell: Callable[[int, str], None]) -> int:
             continue
         print(found[-1], flush=True)
         rows = [asdict(result) | {"ratio": round(result.ratio, 2)} for result in found]
-        content: dict[str, Any] = {"environment": environment(), "threads": job.threads}
-        path.write_text(json.dumps(content | {"results": rows}, indent=1) + "\n")
+        apart.save(path, job.threads, rows)
     print(f"written to {path}" if found else "nothing was measured")
     return 0 if found else 2

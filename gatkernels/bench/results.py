@@ -140,10 +140,14 @@ class Report:
 
 
 def save(report: Report, path: Path) -> None:
+    write_json(path, dataclasses.asdict(report))
+
+
+def write_json(path: Path, content: Any) -> None:
     """Write beside `path` and rename, so that a reader never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
 
 

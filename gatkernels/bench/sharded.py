@@ -9,7 +9,6 @@ measured; nothing overlaps, and ``rho`` is taken to stay whatever the number of 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,12 +22,11 @@ import torch
 from torch import Tensor
 
 import gatkernels
-from gatkernels.bench import cases
+from gatkernels.bench import apart, cases
 from gatkernels.bench.generate import Ranks
 from gatkernels.bench.measure import Timing, no_collection
 from gatkernels.bench.memory import forget_peak, highest, resident, trim
 from gatkernels.bench.report import Table, show_tables
-from gatkernels.bench.results import environment
 from gatkernels.distributed import ShardedGraph
 from gatkernels.distributed.shard import build_shard
 from gatkernels.distributed.share import Share
@@ -243,12 +241,6 @@ NOTE = (
     f"({EDGES * 16 / 2**30:.0f} GiB of graph) and computes with at least one head."
 )
 
-#: Options of the command that say nothing about shards.
-FOREIGN = (
-    "quick", "targets", "minibatch", "kinds", "backends", "deadline", "graphs", "dtypes", "peers",
-    "curves", "seconds", "memory_limit", "no_memory",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Job:
@@ -261,12 +253,7 @@ class Job:
 
 def prepare(args: argparse.Namespace) -> Job:
     """What the options ask for. Raises: ValueError naming the option."""
-    for name in FOREIGN:
-        if getattr(args, name):
-            option = f"--{name.replace('_', '-')}"
-            raise ValueError(f"--sharded has a graph of its own; {option} does not go with it")
-    if args.device != "cpu":
-        raise ValueError(f"--sharded runs on the CPU, got --device {args.device}")
+    apart.refuse(args, "--sharded", "a graph", ("minibatch", "graphs"))
     shapes = args.shapes or [SHAPE]
     if len(shapes) > 1:
         raise ValueError(f"--sharded takes one of --shapes, got {' '.join(shapes)}")
@@ -278,16 +265,13 @@ def prepare(args: argparse.Namespace) -> Job:
 def execute(job: Job, tell: Callable[[int, str], None]) -> int:
     """Run and print; every result is saved as it comes."""
     torch.set_num_threads(job.threads)
-    job.out.mkdir(parents=True, exist_ok=True)
     path = job.out / "sharded.json"
     found: list[Result] = []
     for layer in job.layers:
         for rho in RHOS:
             tell(len(found), f"{layer} {job.shape}, rho {rho:g}")
             found.append(measure(layer, job.shape, rho, job.scale))
-            content: dict[str, Any] = {"environment": environment(), "threads": job.threads}
-            content |= {"results": [asdict(one) for one in found], "plan": _plan(found)}
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            apart.save(path, job.threads, [asdict(one) for one in found], plan=_plan(found))
     show_tables([measured_table(found), plan_table(found)])
     print(f"{NOTE}\nwritten to {path}")
     return 0

@@ -307,8 +307,8 @@ class ShardedGraph(Graph):
         return self._shards(super().edges_by_column(backend), dropout)
 
     def _shards(self, edges: Edges, dropout: float) -> Edges:
-        draw = None if dropout == 0.0 else self._draws.of(edges)
-        return edges._replace(draw=draw, whole=self.total_edges, whole_nodes=self.total_nodes)
+        edges = edges._replace(whole=self.total_edges, whole_nodes=self.total_nodes)
+        return self._draws.added(edges, dropout)
 
     def _made_schedules(self) -> tuple[Parts, Parts]:
         """Chunks of the whole graph's size, so that rows are summed as in one process."""

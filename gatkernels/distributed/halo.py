@@ -154,10 +154,8 @@ def _gat_backward(
     found = run.gat_destinations(call, saved, grads)
     call, fields, grads = _gathered("gat", graph, call, found.fields, grads)
     call = call._replace(inputs=call.inputs._replace(score_src=call.inputs.score_src[:own]))
-    csc, found = (
-        graph.edges_by_column(backend, call.scoring.dropout),
-        GatDestinationGrads(found.dst, fields),
-    )
+    csc = graph.edges_by_column(backend, call.scoring.dropout)
+    found = GatDestinationGrads(found.dst, fields)
     x, src, edge, att = run.gat_sources(call, csc, found, grads, needs.edge_score)
     return (
         x,

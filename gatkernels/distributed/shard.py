@@ -156,9 +156,11 @@ class Draws:
         self._ids = ids
         self._made: dict[int, Tensor] = {}
 
-    def of(self, edges: Edges) -> Tensor:
-        """``[E]`` int32, for edges of one graph, whose arrays stay."""
+    def added(self, edges: Edges, dropout: float) -> Edges:
+        """``edges`` of one graph, whose arrays stay, with their ``draw`` where there is dropout."""
+        if dropout == 0.0:
+            return edges
         place = edges.eid.data_ptr()
         if place not in self._made:
             self._made[place] = self._ids[edges.eid.long()]
-        return self._made[place]
+        return edges._replace(draw=self._made[place])

@@ -28,12 +28,10 @@ class WholeGraph(Graph):
         self.counts, self.draws = counts, Draws(ids)
 
     def edges_by_row(self, backend: str, dropout: float = 0.0) -> Edges:
-        edges = super().edges_by_row(backend)
-        return edges if dropout == 0.0 else edges._replace(draw=self.draws.of(edges))
+        return self.draws.added(super().edges_by_row(backend), dropout)
 
     def edges_by_column(self, backend: str, dropout: float = 0.0) -> Edges:
-        edges = super().edges_by_column(backend)
-        return edges if dropout == 0.0 else edges._replace(draw=self.draws.of(edges))
+        return self.draws.added(super().edges_by_column(backend), dropout)
 
 
 def gather_whole(own: Tensor, shard: Shard, owners: Tensor, edges: int, peers: Peers) -> WholeGraph:

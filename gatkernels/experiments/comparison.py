@@ -11,6 +11,7 @@ from gatkernels.experiments import plots, runs
 from gatkernels.experiments.figures import Picture
 from gatkernels.experiments.page import document, figure_html, table_html
 from gatkernels.experiments.plots.curves import model_title
+from gatkernels.experiments.presets import ATTENTION
 from gatkernels.experiments.view import LookError
 
 COLUMNS = ("run", "network", "test", "seeds", "validation", "kept epoch", "ms per epoch")
@@ -92,7 +93,7 @@ def score(metrics: dict[str, Any]) -> str:
 
 def network(config: dict[str, Any]) -> str:
     """A network's kind and size: GAT, 3 layers of 4 x 256."""
-    heads = f"{config['heads']} x " if config["model"] in ("gat", "gatv2", "transformer") else ""
+    heads = f"{config['heads']} x " if config["model"] in ATTENTION else ""
     kind = model_title(config["model"])
     return f"{kind}, {config['layers']} layers of {heads}{config['hidden']}"
 

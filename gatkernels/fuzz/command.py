@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ DEFAULT_CASES = 2000
 
 
 class Job(NamedTuple):
-    """What to check: cases, or minutes (one of them None), of a backend on a device."""
+    """What to check of a backend: so many cases, or for so many minutes, whichever ends first."""
 
     backend: str
     device: str
@@ -36,22 +36,13 @@ class Job(NamedTuple):
         with bar:
             task = bar.add_task("", total=self.cases)
             outcome = run.run(*self, lambda count: bar.update(task, completed=count))
-        return self._say(outcome, bar.console)
-
-    def _say(self, outcome: Any, console: Any) -> int:
-        from gatkernels.fuzz import run
-
-        table = require("rich.table", "rich", "fuzz").Table("cases", "number", box=None)
-        table.columns[1].justify = "right"
-        for name, count in outcome.counts.items():
-            table.add_row(name, f"{count:,}")
-        console.print(table)
         total = sum(outcome.counts.values())
-        console.print(
-            f"{1000 * outcome.seconds / max(total, 1):.1f} s per thousand, seed {self.seed}"
+        kinds = ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items())
+        print(
+            f"seed {self.seed}: {kinds}; {1000 * outcome.seconds / max(total, 1):.1f} s per thousand"
         )
         if outcome.failure is None:
-            console.print(f"all {total:,} cases passed")
+            print(f"all {total:,} cases passed")
             return 0
         print(f"a case failed: {outcome.failure.message}")
         print(f"repeat it with\n\n{run.program(outcome.failure.case)}")

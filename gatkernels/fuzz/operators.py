@@ -14,23 +14,14 @@ from gatkernels.backends import INTERPRETED
 from gatkernels.fuzz.edges import EdgeSpec
 from gatkernels.graph import Graph
 from gatkernels.ops import philox
-from gatkernels.ops.call import (
-    DotGrads,
-    DotInputs,
-    DotScoring,
-    GatInputs,
-    OutGrads,
-    RowwiseInputs,
-    Scoring,
+from gatkernels.testing import (
+    INPUTS,
+    assert_within,
+    input_shapes,
+    longest_row,
+    operator_scales,
 )
-from gatkernels.testing import assert_within, dot_scales, gat_scales, gatv2_scales, longest_row
 
-#: Names of the operators' tensors, those of edges last; results of each, ``alpha`` apart.
-INPUTS = {
-    "gat": ("x", "score_src", "score_dst", "edge_score"),
-    "gatv2": ("x_src", "x_dst", "att", "edge"),
-    "dot": ("q", "k", "v", "edge", "edge_query"),
-}
 OPERATORS: dict[str, Callable[..., Any]] = {
     "gat": functional.gat_attention,
     "gatv2": functional.gatv2_attention,
@@ -91,20 +82,12 @@ class OperatorCase:
 
     def inputs(self, graph: Graph) -> list[Tensor]:
         """On the CPU, in the case's dtype."""
-        ns, nd, heads, channels = graph.num_src, graph.num_dst, self.heads, self.channels
-        sizes: list[tuple[int, ...]]
-        if self.operator == "gat":
-            sizes = [(ns, heads, channels), (ns, heads), (nd, heads), (graph.num_edges, heads)]
-        elif self.operator == "gatv2":
-            sizes = [(ns, heads, channels), (nd, heads, channels), (heads, channels)]
-            sizes.append((graph.num_edges, heads, channels))
-        else:
-            sizes = [(nd, heads, channels), (ns, heads, channels)]
-            sizes += [(ns, heads, self.value_channels), (graph.num_edges, self.features)]
-            sizes.append((nd, heads, self.features))
+        sizes = self.heads, self.channels, self.value_channels, self.features
+        shapes = input_shapes(self.operator, graph, *sizes)
         generator = torch.Generator().manual_seed(self.seed)
         made = []
-        for name, shape in zip(self.names(), sizes, strict=False):
+        for name in self.names():
+            shape = shapes[name]
             if self.batch and name != "att" and (self.operator, name) != ("dot", "edge"):
                 shape = (self.batch, *shape)
             values = self.size * torch.randn(shape, generator=generator)
@@ -210,19 +193,7 @@ class OperatorCase:
         given = [self._folded(n, t).double() for n, t in zip(self.names(), inputs, strict=True)]
         if self.operator == "gatv2" and self.batch:
             given[2] = given[2].repeat(self.batch, 1)
-        alpha = grads.pop() if self.attention else None
-        if self.operator == "dot":
-            scale = max(self.channels, 1) ** -0.5 if self.number is None else self.number
-            rows = DotInputs(*given, *[None] * (5 - len(given)))
-            edge_out = grads[1] if self.with_edge else None
-            how = DotScoring(scale, self.dropout, seed)
-            return dot_scales(graph, rows, DotGrads(grads[0], edge_out, alpha), how)
-        assert self.number is not None
-        scoring, of_results = Scoring(self.number, self.dropout, seed), OutGrads(grads[0], alpha)
-        x, first, second = given[:3]
-        edge = given[3] if self.with_edge else None
-        if self.operator == "gat":
-            return gat_scales(
-                graph, GatInputs(x, first, second, edge, None, None), of_results, scoring
-            )
-        return gatv2_scales(graph, RowwiseInputs(x, first, second, edge), of_results, scoring)
+        number = max(self.channels, 1) ** -0.5 if self.number is None else self.number
+        of_results = dict(zip(names, grads, strict=True))
+        how = number, self.dropout, seed
+        return operator_scales(self.operator, graph, given, of_results, *how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -64,17 +65,12 @@ def run(
                 count = min(rest(), max(1, BATCH * share // 100))
                 if count < 1:
                     continue
-                seeded = hash_of(seed, batch, name)
-                failure = _batch(child, strategy(), count, seeded, name, counts, tick)
+                of_batch = random.Random(f"{seed}/{batch}/{name}").getrandbits(63)
+                failure = _batch(child, strategy(), count, of_batch, name, counts, tick)
                 if failure is not None:
                     return Outcome(dict(counts), time.monotonic() - start, failure)
             batch += 1
     return Outcome(dict(counts), time.monotonic() - start, None)
-
-
-def hash_of(seed: int, batch: int, name: str) -> int:
-    """A seed of a batch of one kind of cases."""
-    return int.from_bytes(f"{seed}/{batch}/{name}".encode(), "little") % (2**63 - 1)
 
 
 def _batch(

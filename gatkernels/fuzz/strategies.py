@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from gatkernels.fuzz.arguments import OPTION_FAULTS, TENSOR_FAULTS, ArgumentCase
 from gatkernels.fuzz.edges import KINDS, EdgeSpec
 from gatkernels.fuzz.layers import PEERS, LayerCase
-from gatkernels.fuzz.operators import INPUTS, LAYOUTS, OPERATORS, OperatorCase
+from gatkernels.fuzz.operators import LAYOUTS, OPERATORS, OperatorCase
 from gatkernels.ops.checks import DTYPE_CODES
+from gatkernels.testing import INPUTS
 
 DTYPES = [str(dtype).removeprefix("torch.") for dtype in DTYPE_CODES]
 SEEDS = st.integers(0, 2**31)

@@ -278,10 +278,8 @@ class Attention(torch.autograd.Function):
         else:
             csr = ctx.graph.edges_by_row(options.backend, options.dropout)
             csc = ctx.graph.edges_by_column(options.backend, options.dropout)
-            call, needs = (
-                operator.call(csr, inputs, scoring),
-                operator.inputs(*ctx.needs_input_grad[4:]),
-            )
+            call = operator.call(csr, inputs, scoring)
+            needs = operator.inputs(*ctx.needs_input_grad[4:])
             found = operator.backward(call, csc, saved, grads, needs, options.backend)
         return None, None, None, None, *found
 
