@@ -38,9 +38,8 @@ class Job(NamedTuple):
             outcome = run.run(*self, lambda count: bar.update(task, completed=count))
         total = sum(outcome.counts.values())
         kinds = ", ".join(f"{count:,} {name}" for name, count in outcome.counts.items())
-        print(
-            f"seed {self.seed}: {kinds}; {1000 * outcome.seconds / max(total, 1):.1f} s per thousand"
-        )
+        per_thousand = 1000 * outcome.seconds / max(total, 1)
+        print(f"seed {self.seed}: {kinds}; {per_thousand:.1f} s per thousand")
         if outcome.failure is None:
             print(f"all {total:,} cases passed")
             return 0
