@@ -31,7 +31,7 @@ LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
-.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz gpu lint format bench docs wheel \
+.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz sanitize gpu lint format bench docs wheel \
     clean
 .DEFAULT_GOAL := help
 
@@ -39,6 +39,7 @@ help:
 	@echo "make demo    train the paper's GAT on Cora, then time the layer"
 	@echo "make test    all tests; parts of them alone: make test-cpu, test-cuda, test-triton"
 	@echo "make fuzz    random cases for an hour; MINUTES=5 for five minutes"
+	@echo "make sanitize  the kernels under the sanitizers of addresses and of undefined behaviour (GCC)"
 	@echo "make gpu     build, check and measure everything on a GPU (bench/gpu.sh)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
@@ -122,6 +123,19 @@ endif
 # Random cases, others every day.
 fuzz: $(VENV)/ready
 	$(BIN)/gatkernels fuzz --minutes $(MINUTES) --seed $$(date +%Y%m%d)
+
+# The CPU module under the address sanitizer and that of undefined behaviour: the package again, in a
+# folder of its own.
+SANITIZERS := -fsanitize=address,undefined
+sanitize: $(VENV)/ready
+	CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZERS) -fno-sanitize-recover=undefined" \
+	    LDFLAGS="$(SANITIZERS)" GATKERNELS_CUDA=0 \
+	    $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib build/sanitized/lib
+	for isa in $(ISAS); do \
+	    export GATKERNELS_ISA=$$isa PYTHONPATH=build/sanitized/lib OMP_NUM_THREADS=1; \
+	    $(SANITIZED) $(BIN)/pytest --numprocesses=auto $(KERNELS) && \
+	    $(SANITIZED) $(BIN)/gatkernels fuzz --cases 10000 || exit; \
+	done
 
 # In the virtual environment where there is one, else with what PYTHON has.
 gpu:

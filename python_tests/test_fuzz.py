@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +20,10 @@ from gatkernels.fuzz import (
     EdgeSpec,
     LayerCase,
     OperatorCase,
+    ShardedCase,
     arguments,
     operators,
+    sharded,
 )
 from gatkernels.fuzz import run as fuzz_run
 from gatkernels.fuzz.child import CaseFailed, Child
@@ -144,6 +146,34 @@ def test_a_layer_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyg.GATConv, "forward", other)
     with pytest.raises(AssertionError, match=r"^out: off by"):
         case.check()
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    """Its ranks end with the test."""
+    yield
+    if sharded._world is not None:
+        sharded._world.close()
+        sharded._world = None
+
+
+@pytest.mark.usefixtures("world")
+def test_shards_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ShardedCase(replace(CASE, operator="dot", dropout=0.5))
+    together = sharded._together
+
+    def other(case: ShardedCase) -> list[torch.Tensor]:
+        whole = together(case)
+        whole[3] = whole[3] * 1.001
+        return whole
+
+    for exchange, message in (("halo", "grad of q: other bits"), ("heads", "grad of q: ")):
+        one = replace(case, exchange=exchange)
+        one.check()
+        monkeypatch.setattr(sharded, "_together", other)
+        with pytest.raises(AssertionError, match=message):
+            one.check()
+        monkeypatch.undo()
 
 
 @dataclass(frozen=True)

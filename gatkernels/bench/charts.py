@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gatkernels import disk
 from gatkernels.bench.report import case_label
 from gatkernels.bench.results import CaseResult, Curve, Report
 from gatkernels.extras import require
@@ -59,7 +60,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 def _save(plots: Any, figure: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, bbox_inches="tight")
+    disk.write(path, lambda part: figure.savefig(part, dpi=DPI, bbox_inches="tight"))
     plots.close(figure)
     return path
 

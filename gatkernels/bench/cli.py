@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from gatkernels import backends
+from gatkernels import backends, disk
 from gatkernels.bench import adapters as _adapters  # noqa: F401 (registers the peers)
 from gatkernels.bench import (
     cases,
@@ -246,7 +246,7 @@ def measure_layers(job: Job, path: Path) -> results.Report:
 def write_readable(found: results.Report, path: Path) -> list[Path]:
     """Markdown and charts beside the result's file; all three are returned."""
     text = path.with_suffix(".md")
-    text.write_text(report.markdown(found))
+    disk.write(text, lambda part: part.write_text(report.markdown(found)))
     try:
         drawn = charts.draw(found, path.parent)
     except MissingExtraError as missing:

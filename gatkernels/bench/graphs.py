@@ -9,7 +9,8 @@ import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,12 @@ def cached(name: str, build: Callable[[], IntArray]) -> IntArray:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         last = int(edges[0].max(initial=-1)) + 1
         rowptr = np.concatenate([[0], np.bincount(edges[0], minlength=last).cumsum()])
-        with partial.open("wb") as file:
-            np.savez(file, rowptr=rowptr, col=edges[1].astype(np.int32))
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, rowptr=rowptr, col=edges[1].astype(np.int32))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         print(f"graph not cached: {error}", file=sys.stderr)
     return edges
@@ -102,6 +106,16 @@ def data_file(relative: str) -> Path:
     return path
 
 
+@contextmanager
+def reading(relative: str) -> Iterator[Path]:
+    """A file under `$GATKERNELS_DATA`, whose content the block reads. Raises: Unavailable."""
+    path = data_file(relative)
+    try:
+        yield path
+    except Exception as error:  # a damaged file can raise anything
+        raise Unavailable(f"{path}: cannot be read: {error}") from error
+
+
 class _AdjacencyUnpickler(pickle.Unpickler):
     """Reads a Planetoid adjacency, a dict of lists, and runs nothing else."""
 
@@ -113,9 +127,15 @@ class _AdjacencyUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"unexpected {module}.{name} in a Planetoid file")
 
 
+def _neighbours(path: Path) -> dict[int, list[int]]:
+    with path.open("rb") as file:
+        found: dict[int, list[int]] = _AdjacencyUnpickler(file, encoding="latin1").load()
+    return found
+
+
 def _planetoid(title: str) -> Edges:
-    with data_file(f"planetoid/{title}/raw/ind.{title.lower()}.graph").open("rb") as file:
-        neighbours: dict[int, list[int]] = _AdjacencyUnpickler(file, encoding="latin1").load()
+    with reading(f"planetoid/{title}/raw/ind.{title.lower()}.graph") as path:
+        neighbours = _neighbours(path)
     counts = [len(row) for row in neighbours.values()]
     src = np.repeat(np.fromiter(neighbours, dtype=np.int64), counts)
     dst = np.array([j for row in neighbours.values() for j in row], dtype=np.int64)
@@ -123,12 +143,12 @@ def _planetoid(title: str) -> Edges:
 
 
 def _physics() -> Edges:
-    with np.load(data_file("coauthor/Physics/raw/ms_academic_phy.npz")) as file:
+    with reading("coauthor/Physics/raw/ms_academic_phy.npz") as path, np.load(path) as file:
         return _from_csr(file["adj_indptr"], file["adj_indices"])
 
 
 def _cnr2000() -> Edges:
-    with np.load(data_file("graphs/cnr-2000.npz")) as file:
+    with reading("graphs/cnr-2000.npz") as path, np.load(path) as file:
         return _from_csr(file["indptr"], file["indices"])
 
 
@@ -139,13 +159,13 @@ def _from_csr(indptr: Any, indices: Any) -> Edges:
 
 
 def _tolokers() -> Edges:
-    with np.load(data_file("heterophilous/tolokers/raw/tolokers.npz")) as file:
+    with reading("heterophilous/tolokers/raw/tolokers.npz") as path, np.load(path) as file:
         links, num_nodes = file["edges"].astype(np.int64), len(file["node_features"])
     return _square(generate.symmetric(links[:, 0], links[:, 1], num_nodes), num_nodes, "real")
 
 
 def _gowalla() -> Edges:
-    with np.load(data_file("graphs/gowalla.npz")) as file:
+    with reading("graphs/gowalla.npz") as path, np.load(path) as file:
         users = np.concatenate([file["train_user"], file["test_user"]]).astype(np.int64)
         items = np.concatenate([file["train_item"], file["test_item"]]).astype(np.int64)
         counts = int(file["num_users"]), int(file["num_items"])
@@ -156,7 +176,7 @@ def _gowalla() -> Edges:
 
 def _ohmnet(count: int = 20) -> Edges:
     """The first `count` tissues as one batch."""
-    with np.load(data_file("graphs/ohmnet_tissues.npz")) as file:
+    with reading("graphs/ohmnet_tissues.npz") as path, np.load(path) as file:
         node_ptr, edge_ptr = file["node_ptr"], file["edge_ptr"]
         stop = int(edge_ptr[count])
         tissue = np.repeat(np.arange(count), np.diff(edge_ptr[: count + 1]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gatkernels import disk
 from gatkernels.bench.measure import Timing
 from gatkernels.bench.memory import Peak
 from gatkernels.bench.peers import REFERENCE, our_fastest
@@ -144,11 +145,7 @@ def save(report: Report, path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write beside `path` and rename, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    disk.write(path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def load(path: Path) -> Report:
@@ -162,7 +159,7 @@ def load(path: Path) -> Report:
         if data.get("targets") is not None:
             data["targets"] = [Measured(**measured) for measured in data["targets"]]
         return Report(**data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a result of this benchmark ({error})") from error
 
 

@@ -83,7 +83,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{folder}: no partitioned graph, {MANIFEST} is missing; "
             "write one with gatkernels partition"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
     try:
         if content["format"] != FORMAT:
@@ -91,9 +91,41 @@ def read_manifest(folder: str | Path) -> Manifest:
         content["parts"] = [_part(part) for part in content["parts"]]
         if content["owners"] is not None:
             content["owners"] = Column(**content["owners"])
-        return Manifest(**content)
-    except (KeyError, TypeError, ValueError) as error:
+        manifest = Manifest(**content)
+        _check_counts(manifest)
+        return manifest
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not written by this version of gatkernels ({error})") from error
+
+
+def _check_counts(manifest: Manifest) -> None:
+    """Counts are those of columns, whose files' sizes are compared before memory is taken.
+
+    Raises: KeyError, TypeError, ValueError.
+    """
+    nodes = manifest.num_nodes
+    if not 0 <= nodes < 2**31:
+        raise ValueError(f"{nodes} nodes")
+    columns = [column for part in manifest.parts for column in part.columns.values()]
+    columns += [manifest.owners] if manifest.owners is not None else []
+    for column in columns:
+        if column.dtype not in ("int32", "int64"):
+            raise ValueError(f"a column of {column.dtype}")
+    for part in manifest.parts:
+        for side, count in (("in", part.in_edges), ("out", part.out_edges)):
+            found = [part.columns[f"{side}_{end}"].count for end in ("src", "dst", "ids")]
+            if found != [count] * 3:
+                raise ValueError(f"{count} edges in columns of {found}")
+    bounds = manifest.bounds
+    if bounds is None:
+        counts = [part.columns["nodes"].count for part in manifest.parts]
+        owned = None if manifest.owners is None else manifest.owners.count
+        if owned != nodes or sum(counts) != nodes:
+            raise ValueError(f"{nodes} nodes in columns of {owned} and {counts}")
+    elif sorted(bounds) != bounds or bounds[:1] + bounds[-1:] != [0, nodes]:
+        raise ValueError(f"bounds that do not rise from 0 to {nodes}")
+    elif len(bounds) != len(manifest.parts) + 1:
+        raise ValueError(f"{len(bounds)} bounds of {len(manifest.parts)} parts")
 
 
 def _part(content: dict[str, Any]) -> Part:
@@ -128,6 +160,8 @@ def read_share(folder: str | Path, rank: int, size: int) -> Share:
         owners = _mapped(folder / OWNERS, manifest.owners)
         nodes = _read(folder / part.folder / "nodes", part.columns["nodes"]).long()
     edges, ids = {}, {}
+    for name, column in part.columns.items():  # before there is memory for them
+        _check_size(folder / part.folder / name, column)
     for side, count in (("in", part.in_edges), ("out", part.out_edges)):
         edges[side] = torch.empty(2, count, dtype=torch.int64)
         for row, end in enumerate(("src", "dst")):

@@ -19,6 +19,7 @@ from gatkernels.distributed.peers import Peers
 from gatkernels.distributed.whole import WholeGraph
 from gatkernels.ops.autograd import OPERATORS, Results
 from gatkernels.ops.autograd import attend as attend_all
+from gatkernels.ops.checks import SUM_DTYPES
 
 #: Of each input of an operator, what its rows are of; weights have none.
 _ROWS: dict[str, tuple[str | None, ...]] = {
@@ -88,7 +89,9 @@ def _without_heads(
 ) -> Results:
     """The results of no heads, which hang on inputs so that a backward comes by, and on weights so
     that they have a gradient on every rank: none of their values."""
-    alpha = here[0].new_empty(whole.num_edges, 0) if attention else None
+    alpha = None
+    if attention:  # of the dtype that others send
+        alpha = here[0].new_empty(whole.num_edges, 0, dtype=SUM_DTYPES[here[0].dtype])
     if name == "dot":
         return here.v, here.edge_query, alpha
     out = here[0]

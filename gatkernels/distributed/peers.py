@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 #: Seconds after which a rank that has not come is taken for lost.
 TIMEOUT = 60.0
@@ -33,12 +34,14 @@ class Peers:
         self.rank, self.size = dist.get_rank(parent), dist.get_world_size(parent)
         self.timeout = timeout
         self._ranks = dist.get_process_group_ranks(parent)
+        # dist.new_group takes a name that differs where ranks are members of different numbers of
+        # groups, and they would not find each other
+        store = distributed_c10d._get_default_store()
+        name = f"gatkernels/{parent.group_name}/{timeout:g}"
+        store = dist.PrefixStore(name, store)  # type: ignore[attr-defined]
         try:
-            self._gloo = dist.new_group(
-                self._ranks,
-                timeout=timedelta(seconds=timeout),
-                backend="gloo",
-                use_local_synchronization=True,
+            self._gloo: Any = dist.ProcessGroupGloo(
+                store, self.rank, self.size, timedelta(seconds=timeout)
             )
         except RuntimeError as error:
             raise RankError(
@@ -67,12 +70,13 @@ class Peers:
         others = [(self.rank + hop) % self.size for hop in range(1, self.size)]
         steps = [
             (step, tensors[rank], rank)  # every rank begins with another one
-            for step, tensors in ((dist.irecv, receives), (dist.isend, sends))
+            for step, tensors in (("recv", receives), ("send", sends))
             for rank in others
             if tensors[rank].numel()
         ]
         if receives[self.rank].is_cuda:  # in one launch, as NCCL's would wait for each other
-            batch = [dist.P2POp(s, t, self._ranks[rank], self._nccl) for s, t, rank in steps]
+            how = {"recv": dist.irecv, "send": dist.isend}
+            batch = [dist.P2POp(how[s], t, self._ranks[rank], self._nccl) for s, t, rank in steps]
             works = [(others, w) for w in dist.batch_isend_irecv(batch)] if batch else []
         else:
             works = [([rank], self._begin(step, t, rank, op)) for step, t, rank in steps]
@@ -88,9 +92,9 @@ class Peers:
 
         return finish
 
-    def _begin(self, step: Any, tensor: Tensor, rank: int, op: str) -> Any:
+    def _begin(self, step: str, tensor: Tensor, rank: int, op: str) -> Any:
         try:
-            return step(tensor, self._ranks[rank], group=self._gloo)
+            return getattr(self._gloo, step)([tensor], rank, 0)
         except RuntimeError as error:
             raise self._lost([rank], op, error) from error
 
@@ -125,7 +129,7 @@ class Peers:
         """The sum of all ranks' ``values``."""
         found = values.cpu()
         try:
-            dist.all_reduce(found, group=self._gloo)
+            self._gloo.allreduce([found]).wait()
         except RuntimeError as error:
             raise RankError(f"{op}: a rank is gone: {_first_line(error)}") from error
         return found.to(values.device)

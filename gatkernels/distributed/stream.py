@@ -46,7 +46,9 @@ class EdgeFile(NamedTuple):
         """Raises: OSError, TypeError, ValueError: what the file is instead."""
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{path}: cannot be read as a NumPy array: {error}") from error
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{path}: must hold one array (.npy), got an archive of several")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gatkernels import disk
 from gatkernels.experiments import datasets, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset, get_preset
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     runs.write_json(args.out / "epochs.json", results)
     text = markdown(results)
-    runs.write(args.out / "epochs.md", lambda path: path.write_text(text))
+    disk.write(args.out / "epochs.md", lambda path: path.write_text(text))
     print(text)
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gatkernels import backends
+from gatkernels import backends, disk
 from gatkernels.experiments import datasets, progress, runs
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
@@ -97,12 +97,21 @@ def refuse_interrupted(out: Path) -> None:
     if not (out / runs.STATE).is_file():
         return
     state = runs.load_state(out)
-    if not state.get("finished", True):  # states of 0.1 do not say
+    if state.get("finished", True):  # states of 0.1 do not say
+        return
+    try:
         run = state["run"]
-        raise runs.RunError(
-            f"{out} holds an interrupted training, of seed {run['seed']} after epoch "
-            f"{len(run['rows'])}: go on with --resume, or name another folder with --out"
-        )
+        place = f"of seed {run['seed']} after epoch {len(run['rows'])}"
+    except (KeyError, TypeError) as error:
+        raise _no_state(out, error) from error
+    raise runs.RunError(
+        f"{out} holds an interrupted training, {place}: go on with --resume, or name another "
+        "folder with --out"
+    )
+
+
+def _no_state(out: Path, error: Exception) -> runs.RunError:
+    return runs.RunError(f"{out / runs.STATE}: not of a training: {disk.first_line(error)}")
 
 
 def seed_range(first: int, count: int) -> range:
@@ -300,12 +309,17 @@ def _begin(job: Job, identity: dict[str, Any]) -> tuple[list[RunResult], dict[st
 def _resume(job: Job, identity: dict[str, Any]) -> tuple[list[RunResult], dict[str, Any]]:
     """The runs that were finished, and the state of the last."""
     state = runs.load_state(job.out)
-    if differences := list(_differences(state["identity"], identity)):
+    try:
+        differences = list(_differences(state["identity"], identity))
+        done = [RunResult(**entry) for entry in state["done"]]
+        run = dict(state["run"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _no_state(job.out, error) from error
+    if differences:
         raise runs.RunError(
             f"{job.out}: cannot resume, it was trained with other {', '.join(differences)}"
         )
-    done = [RunResult(**entry) for entry in state["done"]]
-    return done, state["run"]
+    return done, run
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from gatkernels import disk
 from gatkernels.experiments import page, runs
 from gatkernels.experiments.comparison import Comparison
 from gatkernels.experiments.figures import FIGURES, NEED_ATTENTION, Choice
@@ -41,7 +42,7 @@ def plot(
     for name in _kinds(view) if kind == "all" else [kind]:
         picture = FIGURES[name](view, choice)
         draw = partial(save, picture.figure)
-        yield name, picture.words, [runs.write(out / f"{name}{end}", draw) for end in SUFFIXES]
+        yield name, picture.words, [disk.write(out / f"{name}{end}", draw) for end in SUFFIXES]
 
 
 def report(run: Path, out: Path | None = None, data: Path | None = None) -> Path:
@@ -60,7 +61,7 @@ def report(run: Path, out: Path | None = None, data: Path | None = None) -> Path
         for done, kind in enumerate(kinds):
             tell(done, kind)
             pictures[kind] = FIGURES[kind](view, choice)
-    return runs.write(out, lambda part: part.write_text(page.render(view, pictures), "utf-8"))
+    return disk.write(out, lambda part: part.write_text(page.render(view, pictures), "utf-8"))
 
 
 def plot_several(
@@ -75,7 +76,7 @@ def plot_several(
     require("matplotlib", "matplotlib")
     out, picture = out or COMPARED, Comparison(folders).picture()
     draw = partial(save, picture.figure)
-    yield kind, picture.words, [runs.write(out / f"{kind}{end}", draw) for end in SUFFIXES]
+    yield kind, picture.words, [disk.write(out / f"{kind}{end}", draw) for end in SUFFIXES]
 
 
 def report_several(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -86,7 +87,7 @@ def report_several(folders: Sequence[Path], out: Path | None = None) -> Path:
     require("matplotlib", "matplotlib")
     out = _page(out or COMPARED / "report.html")
     compared = Comparison(folders)
-    return runs.write(out, lambda part: part.write_text(compared.page(), "utf-8"))
+    return disk.write(out, lambda part: part.write_text(compared.page(), "utf-8"))
 
 
 def _page(out: Path) -> Path:

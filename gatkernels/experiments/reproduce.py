@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gatkernels import disk
 from gatkernels.experiments import jobs, runs
 from gatkernels.experiments.presets import PUBLISHED, Preset, get_preset
 from gatkernels.experiments.training import Options, RunResult
@@ -119,7 +120,7 @@ def _earlier(out: Path) -> dict[str, Any]:
     try:
         cells = json.loads(path.read_text())["cells"]
         return {f"{cell['dataset']['name']}-{cell['model']}": cell for cell in cells}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise runs.RunError(f"{path}: cannot be resumed: {error}") from error
 
 
@@ -141,8 +142,8 @@ def _cell(job: jobs.Job, done: Sequence[RunResult]) -> dict[str, Any]:
 def write(out: Path, results: dict[str, Any]) -> None:
     """The three files, each replaced whole."""
     runs.write_json(out / RESULTS, results)
-    runs.write(out / MARKDOWN, lambda path: path.write_text(markdown(results)))
-    runs.write(out / PAGE, lambda path: path.write_text(page(results)))
+    disk.write(out / MARKDOWN, lambda path: path.write_text(markdown(results)))
+    disk.write(out / PAGE, lambda path: path.write_text(page(results)))
 
 
 def rows(results: dict[str, Any]) -> list[list[str]]:

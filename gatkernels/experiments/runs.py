@@ -27,11 +27,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +37,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gatkernels.disk import first_line, folder_of, write
 from gatkernels.experiments import datasets, plots
 from gatkernels.experiments.datasets import Dataset
 from gatkernels.experiments.presets import Preset
@@ -110,7 +109,7 @@ def load_run(
         seed, expected = int(checkpoint["seed"]), metrics["dataset"]["fingerprint"]
         recorded = metrics["settings"]["data"]
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{folder}: not the folder of a run: {_reason(error)}") from error
+        raise RunError(f"{folder}: not the folder of a run: {first_line(error)}") from error
     dataset = None
     if data_dir is None:
         dataset = datasets.find(preset.dataset, expected, recorded, seed)
@@ -136,8 +135,9 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / METRICS
     try:
         metrics = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: not the folder of a run: {METRICS}: {_reason(error)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+        raise RunError(f"{folder}: not the folder of a run: {METRICS}: {reason}") from error
     if not isinstance(metrics, dict) or "runs" not in metrics:
         raise RunError(f"{folder}: not the folder of a run: {METRICS} holds no runs")
     return metrics
@@ -146,25 +146,19 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 def _load_file(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: cannot be read: {_reason(error)}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise RunError(f"{path}: cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path}: not written by this version of gatkernels")
     return content
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error, KeyError):
-        return f"{error} is missing"
-    return str(error).split("\n", 1)[0] or type(error).__name__
-
-
 def _misfit(error: BaseException) -> str:
     """The first line of torch's message that names a weight."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "the weights do not fit the network: " + (lines[1] if len(lines) > 1 else _reason(error))
+    return "the weights do not fit the network: " + (
+        lines[1] if len(lines) > 1 else first_line(error)
+    )
 
 
 def machine() -> str:
@@ -272,39 +266,9 @@ def write_json(path: Path, content: Any) -> Path:
     return write(path, lambda part: part.write_text(text))
 
 
-@contextmanager
-def folder_of(path: Path) -> Iterator[None]:
-    """``path`` is a folder; what of it was created and has nothing in it at the end goes again."""
-    absent = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # as soon as one is not empty
-            for folder in absent:
-                folder.rmdir()
-
-
 def check_folder(out: Path) -> None:
     """Make sure files can be written there before hours are spent. Raises: OSError."""
     with folder_of(out):
         probe = out / ".part-probe"
         probe.touch()
         probe.unlink()
-
-
-def write(path: Path, save: Callable[[Path], object]) -> Path:
-    """Write beside ``path`` and rename, so that a reader never meets half a file.
-
-    Raises: OSError, also where ``torch.save`` has its own error.
-    """
-    part = path.with_name(f".part-{path.name}")
-    with folder_of(path.parent):
-        try:
-            save(part)
-            part.replace(path)
-        except RuntimeError as error:
-            raise OSError(f"{path} cannot be written: {_reason(error)}") from error
-        finally:
-            part.unlink(missing_ok=True)
-    return path

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch.distributed as dist
 
 from gatkernels.fuzz.arguments import OPTION_FAULTS, TENSOR_FAULTS, ArgumentCase
 from gatkernels.fuzz.draws import Draws
 from gatkernels.fuzz.edges import KINDS, EdgeSpec
 from gatkernels.fuzz.layers import PEERS, LayerCase
 from gatkernels.fuzz.operators import LAYOUTS, OPERATORS, OperatorCase
+from gatkernels.fuzz.sharded import RANKS, ShardedCase
 from gatkernels.ops.checks import DTYPE_CODES
 from gatkernels.testing import INPUTS
 
@@ -23,7 +27,7 @@ SLOPES = [0.2, 0.0, 1.0, 0.01, -0.3, 2.5]
 #: Most cases are small; some have hubs of several blocks, or of several chunks.
 COUNTS = [*range(121), 700, 2049, 5000]
 #: Of a hundred cases, how many are of each kind; operators make up the rest.
-SHARES = {"arguments": 15, "layers": 20}
+SHARES = {"arguments": 15, "layers": 20, "sharded": 2}
 
 Kind = Callable[[Draws], Any]
 
@@ -79,6 +83,18 @@ def arguments(draw: Draws, backend: str, device: str) -> ArgumentCase:
         return ArgumentCase(case, (draw.one_of(case.names()), draw.one_of(list(TENSOR_FAULTS))))
     places = [(name, k) for name, values in OPTION_FAULTS.items() for k in range(len(values))]
     return ArgumentCase(case, draw.one_of(places))
+
+
+def sharded(draw: Draws, backend: str, device: str) -> ShardedCase:
+    case = operators(draw, backend, device, small=True)
+    edges = replace(case.edges, num_dst=case.edges.num_src)
+    case = replace(case, edges=edges, layout="contiguous", grad_layout="contiguous", threads=1)
+    return ShardedCase(
+        case=case,
+        ranks=draw.between(2, RANKS),
+        exchange=draw.one_of(["halo", "heads"]),
+        scattered=draw.yes(),
+    )
 
 
 YES_NO = [False, True]
@@ -138,13 +154,18 @@ def layers(draw: Draws, packages: Sequence[str]) -> LayerCase:
 
 
 def kinds(backend: str, device: str) -> dict[str, Kind]:
-    """What can be drawn here: layers only beside peers that are installed, and on a CPU."""
+    """What can be drawn here: layers beside peers that are installed, and graphs of several
+    processes, on a CPU alone."""
     found: dict[str, Kind] = {
         "operators": lambda draw: operators(draw, backend, device),
         "arguments": lambda draw: arguments(draw, backend, device),
     }
+    if device != "cpu" or backend != "cpu":
+        return found
+    if dist.is_available() and dist.is_gloo_available():
+        found["sharded"] = lambda draw: sharded(draw, backend, device)
     packages = [p for p, peer in PEERS.items() if importlib.util.find_spec(peer.split(".")[0])]
-    if packages and device == "cpu" and backend == "cpu":
+    if packages:
         found["layers"] = lambda draw: layers(draw, packages)
     return found
 

@@ -102,8 +102,10 @@ class OperatorCase:
             made.append(laid(values, self.layout))
         return made
 
-    def call(self, graph: Graph, inputs: list[Tensor], backend: str) -> list[Tensor]:
-        """Results and gradients, in the order of :meth:`results`."""
+    def call(
+        self, graph: Graph, inputs: list[Tensor], backend: str, grads: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Results and gradients, in the order of :meth:`results`; ``grads`` if not all rows'."""
         leaves = [
             t.detach().requires_grad_(name not in self.frozen)
             for name, t in zip(self.names(), inputs, strict=True)
@@ -120,24 +122,37 @@ class OperatorCase:
         )
         outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        given = self.grads(graph) if grads is None else grads
         used = [
-            pair for pair in zip(outputs, self.grads(outputs), strict=True) if pair[0].requires_grad
+            (out, grad.to(out))
+            for out, grad in zip(outputs, given, strict=True)
+            if out.requires_grad
         ]
         found: list[Tensor] = [torch.zeros_like(leaf) for leaf in wanted]
         if used and wanted:
-            given, grads = zip(*used, strict=True)
-            gradients = torch.autograd.grad(given, wanted, grads, allow_unused=True)
+            differentiable, of_those = zip(*used, strict=True)
+            gradients = torch.autograd.grad(differentiable, wanted, of_those, allow_unused=True)
             found = [z if g is None else g for z, g in zip(found, gradients, strict=True)]
         return [t.detach() for t in (*outputs, *found)]
 
-    def grads(self, outputs: list[Tensor]) -> list[Tensor]:
+    def grads(self, graph: Graph) -> list[Tensor]:
+        """Gradients of the results that are not gradients themselves."""
         generator = torch.Generator().manual_seed(self.seed + 1)
-        made = [torch.randn(t.shape, generator=generator) for t in outputs]
-        dtype = getattr(torch, self.dtype)  # the same values in float64
-        return [
-            laid(grad.to(dtype), self.grad_layout).to(t)
-            for grad, t in zip(made, outputs, strict=True)
-        ]
+        channels = self.value_channels if self.operator == "dot" else self.channels
+        shapes = {
+            "out": (graph.num_dst, self.heads, channels),
+            "edge_out": (graph.num_dst, self.heads, self.features),
+            "alpha": (graph.num_edges, self.heads),
+        }
+        made = []
+        for name in self.results():
+            if name not in shapes:
+                continue
+            batch = (self.batch,) if self.batch else ()
+            grad = torch.randn((*batch, *shapes[name]), generator=generator)
+            grad = grad.to(graph.device, getattr(torch, self.dtype))
+            made.append(laid(grad, self.grad_layout))
+        return made
 
     def results(self) -> tuple[str, ...]:
         """Names of what :meth:`call` gives."""
@@ -155,15 +170,16 @@ class OperatorCase:
             ours = self.call(graph, inputs, self.backend)
             again = self.call(graph, inputs, self.backend)
             torch.set_num_threads(1)
-            self._compare(graph, inputs, ours, again)
+            self.compare(graph, inputs, ours, again)
         finally:
             torch.set_num_threads(before)
 
-    def _compare(
+    def compare(
         self, graph: Graph, inputs: list[Tensor], ours: list[Tensor], again: list[Tensor]
     ) -> None:
+        """Holds results, and those of a second time, against the reference."""
         truth = self.call(graph, [t.double() for t in inputs], "reference")
-        scales = self._scales(graph, inputs, truth)
+        scales = self._scales(graph, inputs)
         dtype, longest_of_rows = getattr(torch, self.dtype), longest_row(graph)
         plain: list[Tensor] | None = None
         for place, (name, got) in enumerate(zip(self.results(), ours, strict=True)):
@@ -190,20 +206,18 @@ class OperatorCase:
             return value
         return value.transpose(0, 1).flatten(1, 2)
 
-    def _scales(self, graph: Graph, inputs: list[Tensor], truth: list[Tensor]) -> dict[str, Tensor]:
+    def _scales(self, graph: Graph, inputs: list[Tensor]) -> dict[str, Tensor]:
         """Of each result's elements, heads folded."""
-        found = self._scales_of_heads(graph, inputs, truth)
+        found = self._scales_of_heads(graph, inputs)
         if self.batch and "grad of att" in found:
             found["grad of att"] = found["grad of att"].unflatten(0, (self.batch, -1)).sum(0)
         return found
 
-    def _scales_of_heads(
-        self, graph: Graph, inputs: list[Tensor], truth: list[Tensor]
-    ) -> dict[str, Tensor]:
+    def _scales_of_heads(self, graph: Graph, inputs: list[Tensor]) -> dict[str, Tensor]:
         seed_generator(graph.device, self.seed)
         seed = philox.draw_seed(graph.device) if self.dropout > 0.0 else None
         names = [name for name in self.results() if not name.startswith("grad")]
-        made = self.grads(truth[: len(names)])
+        made = self.grads(graph)
         grads = [self._folded(n, t).double() for n, t in zip(names, made, strict=True)]
         given = [self._folded(n, t).double() for n, t in zip(self.names(), inputs, strict=True)]
         if self.operator == "gatv2" and self.batch:

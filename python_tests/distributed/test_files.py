@@ -241,6 +241,24 @@ def test_damage_is_found(folder):
         files.read_share(folder, 1, 2)
 
 
+@pytest.mark.parametrize("method", ["range", "random"])
+def test_sizes_that_a_manifest_claims_take_no_memory(method, edge_file, tmp_path):
+    stream.partition_file(edge_file, NODES, 2, method, tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    content = json.loads(path.read_text())
+    part = content["parts"][0]
+    part["in_edges"] = 10**15
+    for name in ("in_src", "in_dst", "in_ids"):
+        part["columns"][name]["count"] = 10**15
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"in_src: [\d,]+ bytes, expected [\d,]+: not copied"):
+        files.read_share(tmp_path / "out", 0, 2)
+    part["columns"]["in_src"]["count"] = 5
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"not written by this version .*edges in columns of \[5"):
+        files.read_share(tmp_path / "out", 0, 2)
+
+
 def test_other_folders_are_refused(folder, tmp_path):
     with pytest.raises(
         ValueError, match="holds 2 parts, but there are 3 processes; start 2, or wr"

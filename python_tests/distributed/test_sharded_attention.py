@@ -11,6 +11,8 @@ import worlds
 from cases import Case
 from tolerance import BACKEND
 
+from gatkernels.distributed import ShardedGraph
+
 CASES = [
     Case(name, dropout=dropout, edges=more, attention=more, self_loops=loops)
     for name, dropout, more, loops in itertools.product(
@@ -18,7 +20,7 @@ CASES = [
     )
 ]
 CASES += [
-    Case(name, dtype, dropout=0.5)
+    Case(name, dtype, dropout=0.5, attention=True)
     for name in cases.INPUTS
     for dtype in (torch.float64, torch.bfloat16)
 ]
@@ -66,3 +68,15 @@ def test_metis_owns_as_well_as_ranges() -> None:
     whole = cases.together(case, [one["metis", case] for one in found])
     expected = cases.in_one_process(case, BACKEND)
     assert all(torch.equal(whole[n], t) for n, t in expected.items() if n != "grad of att")
+
+
+def in_groups(rank: int) -> tuple[int, int]:
+    """Edges of a graph of the first two ranks, and of a graph of all."""
+    first = torch.distributed.new_group([0, 1])
+    share = torch.arange(6).reshape(2, 3)
+    few = ShardedGraph.from_edge_index(share, 6, group=first).total_edges if rank < 2 else 6
+    return few, ShardedGraph.from_edge_index(share, 6).total_edges
+
+
+def test_ranks_that_are_in_different_numbers_of_groups_find_each_other() -> None:
+    assert worlds.run(3, in_groups) == [(6, 9)] * 3

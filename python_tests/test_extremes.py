@@ -1,0 +1,90 @@
+"""Numbers at the edge: denormals, a row of 50 million edges, tensors of more than 2^31 elements."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from gatkernels import Graph, dot_attention, gat_attention, gatv2_attention
+from gatkernels.fuzz import EdgeSpec, OperatorCase
+
+huge = pytest.mark.skipif(
+    os.environ.get("GATKERNELS_HUGE") != "1",
+    reason="takes minutes and up to 20 GB of memory: set GATKERNELS_HUGE=1",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("operator", ["gat", "gatv2", "dot"])
+def test_denormals(operator: str, dtype: str) -> None:
+    OperatorCase(
+        operator=operator,
+        edges=EdgeSpec(num_src=20, num_dst=20, num_edges=300),
+        heads=3,
+        channels=9,
+        value_channels=9,
+        features=5,
+        dtype=dtype,
+        size=torch.finfo(getattr(torch, dtype)).tiny / 4,
+        number=0.2,
+        with_edge=True,
+        attention=True,
+    ).check()
+
+
+@huge
+def test_a_row_of_fifty_million_edges() -> None:
+    """Every source has 50,000 of them, so that a row of a thousand knows the result."""
+    sources, edges = 1000, 50_000_000
+    src = torch.arange(edges, dtype=torch.int32) % sources
+    graph = Graph.from_edge_index(torch.stack([src, torch.zeros_like(src)]), (sources, 2))
+    x = torch.randn(sources, 1, 4, requires_grad=True)
+    score = torch.randn(sources, 1)
+    out, alpha = gat_attention(graph, x, score, return_attention=True)
+    weight = torch.nn.functional.leaky_relu(score.double(), 0.2).softmax(0)
+    torch.testing.assert_close(out[0].double(), (weight[..., None] * x.double()).sum(0))
+    torch.testing.assert_close(alpha[:sources].double() * (edges // sources), weight)
+    (grad,) = torch.autograd.grad(out[0].sum(), x)
+    torch.testing.assert_close(grad.double(), weight[..., None].expand_as(grad))
+
+
+NODES, HEADS, CHANNELS = 2**22 + 3, 8, 64
+LAST = 200
+
+
+def _large() -> tuple[Graph, Graph, Tensor]:
+    """A loop at each node and edges among the last ones; those alone; ``x [nodes, H, C]``."""
+    few = torch.randint(LAST, (2, 2000))
+    loops = torch.arange(NODES).expand(2, -1)
+    graph = Graph.from_edge_index(torch.cat([loops, few + NODES - LAST], 1), NODES)
+    part = Graph.from_edge_index(torch.cat([torch.arange(LAST).expand(2, -1), few], 1), LAST)
+    x = torch.randn(4099, HEADS, CHANNELS).bfloat16().repeat(1024, 1, 1)[:NODES]
+    assert x.numel() > 2**31
+    return graph, part, x
+
+
+@huge
+def test_gat_past_two_to_the_31_elements() -> None:
+    graph, part, x = _large()
+    scores = torch.randn(NODES, HEADS).bfloat16()
+    found = []
+    for edges, rows, score in ((graph, x, scores), (part, x[-LAST:], scores[-LAST:])):
+        leaves = rows.detach().requires_grad_(), score.detach().requires_grad_()
+        out = gat_attention(edges, *leaves, leaves[1])
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, rows)])
+    for whole, expected in zip(*found, strict=True):
+        assert torch.equal(whole[-LAST:], expected)
+
+
+@huge
+def test_rows_past_two_to_the_31_elements() -> None:
+    graph, part, x = _large()
+    att = torch.randn(HEADS, CHANNELS).bfloat16()
+    for call in (
+        lambda edges, rows: gatv2_attention(edges, rows, rows, att),
+        lambda edges, rows: dot_attention(edges, rows, rows, rows),
+    ):
+        assert torch.equal(call(graph, x)[-LAST:], call(part, x[-LAST:]))
