@@ -45,10 +45,13 @@ def test_a_row_of_fifty_million_edges() -> None:
     score = torch.randn(sources, 1)
     out, alpha = gat_attention(graph, x, score, return_attention=True)
     weight = torch.nn.functional.leaky_relu(score.double(), 0.2).softmax(0)
-    torch.testing.assert_close(out[0].double(), (weight[..., None] * x.double()).sum(0))
-    torch.testing.assert_close(alpha[:sources].double() * (edges // sources), weight)
     (grad,) = torch.autograd.grad(out[0].sum(), x)
-    torch.testing.assert_close(grad.double(), weight[..., None].expand_as(grad))
+    for found, expected in (
+        (out[0], (weight[..., None] * x).sum(0)),
+        (alpha[:sources] * (edges // sources), weight),
+        (grad, weight[..., None].expand_as(grad)),
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 NODES, HEADS, CHANNELS = 2**22 + 3, 8, 64
