@@ -195,6 +195,7 @@ def _verify_options(verify: argparse.ArgumentParser) -> None:
 def _fuzz_options(fuzz: argparse.ArgumentParser) -> None:
     fuzz.add_argument("--cases", type=int, metavar="N", help="how many (2000)")
     fuzz.add_argument("--minutes", type=float, metavar="M", help="or for how long")
+    fuzz.add_argument("--jobs", type=int, default=1, metavar="N", help="processes side by side (1)")
     fuzz.add_argument("--backend", default="auto", help="auto, or one of gatkernels info (auto)")
     fuzz.add_argument("--device", default="cpu", help="torch device (cpu)")
     fuzz.add_argument("--seed", type=int, default=0, help="the same seed, the same cases (0)")
@@ -359,7 +360,9 @@ def _fuzz(args: argparse.Namespace) -> int:
     from gatkernels.fuzz import command
 
     with usage_errors():
-        job = command.prepare(args.backend, args.device, args.cases, args.minutes, args.seed)
+        job = command.prepare(
+            args.backend, args.device, args.cases, args.minutes, args.seed, args.jobs
+        )
     return job.execute()
 
 

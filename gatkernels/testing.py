@@ -152,21 +152,31 @@ def allowance(dtype: torch.dtype, scale: Tensor, longest: int) -> Tensor:
 
 
 def share_of_allowed(
-    value: Tensor, plain: Tensor, truth: Tensor, scale: Tensor, longest: int
+    value: Tensor, plain: Tensor | None, truth: Tensor, scale: Tensor, longest: int
 ) -> Tensor:
     """Each element's error as a share of what is allowed; NaN or above 1 where it is wrong.
 
     Args:
         value: What a kernel made, of any device.
-        plain: The same by the reference in the dtype of ``value``, on the CPU.
+        plain: The same by the reference in the dtype of ``value``, on the CPU; None as if it were
+            exact, which allows less.
         truth: The same in float64.
         scale: Of each element, or of all; float64.
         longest: Edges of the graph's longest row.
     """
     limit = allowance(value.dtype, scale, longest)
-    if truth.numel():
+    if plain is not None and truth.numel():
         limit = limit + RATIO * (plain.double() - truth).abs().max()
     return (value.cpu().double() - truth).abs() / limit
+
+
+def is_within(
+    value: Tensor, plain: Tensor | None, truth: Tensor, scale: Tensor, longest: int
+) -> bool:
+    """Whether all elements are; arguments as of :func:`share_of_allowed`."""
+    if value.shape != truth.shape:
+        return False
+    return bool((share_of_allowed(value, plain, truth, scale, longest) <= 1.0).all())
 
 
 def assert_within(

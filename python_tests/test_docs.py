@@ -41,7 +41,6 @@ PUBLIC = (
 PACKAGES = {
     "gatkernels.pyg": "torch_geometric",
     "gatkernels.dgl": "dgl",
-    "gatkernels.fuzz": "hypothesis",
 }
 NEEDS = (("torch_geometric", r"torch_geometric|gatkernels\.pyg"), ("dgl", r"\bdgl\b"))
 

@@ -6,18 +6,26 @@ import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 from gatkernels import cli
-from gatkernels.fuzz import ArgumentCase, EdgeSpec, LayerCase, OperatorCase, arguments, operators
+from gatkernels.fuzz import (
+    ArgumentCase,
+    Chunk,
+    EdgeSpec,
+    LayerCase,
+    OperatorCase,
+    arguments,
+    operators,
+)
 from gatkernels.fuzz import run as fuzz_run
 from gatkernels.fuzz.child import CaseFailed, Child
-from gatkernels.fuzz.strategies import kinds
+from gatkernels.fuzz.kinds import kinds
 
 SQUARE = EdgeSpec(num_src=4, num_dst=4, num_edges=9)
 CASE = OperatorCase(edges=SQUARE, heads=2, channels=3, with_edge=True, attention=True)
@@ -26,28 +34,51 @@ CASE = OperatorCase(edges=SQUARE, heads=2, channels=3, with_edge=True, attention
 @pytest.mark.parametrize("seed", range(4))
 def test_random_cases(seed: int) -> None:
     """Two thousand, on as many processors as there are."""
-    outcome = fuzz_run.run("cpu", "cpu", 500, None, seed, lambda count: None)
-    assert outcome.failure is None, outcome.failure
+    outcome = fuzz_run.run("cpu", "cpu", 500, None, seed, 1, lambda count: None)
+    assert outcome.failure is None, fuzz_run.program(outcome.failure.case)
     assert sum(outcome.counts.values()) == 500
     assert set(outcome.counts) == set(kinds("cpu", "cpu"))
 
 
+class Here:
+    """Checks in this process."""
+
+    def __init__(self, check: Callable[[Any], None] = lambda case: case.check()) -> None:
+        self._check = check
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def check(self, case: Any) -> None:
+        try:
+            self._check(case)
+        except Exception as error:
+            raise CaseFailed(str(error)) from error
+
+
+def cases_of(chunk: Chunk) -> list[Any]:
+    known = kinds(chunk.backend, chunk.device)
+    return [fuzz_run.drawn(known, chunk.draws(place)) for place in range(chunk.count)]
+
+
 def test_the_same_seed_draws_the_same_cases() -> None:
-    drawn: dict[int, list[Any]] = {}
+    cases = cases_of(Chunk(seed=5))
+    assert cases == cases_of(Chunk(seed=5, count=60)) + cases_of(Chunk(seed=5, first=60, count=40))
+    assert cases != cases_of(Chunk(seed=6))
+    assert len({repr(case) for case in cases}) == len(cases)
 
-    class Listed:
-        def __init__(self, seen: list[Any]) -> None:
-            self.seen = seen
 
-        def check(self, case: Any) -> None:
-            self.seen.append(case)
-
-    strategy = kinds("cpu", "cpu")["operators"]
-    for turn, seed in enumerate((5, 5, 6)):
-        child: Any = Listed(drawn.setdefault(turn, []))
-        fuzz_run._batch(child, strategy(), 20, seed, "operators", Counter(), lambda count: None)
-    assert drawn[0] == drawn[1]
-    assert drawn[0] != drawn[2]
+def test_each_number_of_jobs_checks_the_same_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[Chunk]] = {1: set(), 3: set()}
+    for jobs, chunks in seen.items():
+        monkeypatch.setattr(fuzz_run, "Child", lambda chunks=chunks: Here(chunks.add))
+        outcome = fuzz_run.run("cpu", "cpu", 1234, None, 0, jobs, lambda count: None)
+        assert sum(outcome.counts.values()) == 1234
+        assert sum(chunk.count for chunk in chunks) == 1234
+    assert seen[1] == seen[3]
 
 
 @pytest.mark.parametrize("operator", list(operators.OPERATORS))
@@ -151,25 +182,33 @@ def test_what_a_child_answers(way: str, message: str) -> None:
         child.check(Faulty("right"))
 
 
-def test_a_failure_is_shrunk_and_its_program_repeats_it() -> None:
-    class Picky:
-        """Fails from three heads on."""
+def test_a_failure_is_made_simpler_and_its_program_repeats_it() -> None:
+    def picky(case: Any) -> None:
+        if isinstance(case, Chunk) or (isinstance(case, OperatorCase) and case.heads >= 3):
+            raise CaseFailed("three heads")
 
-        def check(self, case: OperatorCase) -> None:
-            if case.heads >= 3:
-                raise CaseFailed("three heads")
-
-    child: Any = Picky()
-    strategy = kinds("cpu", "cpu")["operators"]()
-    failure = fuzz_run._batch(child, strategy, 200, 1, "operators", Counter(), lambda count: None)
+    child: Any = Here(picky)
+    failure = fuzz_run.check(child, Chunk())
     assert failure is not None
-    assert failure.case.heads == 3
-    assert failure.case.edges.num_edges == 0
+    assert failure.message == "three heads"
+    assert failure.case == OperatorCase(edges=EdgeSpec(num_src=0, num_dst=0), heads=3)
     text = fuzz_run.program(failure.case)
-    assert len(text.splitlines()) <= 20
+    assert len(text.splitlines()) <= 10
     made: dict[str, Any] = {}
     exec(text.replace(".check()", "").replace("OperatorCase(\n", "case = OperatorCase(\n"), made)
     assert made["case"] == failure.case
+
+
+def test_what_fails_in_company_alone_is_repeated_so() -> None:
+    def together(case: Any) -> None:
+        if isinstance(case, Chunk):
+            raise CaseFailed("out: off")
+
+    child: Any = Here(together)
+    failure = fuzz_run.check(child, Chunk(seed=3, count=4))
+    assert failure is not None
+    assert failure.message == "out: off (not each case alone)"
+    exec(fuzz_run.program(failure.case), {})
 
 
 @pytest.mark.parametrize("case", [CASE, ArgumentCase(CASE), LayerCase(edges=SQUARE)], ids=str)
@@ -178,10 +217,12 @@ def test_programs_run(case: Any) -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli.main(["fuzz", "--cases", "12"]) == 0
+    assert cli.main(["fuzz", "--cases", "12", "--jobs", "2"]) == 0
     assert "all 12 cases passed" in capsys.readouterr().out
-    always = {"operators": lambda: st.just(Faulty("wrong"))}
-    monkeypatch.setattr(fuzz_run, "kinds", lambda backend, device: always)
+    monkeypatch.setattr(fuzz_run, "Child", Here)
+    monkeypatch.setattr(
+        fuzz_run, "kinds", lambda *backend: {"operators": lambda draw: Faulty("wrong")}
+    )
     assert cli.main(["fuzz", "--cases", "5"]) == 1
     out = capsys.readouterr().out
     assert "a case failed: out: off" in out
@@ -192,6 +233,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     ("options", "message"),
     [
         (["--cases", "0"], "--cases must be above 0, got 0"),
+        (["--jobs", "0"], "--jobs must be above 0, got 0"),
         (["--minutes", "nan"], "--minutes must be above 0, got nan"),
         (["--backend", "nobody"], "'backend' must be one of"),
         (["--device", "mars"], "--device mars cannot be used"),

@@ -21,6 +21,7 @@ class Job(NamedTuple):
     cases: int | None
     minutes: float | None
     seed: int
+    jobs: int
 
     def execute(self) -> int:
         """Checks, and says what was found; 1 where a case failed."""
@@ -48,15 +49,16 @@ class Job(NamedTuple):
         return 1
 
 
-def prepare(backend: str, device: str, cases: int | None, minutes: float | None, seed: int) -> Job:
+def prepare(
+    backend: str, device: str, cases: int | None, minutes: float | None, seed: int, jobs: int
+) -> Job:
     """Raises: ValueError, BackendUnavailable, MissingExtraError, about what was asked for."""
-    require("hypothesis", "hypothesis", "fuzz")
     require("rich", "rich", "fuzz")
-    for name, value in (("--cases", cases), ("--minutes", minutes)):
+    for name, value in (("--cases", cases), ("--minutes", minutes), ("--jobs", jobs)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
     if cases is None and minutes is None:
         cases = DEFAULT_CASES
     usable = checks.usable_device(device)
     chosen = backends.select("--backend", backend, backends.Case(usable, torch.float32))
-    return Job(chosen, device, cases, minutes, seed)
+    return Job(chosen, device, cases, minutes, seed, jobs)

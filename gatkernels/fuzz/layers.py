@@ -47,11 +47,11 @@ class LayerCase:
         """Raises: AssertionError, where a result differs, or ours alone fails."""
         found: list[dict[str, Tensor] | Exception] = []
         for package in (self.package, PEERS[self.package]):
-            torch.manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(self.seed)
             try:
                 layer = self._layer(package)
                 for parameter in layer.parameters():  # biases, too
-                    nn.init.normal_(parameter)
+                    nn.init.normal_(parameter, generator=generator)
                 found.append(self._outcome(package, layer))
             except Exception as error:
                 found.append(error)

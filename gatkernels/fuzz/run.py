@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import hypothesis
-
 from gatkernels.fuzz.child import CaseFailed, Child
-from gatkernels.fuzz.strategies import kinds
+from gatkernels.fuzz.draws import Draws, shrunk
+from gatkernels.fuzz.kinds import Kind, kinds, name_of
 
-#: Cases that hypothesis draws from one seed.
-BATCH = 500
-#: Of a hundred cases, how many are of each kind; operators make up the rest.
-SHARES = {"arguments": 15, "layers": 20}
+#: Cases that are checked at once.
+CHUNK = 100
+#: A failure is made simpler for so many seconds.
+SHRINKING = 120.0
 
 
 class Failure(NamedTuple):
@@ -26,11 +27,40 @@ class Failure(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Cases that were checked, by kind; the first that failed, shrunk."""
+    """Cases that were checked, by kind; one that failed, made simpler."""
 
     counts: dict[str, int]
     seconds: float
     failure: Failure | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Cases ``first`` to ``first + count`` of a seed, each drawn from its number and the seed."""
+
+    backend: str = "cpu"
+    device: str = "cpu"
+    seed: int = 0
+    first: int = 0
+    count: int = CHUNK
+
+    def draws(self, place: int) -> Draws:
+        return Draws(f"{self.seed}/{self.first + place}")
+
+    def names(self) -> list[str]:
+        """The kind of each case."""
+        known = kinds(self.backend, self.device)
+        return [name_of(known, self.draws(place)) for place in range(self.count)]
+
+    def check(self) -> None:
+        """Raises: AssertionError, where a case fails."""
+        known = kinds(self.backend, self.device)
+        for place in range(self.count):
+            drawn(known, self.draws(place)).check()
+
+
+def drawn(known: dict[str, Kind], draws: Draws) -> Any:
+    return known[name_of(known, draws)](draws)
 
 
 def run(
@@ -39,81 +69,87 @@ def run(
     cases: int | None,
     minutes: float | None,
     seed: int,
+    jobs: int,
     tick: Callable[[int], None],
 ) -> Outcome:
-    """Checks cases of one backend, one after the other.
+    """Checks cases of one backend.
 
     Args:
         backend, device: Of the operators.
         cases, minutes: How many, or for how long; whichever ends first.
         seed: The same cases for the same seed, whatever their number.
+        jobs: Processes that check cases side by side.
         tick: Called with the number of cases so far.
     """
-    strategies, start = kinds(backend, device), time.monotonic()
-    counts: Counter[str] = Counter()
+    start, lock = time.monotonic(), threading.Lock()
     end = None if minutes is None else start + 60.0 * minutes
+    counts: Counter[str] = Counter()
+    failures: list[Failure] = []
+    given, stopped = 0, False
 
-    def rest() -> int:
-        left = BATCH if cases is None else cases - counts.total()
-        return left if end is None or time.monotonic() < end else 0
+    def take() -> Chunk | None:
+        nonlocal given
+        with lock:
+            count = CHUNK if cases is None else min(CHUNK, cases - given)
+            if stopped or failures or count < 1 or (end is not None and time.monotonic() > end):
+                return None
+            given += count
+            return Chunk(backend, device, seed, given - count, count)
 
-    with Child() as child:
-        batch = 0
-        while rest() > 0:
-            for name, strategy in strategies.items():
-                share = SHARES.get(name, 100 - sum(SHARES.get(n, 0) for n in strategies))
-                count = min(rest(), max(1, BATCH * share // 100))
-                if count < 1:
-                    continue
-                of_batch = random.Random(f"{seed}/{batch}/{name}").getrandbits(63)
-                failure = _batch(child, strategy(), count, of_batch, name, counts, tick)
-                if failure is not None:
-                    return Outcome(dict(counts), time.monotonic() - start, failure)
-            batch += 1
-    return Outcome(dict(counts), time.monotonic() - start, None)
+    def work() -> None:
+        with Child() as child:
+            while (chunk := take()) is not None:
+                failure = check(child, chunk)
+                with lock:
+                    counts.update(chunk.names())
+                    if failure is not None:
+                        failures.append(failure)
+                tick(counts.total())
+
+    with ThreadPoolExecutor(jobs) as pool:
+        working = [pool.submit(work) for _ in range(jobs)]
+        try:
+            for one in working:
+                one.result()
+        finally:
+            stopped = True
+    return Outcome(dict(counts), time.monotonic() - start, failures[0] if failures else None)
 
 
-def _batch(
-    child: Child,
-    strategy: Any,
-    count: int,
-    seed: int,
-    name: str,
-    counts: Counter[str],
-    tick: Callable[[int], None],
-) -> Failure | None:
-    """Checks ``count`` cases; hypothesis shrinks one that fails, and tries the smallest last."""
-    last: list[Failure] = []
+def check(child: Child, chunk: Chunk) -> Failure | None:
+    """All at once, and where that fails, one after the other; one that fails is made simpler."""
+    try:
+        child.check(chunk)
+        return None
+    except CaseFailed as failed:
+        message = str(failed)
+    known = kinds(chunk.backend, chunk.device)
+    for place in range(chunk.count):
+        draws = chunk.draws(place)
+        try:
+            child.check(drawn(known, draws))
+        except CaseFailed as failed:
+            return simplest(child, known, draws, str(failed))
+    return Failure(chunk, f"{message} (not each case alone)")
 
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        report_multiple_bugs=False,
-        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
-        suppress_health_check=list(hypothesis.HealthCheck),
-        verbosity=hypothesis.Verbosity.quiet,
-    )
-    @hypothesis.given(strategy)
-    def check(case: Any) -> None:
-        if not last:
-            counts[name] += 1
-            tick(counts.total())
+
+def simplest(child: Child, known: dict[str, Kind], draws: Draws, message: str) -> Failure:
+    """What is left of a case that fails when its choices have become simpler."""
+    end = time.monotonic() + SHRINKING
+
+    def fails(case: Any) -> bool:
+        nonlocal message
+        if time.monotonic() > end:
+            return False
         try:
             child.check(case)
         except CaseFailed as failed:
-            last.append(Failure(case, str(failed)))
-            raise
+            message = str(failed)
+            return True
+        return False
 
-    try:
-        check()
-    except CaseFailed:
-        return last[-1]
-    except hypothesis.errors.Flaky:
-        failure = last[-1]
-        return failure._replace(message=f"{failure.message} (not every time)")
-    return None
+    case = shrunk(lambda again: drawn(known, again), draws.made, fails)
+    return Failure(case, message)
 
 
 def program(case: Any) -> str:
