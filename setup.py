@@ -35,14 +35,9 @@ X86_ISAS = {
         " -Wno-maybe-uninitialized -Wno-uninitialized"
     ),
 }
-# Beside those few processors run the baseline, whose vectors are written out: more optimisation
-# makes more code, none of it faster, and features of 16 bits spend their time on conversions.
-X86_BASELINE = {
-    "float32": "-O2 -fno-tree-vectorize",
-    "float64": "-O2 -fno-tree-vectorize",
-    "bfloat16": "-Os",
-    "float16": "-Os",
-}
+# Beside those few processors run the baseline, whose vectors are written out: of float32 more
+# optimisation is more code and no speed, and 16-bit features spend their time on conversions.
+X86_BASELINE = {"float32": "-O2 -fno-tree-vectorize", "bfloat16": "-Os", "float16": "-Os"}
 CUDA_SOURCES = (
     "csrc/cuda/backward_prologue.cu",
     "csrc/cuda/dot_backward.cu",
@@ -121,7 +116,7 @@ def cpu_kernels_ninja(compiler: str) -> tuple[str, list[str]]:
     objects = {f"{Path(source).stem}.o": (source, "") for source in CPU_SOURCES}
     for source, isa in {**(X86_ISAS if x86 else {}), **ISAS}.items():
         for dtype, options in TYPES.items():
-            flags = isa or (X86_BASELINE[dtype] if x86 else "")
+            flags = isa or (X86_BASELINE.get(dtype, "") if x86 else "")
             objects[f"{Path(source).stem}.{dtype}.o"] = source, f"{flags} {options}"
     for name, (source, options) in objects.items():
         lines += [f"build {name}: compile {escape(ROOT / source)}", f"  options = {options}"]
