@@ -41,11 +41,11 @@ static inline void add_rows(const HeadMap<A>& map, const Gather<T>& from, const 
 
 // totals[e, h] = the dot products of row `own` and the rows `col` of n edges, [n, slots]; `also`
 // (e) prefetches what else an edge reads.
-template <class A, class T, class Also>
+template <SumLoops kLoops, class A, class T, class Also>
 static inline void sum_dots(const HeadMap<A>& map, const A* own, const Gather<T>& rows,
                             const int32_t* col, int n, A* totals, const Also& also) {
   A* const to[] = {totals};
-  sum_heads<2>(
+  sum_heads<kLoops>(
       map, n, to,
       [&](int e) GK_INLINED {
         const T* row = row_of(rows, col[e]);
@@ -162,7 +162,7 @@ struct DotScorer {
     const A* q_i = widened(row_of(q, row), map.width, t.row_pos);
     const A* query = nullptr;
     if (edge) query = widened(row_of(edge_query, row), edge.width(), t.row_pos + map.width);
-    sum_dots(map, q_i, k, edges.col, edges.n, t.weight, [&](int e) GK_INLINED {
+    sum_dots<sum_loops<T>()>(map, q_i, k, edges.col, edges.n, t.weight, [&](int e) GK_INLINED {
       prefetch_row(v, 0, v_width, edges.col + e);
       if (edge) edge.prefetch(edges.eid + e);
     });

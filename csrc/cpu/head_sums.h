@@ -25,19 +25,20 @@ struct Kinds {
   }
 };
 
-// Lane k of the result: the sum of all lanes of part(kFirst + k), for kCount neighbouring lanes.
-template <class A, int kKinds, int kCount, int kFirst = 0, class Part>
-GK_INLINE Kinds<A, kKinds> sum_each(const Part& part) {
-  if constexpr (kCount == 1) {
-    return part(std::integral_constant<int, kFirst>());
+// Lane k of the result: the sum of all lanes of part k, for kCount neighbouring lanes. Parts come
+// in pairs, of which the first is kFirst: pair(k, a, b) makes parts 2k and 2k + 1.
+template <class A, int kKinds, int kCount, int kFirst = 0, class Pair>
+GK_INLINE Kinds<A, kKinds> sum_each(const Pair& pair) {
+  Kinds<A, kKinds> a, b;
+  if constexpr (kCount == 2) {
+    pair(std::integral_constant<int, kFirst>(), a, b);
   } else {
-    Kinds<A, kKinds> a = sum_each<A, kKinds, kCount / 2, kFirst>(part);
-    const Kinds<A, kKinds> b = sum_each<A, kKinds, kCount / 2, kFirst + kCount / 2>(part);
-    unrolled<kKinds>([&](auto k) GK_INLINED {
-      a.of[k] = Vec<A>::template add_halves<kCount>(a.of[k], b.of[k]);
-    });
-    return a;
+    a = sum_each<A, kKinds, kCount / 2, kFirst>(pair);
+    b = sum_each<A, kKinds, kCount / 2, kFirst + kCount / 4>(pair);
   }
+  unrolled<kKinds>(
+      [&](auto k) GK_INLINED { a.of[k] = Vec<A>::template add_halves<kCount>(a.of[k], b.of[k]); });
+  return a;
 }
 
 // The products of heads of kChannels, several to a vector, summed by head.
@@ -110,93 +111,126 @@ static inline void sum_heads_apart(const HeadMap<A>& map, A* total, const Produc
   }
 }
 
-// Whether the heads of a slot are summed into a vector together.
-template <class A>
-inline bool sums_slots(int channels) {
-  if (!Vec<A>::kAddsHalves) return false;
-  return channels >= Vec<A>::kWidth || (channels != 1 && channels != 2 && channels != 4);
+// How heads are summed: one at a time, or those of a slot into a vector together, and for whole
+// slots of heads of one or two vectors by loops without branches.
+enum class SumLoops { kApart, kSlots, kVectors };
+
+// For rows of T. These loops are most of the code, so there are few where they gain little: AVX-512
+// has them for float32, and only what is summed `often` has all.
+template <class T>
+constexpr SumLoops sum_loops(bool often = true) {
+  using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  if (std::is_same_v<T, float>) return often ? SumLoops::kVectors : SumLoops::kSlots;
+  return Vec<A>::kMasks ? SumLoops::kApart : SumLoops::kSlots;
 }
 
-// Of n rows, kTogether of which share what else their products are made of; row(e) gives products.
-// Whole vectors of slots are written, past the last edge, too.
-template <int kTogether, class A, int kKinds, class Row, class Prefetch>
+// Of rows by slots: a vector has the sums of kEdges rows, each over kVectors vectors of features,
+// or over as many as there are, of any number of heads, where that is 0. Its parts are made in
+// pairs, of a head and two rows, which share what else their products are made of, or of two heads
+// of a row. Past the last row and head the last one's are written.
+template <int kEdges, int kVectors, class A, int kKinds, class Row, class Prefetch>
 GK_INLINE void sum_slots(const HeadMap<A>& map, int n, A* const (&totals)[kKinds], const Row& row,
                          const Prefetch& prefetch) {
   using V = Vec<A>;
-  using Sums = Kinds<A, kKinds>;
-  constexpr int kWidth = V::kWidth;
-  const int lanes = slot<A>(map.heads), stride = int(slots<A>(map.heads));
-  const int channels = map.channels;
-  const int group = kTogether * lanes < kWidth ? kWidth / lanes : kTogether;
-  V parts[kKinds][kTogether * kWidth];  // by themselves, as copies of structs go through memory
-  for (int e = 0; e < n; e += group) {
-    const int edges = n - e < group ? n - e : group;
-    for (int h = 0; h < map.heads; h += lanes) {
-      const int heads = map.heads - h < lanes ? map.heads - h : lanes;
-      if (edges < group || heads < lanes) {
-        for (auto& of_kind : parts) std::fill(of_kind, of_kind + kTogether * kWidth, V::set(A(0)));
-      }
-      for (int k = 0; k < edges; k += kTogether) {
-        const auto first = row(e + k), second = row(e + (k + 1 < edges ? k + 1 : k));
-        for (int j = 0; j < heads; ++j) {
-          Sums a = Sums::zero(), b = a;
-          int64_t f = int64_t(h + j) * channels;
-          for (int m = 0; m < kTogether && k + m < edges; ++m) prefetch(e + k + m, f, channels);
-          const auto add = [&](int count) GK_INLINED {
-            a.add(first(f, count));
-            if (kTogether > 1) b.add(second(f, count));
-          };
+  constexpr int kWidth = V::kWidth, kHeads = kWidth / kEdges;
+  constexpr bool kAtOnce = kVectors > 0 || V::kMasks;  // whether whole rows are asked for
+  const int channels = kVectors > 0 ? kVectors * kWidth : map.channels;
+  const int64_t stride = slots<A>(map.heads);
+  for (int e = 0; e < n; e += kEdges) {
+    for (int k = e; kAtOnce && k < n && k < e + kEdges; ++k) prefetch(k, 0, map.width);
+    for (int h = 0; h < map.heads; h += kHeads) {
+      const auto part_of = [&](int k) GK_INLINED {
+        const int edge = e + k % kEdges, head = h + k / kEdges;
+        const bool there = kVectors > 0 || head < map.heads;
+        return std::pair{edge < n ? edge : n - 1, there ? head : map.heads - 1};
+      };
+      const auto sums = sum_each<A, kKinds, kWidth>([&](auto of, auto& a, auto& b) GK_INLINED {
+        const auto [edge_a, head_a] = part_of(2 * of);
+        const auto [edge_b, head_b] = part_of(2 * of + 1);
+        int64_t f = int64_t(head_a) * channels, g = int64_t(head_b) * channels;
+        const auto first = row(edge_a), second = row(edge_b);
+        if (!kAtOnce) {
+          prefetch(edge_a, f, channels);
+          prefetch(edge_b, g, channels);
+        }
+        const auto add = [&](int count) GK_INLINED {
+          a.add(first(f, count));
+          b.add(second(g, count));
+        };
+        if constexpr (kVectors > 0) {
+          a = first(f, kWidth);
+          b = second(g, kWidth);
+          f += kWidth;
+          g += kWidth;
+          if (kVectors == 2) add(kWidth);
+        } else {
+          a = b = Kinds<A, kKinds>::zero();
           int left = channels;
-#pragma GCC unroll 2
-          for (; left >= kWidth; left -= kWidth, f += kWidth) add(kWidth);
+          for (; left >= kWidth; left -= kWidth, f += kWidth, g += kWidth) add(kWidth);
           if (left > 0) add(left);
-          for (int kind = 0; kind < kKinds; ++kind) {
-            parts[kind][k * lanes + j] = a.of[kind];
-            if (kTogether > 1) parts[kind][(k + 1) * lanes + j] = b.of[kind];
-          }
         }
-      }
-      for (int k = 0; k < edges; k += kWidth / lanes) {
-        for (int kind = 0; kind < kKinds; ++kind) {
-          const V* from = parts[kind] + k * lanes;
-          const auto sum = sum_each<A, 1, kWidth>(
-              [from](auto of) GK_INLINED { return Kinds<A, 1>{{from[of]}}; });
-          sum.of[0].store(totals[kind] + (e + k) * stride + h);
-        }
-      }
+      });
+      unrolled<kKinds>([&](auto k) GK_INLINED {
+        V::template transposed<kEdges>(sums.of[k]).store(totals[k] + e * stride + h);
+      });
     }
   }
 }
+template <int kEdges, SumLoops kLoops, class A, int kKinds, class Row, class Prefetch>
+GK_INLINE void sum_by_slots(const HeadMap<A>& map, int n, A* const (&totals)[kKinds],
+                            const Row& row, const Prefetch& prefetch) {
+  constexpr int kWidth = Vec<A>::kWidth, kHeads = kWidth / kEdges;
+  if constexpr (kHeads > 1) {
+    if (map.heads <= kHeads / 2)
+      return sum_by_slots<2 * kEdges, kLoops>(map, n, totals, row, prefetch);
+  }
+  if constexpr (kLoops == SumLoops::kVectors && kEdges <= 4 && kHeads > 1) {
+    if (map.heads % kHeads == 0) {
+      if (map.channels == kWidth) return sum_slots<kEdges, 1>(map, n, totals, row, prefetch);
+      if (map.channels == 2 * kWidth) return sum_slots<kEdges, 2>(map, n, totals, row, prefetch);
+    }
+  }
+  sum_slots<kEdges, 0>(map, n, totals, row, prefetch);
+}
 
-// The same where every head is a vector, and heads fill whole slots.
+// The same for eight heads of half a vector of sixteen.
 template <class A, int kKinds, class Row, class Prefetch>
-GK_INLINE void sum_vectors(const HeadMap<A>& map, int n, A* const (&totals)[kKinds], const Row& row,
-                           const Prefetch& prefetch) {
-  constexpr int kWidth = Vec<A>::kWidth;
-  for (int e = 0; e < n; ++e) {
+GK_INLINE void sum_half_vectors(const HeadMap<A>& map, int n, A* const (&totals)[kKinds],
+                                const Row& row, const Prefetch& prefetch) {
+  using V = Vec<A>;
+  // sums of heads 0 2 4 6, in each quarter of the first half, and of 1 3 5 7
+  const auto quarters = [&](int e) GK_INLINED {
     prefetch(e, 0, map.width);
     const auto products = row(e);
-    for (int h = 0; h < map.heads; h += kWidth) {
-      const auto sums = sum_each<A, kKinds, kWidth>(
-          [&](auto of) GK_INLINED { return products(int64_t(h + of) * kWidth, kWidth); });
-      sums.store(totals, e * map.heads + h);
-    }
+    return sum_each<A, kKinds, 4>([&](auto of, auto& a, auto& b) GK_INLINED {
+      a = products(2 * of * V::kWidth, V::kWidth);
+      b = products((2 * of + 1) * V::kWidth, V::kWidth);
+    });
+  };
+  for (int e = 0; e < n; e += 2) {
+    const Kinds<A, kKinds> first = quarters(e), second = e + 1 < n ? quarters(e + 1) : first;
+    unrolled<kKinds>([&](auto k) GK_INLINED {
+      V::zipped(V::template add_halves<8>(first.of[k], second.of[k])).store(totals[k] + e * 8);
+    });
   }
 }
 
 // totals[kind][e, h] = the sums over the channels of head h of the products of row e, [n, slots]
 // each. row(e) gives a callable (feature, lanes) whose results are Kinds; before features
-// of a row are read, prefetch(e, feature, count) asks for those of one to come.
-template <int kTogether, class A, int kKinds, class Row, class Prefetch>
+// of a row are read, prefetch(e, feature, count) asks for those of one to come. What is summed
+// often has loops of its own for heads of one and two vectors.
+template <SumLoops kLoops, class A, int kKinds, class Row, class Prefetch>
 static inline void sum_heads(const HeadMap<A>& map, int n, A* const (&totals)[kKinds],
                              const Row& row, const Prefetch& prefetch) {
-  constexpr int kWidth = Vec<A>::kWidth;
-  if constexpr (Vec<A>::kAddsHalves) {
-    if (map.channels == kWidth && map.heads % kWidth == 0) {
-      return sum_vectors(map, n, totals, row, prefetch);
+  const int channels = map.channels;
+  if constexpr (Vec<A>::kWidth == 16) {
+    if (channels == 8 && map.heads == 8) {
+      return sum_half_vectors(map, n, totals, row, prefetch);
     }
-    if (sums_slots<A>(map.channels)) {
-      return sum_slots<kTogether>(map, n, totals, row, prefetch);
+  }
+  if constexpr (kLoops != SumLoops::kApart) {
+    if (channels >= Vec<A>::kWidth || (channels != 1 && channels != 2 && channels != 4)) {
+      return sum_by_slots<1, kLoops>(map, n, totals, row, prefetch);
     }
   }
   const int64_t stride = slots<A>(map.heads);
@@ -210,18 +244,12 @@ static inline void sum_heads(const HeadMap<A>& map, int n, A* const (&totals)[kK
   }
 }
 
-// dot[h] = sum_c a[h, c] * b[h, c]; perhaps whole slots are written
+// dot[h] = sum_c a[h, c] * b[h, c], of one row
 template <class A, class S, class T>
 static inline void dot_heads(const HeadMap<A>& map, const S* a, const T* b, A* dot) {
-  A* const totals[] = {dot};
-  sum_heads<1>(
-      map, 1, totals,
-      [&](int) GK_INLINED {
-        return [&](int64_t f, int lanes) GK_INLINED {
-          return Kinds<A, 1>{{load_row<A>(a + f, lanes) * load_row<A>(b + f, lanes)}};
-        };
-      },
-      [](int, int64_t, int64_t) {});
+  sum_heads_apart(map, dot, [&](int64_t f, int lanes) GK_INLINED {
+    return load_row<A>(a + f, lanes) * load_row<A>(b + f, lanes);
+  });
 }
 
 }  // namespace GK_ISA

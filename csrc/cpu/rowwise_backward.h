@@ -70,7 +70,7 @@ struct RowwiseBackwardJob {
   void sum_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                  const Scratch<A>& t) const {
     A* const totals[] = {t.weight, t.score};
-    sum_heads<2>(
+    sum_heads<sum_loops<T>(!kEdges)>(
         map, n, totals,
         [&](int e) GK_INLINED {
           const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;

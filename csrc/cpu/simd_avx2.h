@@ -19,7 +19,6 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 8;
-  static constexpr bool kAddsHalves = true;
   static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
   using Index = __m256i;
   __m256 v;
@@ -142,6 +141,16 @@ struct Vec<float> {
       return Vec{_mm256_blend_ps(a.v, b.v, 0xF0)} + Vec{_mm256_permute2f128_ps(a.v, b.v, 0x21)};
     }
   }
+  template <int kColumns>
+  static Vec transposed(Vec a) {
+    if constexpr (kColumns == 2) {
+      return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7))};
+    } else if constexpr (kColumns == 4) {
+      return {_mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))};
+    } else {
+      return a;
+    }
+  }
   void store_firsts(float* p, int lanes, int count) const {
     alignas(32) float all[kWidth];
     store(all);
@@ -184,7 +193,6 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 4;
-  static constexpr bool kAddsHalves = true;
   static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
   using Index = __m256i;                 // pairs of 32-bit lanes
   __m256d v;
@@ -251,6 +259,10 @@ struct Vec<double> {
     } else {
       return Vec{_mm256_blend_pd(a.v, b.v, 0xC)} + Vec{_mm256_permute2f128_pd(a.v, b.v, 0x21)};
     }
+  }
+  template <int kColumns>
+  static Vec transposed(Vec a) {
+    return kColumns == 2 ? Vec{_mm256_permute4x64_pd(a.v, 0xD8)} : a;
   }
   void store_firsts(double* p, int lanes, int count) const {
     alignas(32) double all[kWidth];

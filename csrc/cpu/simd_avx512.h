@@ -16,7 +16,6 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;
-  static constexpr bool kAddsHalves = false;
   static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
   using Index = __m512i;
   __m512 v;
@@ -126,6 +125,37 @@ struct Vec<float> {
     if (lanes > 8) a = a + Vec{_mm512_shuffle_f32x4(a.v, a.v, 0x4E)};
     return a;
   }
+  // hadd would be two shuffles and an addition; a blend is cheaper than a shuffle
+  template <int kCount>
+  static Vec add_halves(Vec a, Vec b) {
+    if constexpr (kCount == 2) {
+      return Vec{_mm512_mask_blend_ps(0xCCCC, a.v, b.v)} + Vec{_mm512_shuffle_ps(a.v, b.v, 0x4E)};
+    } else if constexpr (kCount == 4) {
+      return Vec{_mm512_shuffle_ps(a.v, b.v, 0x88)} + Vec{_mm512_shuffle_ps(a.v, b.v, 0xDD)};
+    } else {
+      return Vec{_mm512_shuffle_f32x4(a.v, b.v, 0x88)} + Vec{_mm512_shuffle_f32x4(a.v, b.v, 0xDD)};
+    }
+  }
+  // Lanes 0 4 1 5 2 6 3 7 of each half
+  static Vec zipped(Vec a) {
+    const __m512i from = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    return {_mm512_permutexvar_ps(from, a.v)};
+  }
+  template <int kColumns>
+  static Vec transposed(Vec a) {
+    if constexpr (kColumns == 2) {
+      const __m512i from = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+      return {_mm512_permutexvar_ps(from, a.v)};
+    } else if constexpr (kColumns == 4) {
+      const __m512i from = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+      return {_mm512_permutexvar_ps(from, a.v)};
+    } else if constexpr (kColumns == 8) {
+      const __m512i from = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+      return {_mm512_permutexvar_ps(from, a.v)};
+    } else {
+      return a;
+    }
+  }
   void store_firsts(float* p, int lanes, int count) const {
     const int mask = lanes == 1 ? 0xFFFF : lanes == 2 ? 0x5555 : lanes == 4 ? 0x1111 : 0x0101;
     _mm512_mask_storeu_ps(p, first(count), _mm512_maskz_compress_ps(__mmask16(mask), v));
@@ -166,7 +196,6 @@ struct Vec<float> {
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 8;
-  static constexpr bool kAddsHalves = false;
   static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
   using Index = __m512i;
   __m512d v;

@@ -14,8 +14,7 @@ namespace GK_ISA {
 template <class A>
 struct Vec {
   static constexpr int kWidth = 16 / int(sizeof(A));
-  static constexpr bool kAddsHalves = true;  // has add_halves
-  static constexpr bool kMasks = false;      // loads of some lanes are as fast as of all
+  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
   using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typedef A Lanes __attribute__((vector_size(16)));
   typedef Int Ints __attribute__((vector_size(16)));
@@ -139,6 +138,12 @@ struct Vec {
     } else {
       return pick<0, 1, 4, 5>(a, b) + pick<2, 3, 6, 7>(a, b);
     }
+  }
+  // Lanes taken for rows of kColumns, by columns
+  template <int kColumns>
+  static Vec transposed(Vec a) {
+    if constexpr (kWidth == 4 && kColumns == 2) return pick<0, 2, 1, 3>(a, a);
+    return a;
   }
   // The first of every `lanes` neighbours, side by side; `count` of them.
   void store_firsts(A* p, int lanes, int count) const {
