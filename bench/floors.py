@@ -32,6 +32,7 @@ GRAPHS = {"cache": (4142, 2_500_000), "middle": (1 << 17, 2_400_000), "large": (
 SHAPES = ("8x8", "8x16", "4x64", "1x40", "4x32")
 #: Rows per edge that an operator has to read, forward and backward.
 ROWS = {"gat": (1, 1), "gatv2": (1, 3), "dot": (2, 4)}
+COLUMNS = ["graph", "shape", "operator", "phase", "module", "ns an edge", "ns of the floor"]
 FLAGS = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-march=native"], "baseline": []}
 
 SUMS = """
@@ -153,8 +154,9 @@ def measure(
     """By module and phase, nanoseconds an edge: the least of interleaved turns."""
     run = phases(case, graph, floor)
     best: dict[str, dict[str, float]] = {name: dict.fromkeys(run, math.inf) for name in modules}
-    for _ in range(turns):
-        for name, module in modules.items():
+    for turn in range(turns):
+        order = list(modules.items())
+        for name, module in order if turn % 2 else reversed(order):
             native._cpu = module
             for phase, turn in run.items():
                 best[name][phase] = min(best[name][phase], turn() * 1e9 / graph.num_edges)
@@ -201,12 +203,14 @@ def main() -> None:
                         ratio = found[phase] / under
                         ratios.setdefault(f"{operator} {phase} {module}", []).append(ratio)
                         line += f"  {phase} {module} {found[phase]:7.2f} ({ratio:5.2f})"
-                        rows.append([*case, phase, module, found[phase], under])
+                        rows.append([*case, phase, module, round(found[phase], 2), round(under, 2)])
                 print(line, flush=True)
     for key, found in ratios.items():
         print(f"{key:26s} {math.exp(sum(map(math.log, found)) / len(found)):5.2f}")
     if args.json:
-        args.json.write_text(json.dumps({"isa": isa, "threads": args.threads, "cases": rows}))
+        header = {"isa": isa, "threads": args.threads, "columns": COLUMNS}
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        args.json.write_text(f'{json.dumps(header)[:-1]}, "cases": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":
