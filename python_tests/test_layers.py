@@ -265,6 +265,28 @@ def test_large_steps_differentiate_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.autograd.gradgradcheck(call, (x, weight, bias))
 
 
+@pytest.mark.parametrize("biases", [0, 2])
+def test_large_products_side_by_side(biases: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "LARGE", 0)
+    sizes = ((4, 3), (5, 3), (2, 3), *((5,), (2,))[:biases])
+    leaves = [torch.randn(*size, dtype=torch.float64, requires_grad=True) for size in sizes]
+
+    def call(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+        return dense.linears(x, parameters[:2], parameters[2:])
+
+    x, *parameters = leaves
+    each = zip(parameters[:2], parameters[2:] or [None, None], strict=True)
+    found, expected = call(*leaves), [F.linear(x, weight, bias) for weight, bias in each]
+    assert {type(t.grad_fn).__name__ for t in found} == {"_LinearsBackward"}
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradcheck(call, leaves)
+    assert torch.autograd.gradgradcheck(call, leaves)
+    first = [torch.autograd.grad(t[0].sum(), leaves, allow_unused=True) for t in (found, expected)]
+    torch.testing.assert_close(*first)  # of one alone: None for what is the other's
+    frozen = call(x.detach(), *parameters)
+    assert torch.autograd.grad(frozen[1].sum(), parameters[1])[0] is not None
+
+
 @pytest.mark.parametrize("frozen", ["x", "weight"])
 def test_large_steps_skip_what_is_frozen(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LARGE", 0)

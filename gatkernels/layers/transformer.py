@@ -11,17 +11,19 @@ from torch import Tensor
 from gatkernels.functional import dot_attention
 from gatkernels.graph import Graph
 from gatkernels.layers.shared import Features, affine, autocast, is_plain, project
+from gatkernels.ops.dense import linears
 
 
 def project_all(x: Features, lins: Sequence[Any]) -> list[Tensor]:
     """``lin(x)`` of each: side by side, columns of one product, where their layers do no more."""
     biases = [lin.bias for lin in lins if is_plain(lin)]
-    if len(biases) < len(lins) or any((b is None) != (biases[0] is None) for b in biases):
+    if len(biases) < len(lins) or len({bias is None for bias in biases}) > 1:
         return [project(x, lin) for lin in lins]
-    weight = torch.cat([lin.weight for lin in lins])
-    bias = None if biases[0] is None else torch.cat(biases)
-    columns = affine(x, weight, bias)
-    return list(columns.split([lin.weight.shape[0] for lin in lins], 1))
+    weights, biases = [lin.weight for lin in lins], [b for b in biases if b is not None]
+    if isinstance(x, Tensor) and x.layout == torch.strided:
+        return linears(x, weights, biases)
+    columns = affine(x, torch.cat(weights), torch.cat(biases) if biases else None)
+    return list(columns.split([weight.shape[0] for weight in weights], 1))
 
 
 def queries_keys_values(

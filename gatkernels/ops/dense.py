@@ -7,7 +7,7 @@ thread, which for wide inputs takes longer than the attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,42 @@ class _Linear(torch.autograd.Function):
         )
 
 
+class _Linears(torch.autograd.Function):
+    """Several products of one input, side by side; their gradients need not be brought together."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int, *parameters: Tensor) -> tuple[Tensor, ...]:
+        weights, biases = parameters[:count], parameters[count:]
+        ctx.save_for_backward(x, *weights)
+        ctx.biases = len(biases)
+        ctx.set_materialize_grads(False)
+        weight = torch.cat(weights)
+        out = native.empty(x, x.shape[0], weight.shape[0])
+        if biases:
+            torch.addmm(torch.cat(biases), x, weight.t(), out=out)
+        else:
+            torch.mm(x, weight.t(), out=out)
+        return tuple(out.split([w.shape[0] for w in weights], 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, *weights = ctx.saved_tensors
+        needs_x, _, *needs = ctx.needs_input_grad
+        of_x = None
+        for grad, weight in zip(grads, weights, strict=True):
+            if needs_x and grad is not None:
+                of_x = grad @ weight if of_x is None else torch.addmm(of_x, grad, weight)
+        of_weights = [
+            grad.t() @ x if need and grad is not None else None
+            for need, grad in zip(needs, grads, strict=False)
+        ]
+        of_biases = [
+            grad.sum(0) if need and grad is not None else None
+            for need, grad in zip(needs[len(weights) :], grads, strict=False)
+        ]
+        return of_x, None, *of_weights, *of_biases
+
+
 class _AddBias(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
@@ -70,6 +106,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
+
+
+def linears(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    """``x @ weight.T + bias`` of each, columns of one matrix; without ``biases`` where empty."""
+    sizes = [weight.shape[0] for weight in weights]
+    if any(t.dtype != x.dtype for t in (*weights, *biases)) or _plain(x, x.shape[0] * sum(sizes)):
+        bias = torch.cat([*biases]) if biases else None
+        return [*F.linear(x, torch.cat([*weights]), bias).split(sizes, 1)]
+    return [*_Linears.apply(x, len(weights), *weights, *biases)]
 
 
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
