@@ -48,7 +48,8 @@ class GAT(nn.Module):
         residual: Add to the output of every layer a learned projection of its input.
         feature_dropout: Of GAT's projected features, as in the paper's own code.
         negative_slope: Slope of the LeakyReLU.
-        add_self_loops: Remove given self loops and add one per node.
+        add_self_loops: Remove the self loops of an ``edge_index`` and add one per node; a Graph
+            is used as it is.
         backend: "auto" or the name of one, see ``gatkernels info``.
     """
 

@@ -52,7 +52,8 @@ class GATConv(nn.Module):
         concat: Concatenate the heads, ``[N, heads * out_channels]``, or average them.
         negative_slope: Slope of the LeakyReLU for scores ``<= 0``.
         dropout: Probability of dropping an attention weight while training.
-        add_self_loops: Remove given self loops and add one per node.
+        add_self_loops: Remove the self loops of an ``edge_index`` and add one per node; a Graph
+            is used as it is.
         bias: Learn an additive bias.
         residual: Add a learned projection of the destination's input.
         feature_dropout: Probability of dropping a projected feature while training, after the
@@ -169,7 +170,8 @@ class GATv2Conv(nn.Module):
         concat: Concatenate the heads, ``[N, heads * out_channels]``, or average them.
         negative_slope: Slope of the LeakyReLU.
         dropout: Probability of dropping an attention weight while training.
-        add_self_loops: Remove given self loops and add one per node.
+        add_self_loops: Remove the self loops of an ``edge_index`` and add one per node; a Graph
+            is used as it is.
         bias: Learn additive biases, of both projections and of the output.
         share_weights: One projection for sources and destinations.
         residual: Add a learned projection of the destination's input.

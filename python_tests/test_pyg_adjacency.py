@@ -22,6 +22,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
+from gatkernels.graph import Graph
 from gatkernels.layers.dropin import fallbacks
 
 
@@ -268,8 +269,6 @@ def test_integer_types_of_ids(name: str, ids: torch.dtype) -> None:
 
 @every_class
 def test_the_graph_is_built_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gatkernels.graph import Graph
-
     built: list[int] = []
     build = Graph.from_edge_index.__func__  # type: ignore[attr-defined]
 
@@ -310,3 +309,21 @@ def test_data_objects() -> None:
     data = Data(x=torch.randn(NODES, 6), edge_index=some_edges())
     ours, theirs = both("GATConv", 6, 5)
     torch.testing.assert_close(ours(data.x, data.edge_index), theirs(data.x, data.edge_index))
+
+
+@every_class
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_graph_is_used_as_it_is(name: str, asked: bool) -> None:
+    """Its own loops decide, whatever the layer was asked for."""
+    ours, theirs = both(name, 6, 5, 2, edge_dim=3, fill_value=0.0)
+    ours.add_self_loops = asked
+    x, edges, attr = torch.randn(NODES, 6), some_edges(), torch.randn(80, 3)
+    theirs.add_self_loops = False
+    bare = Graph.from_edge_index(edges, NODES)
+    torch.testing.assert_close(ours(x, bare, attr), theirs(x, edges, attr), **CLOSE[x.dtype])
+    looped = Graph.from_edge_index(edges, NODES, self_loops=True)
+    theirs.add_self_loops = True
+    filled = torch.cat([attr, torch.zeros(NODES, 3)])
+    torch.testing.assert_close(ours(x, looped, filled), theirs(x, edges, attr), **CLOSE[x.dtype])
+    with pytest.raises(ValueError, match=rf"num_edges={80 + NODES} .* got \(80, 3\)"):
+        ours(x, looped, attr)

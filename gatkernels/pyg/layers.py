@@ -42,7 +42,13 @@ def _check_rows(lin: Any, edges: Adjacency) -> None:
 
 
 class GATConv(_GAT, conv.GATConv):  # type: ignore[misc]
-    """``torch_geometric.nn.GATConv``, fused: every argument, parameter and result is PyG's."""
+    """``torch_geometric.nn.GATConv``, fused: every argument, parameter and result is PyG's.
+
+    Beside PyG's adjacencies, ``edge_index`` may be a :class:`gatkernels.Graph` or a
+    :class:`gatkernels.distributed.ShardedGraph`, which is used as it is: ``add_self_loops`` and
+    ``fill_value`` add nothing to it (build it with ``self_loops=True``), and ``edge_attr`` has a
+    row for each of its ``num_edges``, self loops included.
+    """
 
     original = conv.GATConv
     edge_updater_type: ClassVar = {"alpha": "OptPairTensor", "edge_attr": "OptTensor"}
@@ -109,7 +115,13 @@ class GATConv(_GAT, conv.GATConv):  # type: ignore[misc]
 
 
 class GATv2Conv(_GAT, conv.GATv2Conv):  # type: ignore[misc]
-    """``torch_geometric.nn.GATv2Conv``, fused: every argument, parameter and result is PyG's."""
+    """``torch_geometric.nn.GATv2Conv``, fused: every argument, parameter and result is PyG's.
+
+    Beside PyG's adjacencies, ``edge_index`` may be a :class:`gatkernels.Graph` or a
+    :class:`gatkernels.distributed.ShardedGraph`, which is used as it is: ``add_self_loops`` and
+    ``fill_value`` add nothing to it (build it with ``self_loops=True``), and ``edge_attr`` has a
+    row for each of its ``num_edges``, self loops included.
+    """
 
     original = conv.GATv2Conv
     edge_updater_type: ClassVar = {"x": "PairTensor", "edge_attr": "OptTensor"}

@@ -13,7 +13,11 @@ _OURS = drop_ins(GATConv, GATv2Conv)
 
 
 class GAT(models.GAT):  # type: ignore[misc]
-    """``torch_geometric.nn.models.GAT`` on fused layers; every argument is PyG's."""
+    """``torch_geometric.nn.models.GAT`` on fused layers; every argument is PyG's.
+
+    ``forward`` takes a :class:`gatkernels.Graph`, too, as :class:`GATConv` does: its own self loops
+    decide, not ``add_self_loops``.
+    """
 
     def init_conv(
         self, in_channels: int | tuple[int, int], out_channels: int, **kwargs: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -78,3 +79,8 @@ def write_amazon(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **parts)
     return path
+
+
+def split_sizes(data: Any) -> tuple[int, ...]:
+    """How many nodes a data set trains, validates and tests on."""
+    return tuple(int(mask.sum()) for mask in (data.train_mask, data.val_mask, data.test_mask))

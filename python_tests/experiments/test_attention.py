@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy as scipy_entropy
+from torch import nn
+from torch_geometric import nn as pyg
 
+import gatkernels
 from gatkernels import Graph
 from gatkernels.experiments import attention as A
 from gatkernels.models import GAT, MLP
@@ -56,6 +59,27 @@ def test_watch(version):
         conv = layers[1].module
         expected = conv(layers[1].inputs, graph, return_attention_weights=True)[1][1]
     assert torch.equal(layers[1].attention.alpha, expected)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_watch_a_network_of_pygs_layers(swapped):
+    torch.manual_seed(0)
+    model = GAT(6, 4, 3, heads=2, dropout=0.5)
+    layers = [pyg.GATConv(6, 4, 2), pyg.GATConv(8, 3, concat=False)]
+    theirs = pyg.Sequential("x, e", [(layers[0], "x, e -> x"), nn.ELU(), (layers[1], "x, e -> x")])
+    for layer, conv in zip(layers, model.convs, strict=True):
+        layer.load_state_dict(conv.state_dict())
+    if swapped:
+        assert "2 of 2 layers swapped" in str(gatkernels.accelerate(theirs))
+    x, edges = torch.randn(40, 6), random_graph()
+    expected, watched = A.watch(model, x, edges)
+    out, found = A.watch(theirs, x, edges)
+    torch.testing.assert_close(out, expected)
+    assert len(found) == 2
+    for ours, other in zip(watched, found, strict=True):
+        torch.testing.assert_close(
+            A.entropy(other.attention), A.entropy(ours.attention), rtol=0, atol=1e-5
+        )
 
 
 def test_watch_without_attention():
