@@ -13,6 +13,10 @@ from gatkernels.graph import Graph
 from gatkernels.layers.shared import Features, affine, autocast, is_plain, project
 from gatkernels.ops.dense import linears
 
+#: Heads times features up to which one product with zeros between the heads is faster than theirs
+#: (half the time for 4 x 8, on a CPU).
+NARROW = 32
+
 
 def project_all(x: Features, lins: Sequence[Any]) -> list[Tensor]:
     """``lin(x)`` of each: side by side, columns of one product, where their layers do no more."""
@@ -76,13 +80,22 @@ def attend(
     else:
         edge = edge_attr.to(q.dtype) if autocast(q.device) else edge_attr
         weight = lin_edge.weight.unflatten(0, (heads, channels))  # [H, C, F]
-        query = torch.einsum("nhc,hcf->nhf", q, weight)
+        query = _by_head(q, weight)
     out, edge_out, *alpha = dot_attention(graph, q, k, v, edge, query, **options)
     if wide:
         of_edges = edge_out.unflatten(2, (heads, channels)).diagonal(0, 1, 2).transpose(1, 2)
     else:
-        of_edges = torch.einsum("nhf,hcf->nhc", edge_out, weight)
+        of_edges = _by_head(edge_out, weight.transpose(1, 2))
     return out + of_edges, alpha[0] if alpha else None
+
+
+def _by_head(rows: Tensor, weight: Tensor) -> Tensor:
+    """``[N, H, F]``: head by head ``rows [N, H, C]`` times ``weight [H, C, F]``."""
+    heads, _, features = weight.shape
+    if heads * min(weight.shape[1:]) <= NARROW:
+        blocks: Tensor = torch.block_diag(*weight)
+        return (rows.flatten(1) @ blocks).unflatten(1, (heads, features))
+    return torch.einsum("nhc,hcf->nhf", rows, weight)
 
 
 def with_skip(out: Tensor, skip: Tensor, lin_beta: Any) -> Tensor:
