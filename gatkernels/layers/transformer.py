@@ -92,10 +92,10 @@ def attend(
 def _by_head(rows: Tensor, weight: Tensor) -> Tensor:
     """``[N, H, F]``: head by head ``rows [N, H, C]`` times ``weight [H, C, F]``."""
     heads, _, features = weight.shape
-    if heads * min(weight.shape[1:]) <= NARROW:
-        blocks: Tensor = torch.block_diag(*weight)
-        return (rows.flatten(1) @ blocks).unflatten(1, (heads, features))
-    return torch.einsum("nhc,hcf->nhf", rows, weight)
+    if heads * min(weight.shape[1:]) > NARROW:
+        return torch.einsum("nhc,hcf->nhf", rows, weight)
+    product: Tensor = (rows.flatten(1) @ torch.block_diag(*weight)).unflatten(1, (heads, features))
+    return product
 
 
 def with_skip(out: Tensor, skip: Tensor, lin_beta: Any) -> Tensor:
