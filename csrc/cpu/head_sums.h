@@ -1,6 +1,6 @@
 // Sums over the channels of each head: dot products and logits, for one row or a block of edges.
 #pragma once
-#include <algorithm>
+#include <utility>
 
 #include "rows.h"
 
