@@ -89,10 +89,10 @@ struct DotBackwardJob {
     const int n = found.n;
     if (map.channels == v_map.channels) {
       sum_both(rows, at, eid, n, t);
-    } else {
-      sum_dots<sum_loops<T>(false)>(map, rows.first, other.first, at, n, t.weight,
-                                    [&](int e) GK_INLINED { prefetch(at + e, eid + e); });
-      sum_dots<sum_loops<T>(false)>(v_map, rows.second, other.second, at, n, t.score, [](int) {});
+    } else {  // rare
+      sum_dots<SumLoops::kApart>(map, rows.first, other.first, at, n, t.weight,
+                                 [&](int e) GK_INLINED { prefetch(at + e, eid + e); });
+      sum_dots<SumLoops::kApart>(v_map, rows.second, other.second, at, n, t.score, [](int) {});
     }
     for (int e = 0; edge && e < n; ++e) {
       A* logit = t.weight + e * of.stride;

@@ -127,10 +127,12 @@ constexpr SumLoops sum_loops(bool often = true) {
 // Of rows by slots: a vector has the sums of kEdges rows, each over kVectors vectors of features,
 // or over as many as there are, of any number of heads, where that is 0. Its parts are made in
 // pairs, of a head and two rows, which share what else their products are made of, or of two heads
-// of a row. Past the last row and head the last one's are written.
+// of a row. Past the last row and head the last one's are written. Not inlined: all of them in one
+// function take several times as long to compile.
 template <int kEdges, int kVectors, class A, int kKinds, class Row, class Prefetch>
-GK_INLINE void sum_slots(const HeadMap<A>& map, int n, A* const (&totals)[kKinds], const Row& row,
-                         const Prefetch& prefetch) {
+static __attribute__((noinline)) void sum_slots(const HeadMap<A>& map, int n,
+                                                A* const (&totals)[kKinds], const Row& row,
+                                                const Prefetch& prefetch) {
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth, kHeads = kWidth / kEdges;
   constexpr bool kAtOnce = kVectors > 0 || V::kMasks;  // whether whole rows are asked for
