@@ -202,9 +202,11 @@ def test_a_disk_that_is_full_already(edge_file, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(number, edge_file, tmp_path):
     code = (
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
         "from gatkernels import cli\n"
         "from gatkernels.distributed import stream\n"
+        # which a process that was started in the background ignores
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"stream._finish = lambda *_: (os.kill(os.getpid(), {int(number)}), time.sleep(30))\n"
         f"sys.exit(cli.main(['partition', {str(edge_file)!r}, '--nodes', '{NODES}', '--parts', "
         f"'2', '--out', {str(tmp_path / 'out')!r}]))"

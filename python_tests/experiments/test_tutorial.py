@@ -34,7 +34,7 @@ def test_code_runs():
 
 def test_pictures_are_there_and_small():
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", TEXT)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for picture in pictures:
         content = (DOCS / picture).read_bytes()
         assert content.startswith(b"\x89PNG")
