@@ -73,7 +73,7 @@ def main() -> int:
         print(f"  {name} links {', '.join(libraries)}")
     most = MOST[any("_cuda" in name for name in modules)]
     if size > most:
-        print(f"a wheel of this kind may have {most / MEBIBYTE:.0f} MiB")
+        print(f"a wheel of this kind may have {most / MEBIBYTE:.1f} MiB")
     return int(size > most)
 
 

@@ -59,7 +59,6 @@ def draw(report: Report, folder: Path) -> list[Path]:
 
 
 def _save(plots: Any, figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     disk.write(path, lambda part: figure.savefig(part, dpi=DPI, bbox_inches="tight"))
     plots.close(figure)
     return path

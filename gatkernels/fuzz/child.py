@@ -74,9 +74,8 @@ class Child:
         """Raises: CaseFailed, where the case fails, kills its process, or takes too long."""
         if self._process is None:
             self._pipe, other = self._context.Pipe()
-            self._process = self._context.Process(
-                target=_serve, args=(other,)
-            )  # may have ranks of its own
+            # no daemon, as those may not have children: ranks
+            self._process = self._context.Process(target=_serve, args=(other,))
             self._process.start()
             other.close()
         self._pipe.send(case)

@@ -14,7 +14,7 @@ from gatkernels.layers.shared import Features, affine, autocast, is_plain, proje
 from gatkernels.ops.dense import linears
 
 #: Heads times features up to which one product with zeros between the heads is faster than theirs
-#: (half the time for 4 x 8, on a CPU).
+#: (half the time for 4 x 8, on a CPU). What is not finite in one head of a node then is in all.
 NARROW = 32
 
 
