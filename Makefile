@@ -31,7 +31,7 @@ LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
-.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz sanitize gpu lint format bench docs wheel \
+.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz sanitize sanitize-threads gpu lint format bench docs wheel \
     clean
 .DEFAULT_GOAL := help
 
@@ -124,11 +124,13 @@ endif
 fuzz: $(VENV)/ready
 	$(BIN)/gatkernels fuzz --minutes $(MINUTES) --seed $$(date +%Y%m%d)
 
-# The CPU module under the address sanitizer and that of undefined behaviour: the package again, in a
-# folder of its own. Null with no elements is handed around freely.
-SANITIZERS := -fsanitize=address,undefined -fno-sanitize=nonnull-attribute,pointer-overflow
+# The package again, in a folder of its own, its CPU module under the sanitizers of addresses and of
+# undefined behaviour. Nothing is inlined: each load and store is then checked in one place, not in
+# a thousand copies, which take minutes to compile.
+CHECKED := -O1 -g1 -fno-omit-frame-pointer -fno-inline -Dalways_inline=
+SANITIZERS := -fsanitize=address,undefined
 sanitize: $(VENV)/ready
-	CXXFLAGS="-O1 -g1 -fno-omit-frame-pointer $(SANITIZERS) -fno-sanitize-recover=undefined" \
+	CXXFLAGS="$(CHECKED) -fno-var-tracking $(SANITIZERS) -fno-sanitize-recover=undefined" \
 	    LDFLAGS="$(SANITIZERS)" GATKERNELS_CUDA=0 \
 	    $(BIN)/python setup.py --quiet build --build-base build/sanitized --build-lib build/sanitized/lib
 	for isa in $(ISAS); do \
@@ -136,6 +138,25 @@ sanitize: $(VENV)/ready
 	    $(SANITIZED) $(BIN)/pytest --numprocesses=auto $(KERNELS) && \
 	    $(SANITIZED) $(BIN)/gatkernels fuzz --cases 10000 || exit; \
 	done
+
+# The same under the sanitizer of threads. It takes barriers for races but with LLVM's OpenMP, which
+# tells it of them through Archer (Debian: clang-19 libclang-rt-19-dev libomp-19-dev). Which thread
+# writes what is the same for every instruction set: one will do.
+CLANG ?= $(firstword $(shell command -v clang++ clang++-22 clang++-19 clang++-16 clang++-14))
+TSAN = $(shell $(CLANG) -print-file-name=libclang_rt.tsan-$(shell uname -m).so)
+ARCHER = $(shell $(CLANG) -print-file-name=libarcher.so)
+RACED := $(addprefix python_tests/test_,threads.py determinism.py gat.py gatv2.py dot.py node_scores.py features.py)
+sanitize-threads: $(VENV)/ready
+	@test -n "$(CLANG)" || { echo "there is no clang++ here; CLANG=... names it"; exit 1; }
+	@test -e "$(TSAN)" || { echo "$(CLANG) has no library of its ThreadSanitizer (libclang-rt-dev)"; exit 1; }
+	@test -e "$(ARCHER)" || { echo "$(CLANG) has no OpenMP with libarcher.so (libomp-dev)"; exit 1; }
+	CXX="$(CLANG)" CXXFLAGS="-O1 -g1 -fsanitize=thread -Wno-unknown-warning-option" \
+	    LDFLAGS="-fsanitize=thread -shared-libsan" GATKERNELS_CUDA=0 \
+	    $(BIN)/python setup.py --quiet build --build-base build/threads --build-lib build/threads/lib
+	export GATKERNELS_ISA=avx2 PYTHONPATH=build/threads/lib OMP_NUM_THREADS=4 OMP_WAIT_POLICY=passive \
+	    LD_PRELOAD="$(TSAN)" OMP_TOOL_LIBRARIES="$(ARCHER)" \
+	    TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66"; \
+	$(BIN)/pytest $(RACED) && $(BIN)/gatkernels fuzz --cases 10000 --jobs 1
 
 # In the virtual environment where there is one, else with what PYTHON has.
 gpu:
