@@ -249,6 +249,21 @@ def test_programs_run(case: Any) -> None:
     exec(fuzz_run.program(case), {"__name__": "__main__"})
 
 
+def test_a_weight_below_the_normal_range_may_be_zero() -> None:
+    """The others of its row are dropped, and what is left of the gradient is a few 1e-38."""
+    edges = EdgeSpec(kind="crowded", num_src=14, num_dst=21, num_edges=22, seed=283863580)
+    OperatorCase(
+        operator="gatv2",
+        edges=edges,
+        channels=64,
+        size=3.0,
+        number=2.5,
+        dropout=0.9,
+        with_edge=True,
+        seed=1483152437,
+    ).check()
+
+
 def test_the_program_of_a_sharded_case_runs_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "case.py"
     file.write_text(fuzz_run.program(ShardedCase(OperatorCase(edges=SQUARE))))
