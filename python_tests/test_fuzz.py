@@ -264,6 +264,22 @@ def test_a_weight_below_the_normal_range_may_be_zero() -> None:
     ).check()
 
 
+@pytest.mark.parametrize("operator", list(operators.OPERATORS))
+def test_gradients_of_weights_add_up_over_a_long_row(operator: str) -> None:
+    """One gradient for all weights of a row says nothing of its scores, whose sum the weights are:
+    what is left is the error of adding up."""
+    OperatorCase(
+        operator=operator,
+        edges=EdgeSpec(kind="crowded", num_dst=9, num_edges=2049, seed=43061962),
+        size=3.0,
+        number=1.0 if operator == "dot" else 0.0,
+        with_edge=True,
+        attention=True,
+        grad_layout="expanded",
+        seed=905431024,
+    ).check()
+
+
 def test_the_program_of_a_sharded_case_runs_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "case.py"
     file.write_text(fuzz_run.program(ShardedCase(OperatorCase(edges=SQUARE))))
