@@ -3,10 +3,10 @@
 python bench/sharded_memory.py                      # 1 and 4 processes, 8 M edges
 python bench/sharded_memory.py --processes 1 2 4 8
 
-Each process gets its share of the edges and its own rows of features, builds its graph and runs a GAT
-layer forward and backward twice. Peaks are the kernel's (VmHWM, Linux), above what is resident when
-imports are done, the processes know each other and a small layer has run: edges, features, graph,
-weights, results, gradients, messages. A world's peak is that of the rank that needs most.
+Each process gets its share of the edges and its own rows of features, builds its graph and runs a
+GAT layer forward and backward twice. Peaks are the kernel's (VmHWM, Linux), above what is resident
+when imports are done, the processes know each other and a small layer has run: edges, features,
+graph, weights, results, gradients, messages. A world's peak is that of the rank that needs most.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def world(processes: int, folder: str, path: str, nodes: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--nodes", type=int, default=400_000)
     parser.add_argument("--edges", type=int, default=8_000_000)

@@ -83,7 +83,7 @@ class _Cut(NamedTuple):
 def _side(
     share: Share, by_source: bool, rank: int, ranks: int, self_loops: bool
 ) -> tuple[Side, _Cut]:
-    """The edges into own nodes, or those out of them, numbered; ``eid`` are places in the share's."""
+    """The edges into own nodes, or those out of them; ``eid`` are their places in the share."""
     own, edges = share.nodes, share.out_edges if by_source else share.in_edges
     near, far = (0, 1) if by_source else (1, 0)
     owners = owner_of(share.owners, edges[far])
