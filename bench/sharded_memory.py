@@ -26,18 +26,18 @@ from gatkernels.bench.memory import forget_peak, highest, resident, trim
 from gatkernels.distributed import ShardedGraph
 from gatkernels.nn import GATConv
 
-COMMUNITY, AWAY = 1000, 0.02  # nodes that are numbered together, and the edges that leave them
+COMMUNITY = 1000  # nodes that are numbered together
 FEATURES, HEADS, CHANNELS = 128, 8, 32
 PHASES = ("build", "forward", "backward")
 
 
-def draw(nodes: int, edges: int) -> np.ndarray:
-    """``[2, edges]``: both ends in one community, but for some."""
+def draw(nodes: int, edges: int, away: float = 0.02) -> np.ndarray:
+    """``[2, edges]``: both ends in one community, but of ``away`` of the edges."""
     rng = np.random.default_rng(0)
     src = rng.integers(0, nodes, edges)
     inside = src // COMMUNITY * COMMUNITY + rng.integers(0, COMMUNITY, edges)
-    away = (rng.random(edges) < AWAY) | (inside >= nodes)
-    return np.stack([src, np.where(away, rng.integers(0, nodes, edges), inside)])
+    leaves = (rng.random(edges) < away) | (inside >= nodes)
+    return np.stack([src, np.where(leaves, rng.integers(0, nodes, edges), inside)])
 
 
 def build(edges: torch.Tensor, nodes: int, processes: int) -> Graph:
@@ -112,10 +112,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--nodes", type=int, default=400_000)
     parser.add_argument("--edges", type=int, default=8_000_000)
+    parser.add_argument("--away", type=float, default=0.02, help="part of edges that leave")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "edges.npy")
-        np.save(path, draw(args.nodes, args.edges))
+        np.save(path, draw(args.nodes, args.edges, args.away))
         first = None
         for processes in args.processes:
             found = world(processes, folder, path, args.nodes)
