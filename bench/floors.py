@@ -158,8 +158,8 @@ def measure(
         order = list(modules.items())
         for name, module in order if turn % 2 else reversed(order):
             native._cpu = module
-            for phase, turn in run.items():
-                best[name][phase] = min(best[name][phase], turn() * 1e9 / graph.num_edges)
+            for phase, seconds in run.items():
+                best[name][phase] = min(best[name][phase], seconds() * 1e9 / graph.num_edges)
     return best
 
 

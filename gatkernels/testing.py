@@ -39,6 +39,8 @@ UNITS: dict[torch.dtype, float] = dict.fromkeys(DTYPE_CODES, 8.0)
 #: the softmax's denominator and again in the sum of rows. In float32 the plain formula drifts as
 #: far, so RATIO covers most of it; in float64 the truth drifts as well and nothing else covers it.
 UNITS_PER_EDGE = {d: 1 / 2 if d == torch.float64 else 1 / 32 for d in UNITS}
+#: Kernels take a softmax weight below float32's normal range for 0: less than a rounding of this.
+LEAST_WEIGHT = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
 #: The operators' tensors by name, in the order they take them.
 INPUTS = {
     "gat": ("x", "score_src", "score_dst", "edge_score"),
@@ -226,7 +228,7 @@ def gat_scales(
         graph, x[..., :0], score_src, score_dst, edge, negative_slope=slope
     )
     src, dst, eid = _used_edges(graph)
-    alpha = alpha[eid]  # [used edges, H]
+    alpha = alpha[eid].clamp_min(LEAST_WEIGHT)  # [used edges, H]
     keep = _kept(graph, alpha.shape[1], scoring)
     weight = (alpha * keep)[..., None]
     gain = torch.einsum("ehc,ehc->eh", x.abs()[src], grad.abs()[dst])
@@ -257,7 +259,7 @@ def gatv2_scales(
     grad, slope = grads.out.double(), scoring.negative_slope
     _, alpha = reference.gatv2_attention(graph, x_src, x_dst, att, edge, negative_slope=slope)
     src, dst, eid = _used_edges(graph)
-    alpha, steepest = alpha[eid], max(1.0, abs(slope))
+    alpha, steepest = alpha[eid].clamp_min(LEAST_WEIGHT), max(1.0, abs(slope))
     keep = _kept(graph, alpha.shape[1], scoring)
 
     def by_row(terms: Tensor) -> Tensor:
@@ -300,7 +302,7 @@ def dot_scales(
     assert v is not None
     *_, alpha = reference.dot_attention(graph, q, k, v, edge, query, scale=scoring.scale)
     src, dst, eid = _used_edges(graph)
-    alpha = alpha[eid]  # [used edges, H]
+    alpha = alpha[eid].clamp_min(LEAST_WEIGHT)  # [used edges, H]
     keep, steepness = _kept(graph, alpha.shape[1], scoring), abs(scoring.scale)
 
     def by_row(terms: Tensor) -> Tensor:

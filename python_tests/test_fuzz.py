@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,9 +226,9 @@ def test_a_failure_is_made_simpler_and_its_program_repeats_it() -> None:
     assert failure.message == "three heads"
     assert failure.case == OperatorCase(edges=EdgeSpec(num_src=0, num_dst=0), heads=3)
     text = fuzz_run.program(failure.case)
-    assert len(text.splitlines()) <= 10
+    assert len(text.splitlines()) <= 11
     made: dict[str, Any] = {}
-    exec(text.replace(".check()", "").replace("OperatorCase(\n", "case = OperatorCase(\n"), made)
+    exec(text, made)
     assert made["case"] == failure.case
 
 
@@ -238,12 +241,49 @@ def test_what_fails_in_company_alone_is_repeated_so() -> None:
     failure = fuzz_run.check(child, Chunk(seed=3, count=4))
     assert failure is not None
     assert failure.message == "out: off (not each case alone)"
-    exec(fuzz_run.program(failure.case), {})
+    exec(fuzz_run.program(failure.case), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("case", [CASE, ArgumentCase(CASE), LayerCase(edges=SQUARE)], ids=str)
 def test_programs_run(case: Any) -> None:
-    exec(fuzz_run.program(case), {})
+    exec(fuzz_run.program(case), {"__name__": "__main__"})
+
+
+def test_a_weight_below_the_normal_range_may_be_zero() -> None:
+    """The others of its row are dropped, and what is left of the gradient is a few 1e-38."""
+    edges = EdgeSpec(kind="crowded", num_src=14, num_dst=21, num_edges=22, seed=283863580)
+    OperatorCase(
+        operator="gatv2",
+        edges=edges,
+        channels=64,
+        size=3.0,
+        number=2.5,
+        dropout=0.9,
+        with_edge=True,
+        seed=1483152437,
+    ).check()
+
+
+@pytest.mark.parametrize("operator", list(operators.OPERATORS))
+def test_gradients_of_weights_add_up_over_a_long_row(operator: str) -> None:
+    """One gradient for all weights of a row says nothing of its scores, whose sum the weights are:
+    what is left is the error of adding up."""
+    OperatorCase(
+        operator=operator,
+        edges=EdgeSpec(kind="crowded", num_dst=9, num_edges=2049, seed=43061962),
+        size=3.0,
+        number=1.0 if operator == "dot" else 0.0,
+        with_edge=True,
+        attention=True,
+        grad_layout="expanded",
+        seed=905431024,
+    ).check()
+
+
+def test_the_program_of_a_sharded_case_runs_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "case.py"
+    file.write_text(fuzz_run.program(ShardedCase(OperatorCase(edges=SQUARE))))
+    subprocess.run([sys.executable, str(file)], check=True, timeout=120)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +296,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     assert cli.main(["fuzz", "--cases", "5"]) == 1
     out = capsys.readouterr().out
     assert "a case failed: out: off" in out
-    assert "Faulty(\n    way='wrong',\n).check()" in out
+    assert "case = Faulty(\n    way='wrong',\n)" in out
 
 
 @pytest.mark.parametrize(

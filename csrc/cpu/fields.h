@@ -6,17 +6,31 @@
 namespace gatkernels {
 namespace GK_ISA {
 
-// delta[h] += sum over the edges into i of alpha grad_alpha, where there is such a gradient
+// total[h] += sum of alpha grad_alpha over the edges into i that are counted(edge, h), where there
+// is such a gradient. In double: the total may be far larger than the terms of many edges.
+template <class A, class Counted>
+static inline void add_alpha_gradients(const Edges& csr, int64_t i, int heads, const void* alpha,
+                                       const void* grad_alpha, A* total, const Counted& counted) {
+  if (grad_alpha == nullptr) return;
+  constexpr int kHeads = 8;
+  for (int first = 0; first < heads; first += kHeads) {
+    const int count = heads - first < kHeads ? heads - first : kHeads;
+    double sums[kHeads] = {};
+    for (int64_t edge = csr.rowptr[i]; edge < csr.rowptr[i + 1]; ++edge) {
+      const int64_t at = int64_t(csr.eid[edge]) * heads + first;
+      const A *weight = static_cast<const A*>(alpha) + at,
+              *grad = static_cast<const A*>(grad_alpha) + at;
+      for (int k = 0; k < count; ++k) {
+        if (counted(edge, first + k)) sums[k] += double(weight[k]) * double(grad[k]);
+      }
+    }
+    for (int k = 0; k < count; ++k) total[first + k] += A(sums[k]);
+  }
+}
 template <class A>
 static inline void add_alpha_gradients(const Edges& csr, int64_t i, int heads, const void* alpha,
-                                       const void* grad_alpha, A* delta) {
-  if (grad_alpha == nullptr) return;
-  for (int64_t edge = csr.rowptr[i]; edge < csr.rowptr[i + 1]; ++edge) {
-    const int64_t at = int64_t(csr.eid[edge]) * heads;
-    for (int h = 0; h < heads; ++h) {
-      delta[h] += static_cast<const A*>(alpha)[at + h] * static_cast<const A*>(grad_alpha)[at + h];
-    }
-  }
+                                       const void* grad_alpha, A* total) {
+  add_alpha_gradients(csr, i, heads, alpha, grad_alpha, total, [](int64_t, int) { return true; });
 }
 
 template <class A>

@@ -4,6 +4,7 @@
 // row, because sum_e alpha m leaky' <dO_i, x_j> = <sum_e alpha m leaky' dO_i, x_j>. Where scores
 // come from x, its row's part in their gradients is added while the row is at hand.
 #pragma once
+#include "fields.h"
 #include "node_scores.h"
 #include "separable.h"
 
@@ -38,7 +39,7 @@ struct SeparablePrologue {
     const T* grad_row = static_cast<const T*>(p.grad.data) + i * p.grad.stride;
     dot_heads(map, static_cast<const T*>(p.out) + i * width, grad_row, dot);
     dot_heads(map, static_cast<const A*>(p.out_pos) + i * width, grad_row, dot_pos);
-    if (p.grad_alpha) add_grad_alpha(i, dot, dot_pos);
+    add_grad_alpha(i, dot, dot_pos);
     const A* stats = static_cast<const A*>(p.stats) + i * 3 * heads;
     const A* score_dst = dst + i * p.scores.dst.stride;
     A* field = static_cast<A*>(p.fields) + i * 4 * heads;
@@ -55,17 +56,12 @@ struct SeparablePrologue {
   // The attention output's own gradient joins delta: sum_e alpha_e m_e d alpha_e.
   void add_grad_alpha(int64_t i, A* dot, A* dot_pos) const {
     const A* score_dst = dst + i * p.scores.dst.stride;
-    for (int64_t edge = p.csr.rowptr[i]; edge < p.csr.rowptr[i + 1]; ++edge) {
-      const A* score_src = src + p.csr.col[edge] * p.scores.src.stride;
-      const int64_t at = int64_t(p.csr.eid[edge]) * heads;
-      for (int h = 0; h < heads; ++h) {
-        const A s = score_src[h] + score_dst[h] + (edge_score ? edge_score[at + h] : A(0));
-        const A share =
-            static_cast<const A*>(p.alpha)[at + h] * static_cast<const A*>(p.grad_alpha)[at + h];
-        dot[h] += share;
-        if (s > A(0)) dot_pos[h] += share;
-      }
-    }
+    add_alpha_gradients(p.csr, i, heads, p.alpha, p.grad_alpha, dot);
+    add_alpha_gradients(p.csr, i, heads, p.alpha, p.grad_alpha, dot_pos, [&](int64_t edge, int h) {
+      const int64_t j = p.csr.col[edge], at = int64_t(p.csr.eid[edge]) * heads + h;
+      const A s = src[j * p.scores.src.stride + h] + score_dst[h];
+      return s + (edge_score ? edge_score[at] : A(0)) > A(0);
+    });
   }
 };
 

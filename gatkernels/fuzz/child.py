@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from types import TracebackType
 from typing import Any, Protocol
@@ -73,6 +74,8 @@ class Child:
     def check(self, case: Case) -> None:
         """Raises: CaseFailed, where the case fails, kills its process, or takes too long."""
         if self._process is None:
+            # threads that spin while they wait take the processor from those beside them
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
             self._pipe, other = self._context.Pipe()
             # no daemon, as those may not have children: ranks
             self._process = self._context.Process(target=_serve, args=(other,))

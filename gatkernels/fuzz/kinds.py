@@ -27,7 +27,7 @@ SLOPES = [0.2, 0.0, 1.0, 0.01, -0.3, 2.5]
 #: Most cases are small; some have hubs of several blocks, or of several chunks.
 COUNTS = [*range(121), 700, 2049, 5000]
 #: Of a hundred cases, how many are of each kind; operators make up the rest.
-SHARES = {"arguments": 15, "layers": 20, "sharded": 2}
+SHARES = {"arguments": 15, "layers": 20, "sharded": 1}
 
 Kind = Callable[[Draws], Any]
 

@@ -172,4 +172,6 @@ def program(case: Any) -> str:
         return "\n".join([f"{name}(", *lines, f"{indent})"]) if lines else f"{name}()"
 
     made = text(case, "")
-    return f"from gatkernels.fuzz import {', '.join(sorted(used))}\n\n{made}.check()"
+    lines = [f"from gatkernels.fuzz import {', '.join(sorted(used))}", "", f"case = {made}"]
+    # ranks are processes that import the program
+    return "\n".join([*lines, 'if __name__ == "__main__":', "    case.check()"])

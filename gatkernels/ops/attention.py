@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gatkernels.backends import kernels
+from gatkernels.backends.fit import fit_grads
 from gatkernels.ops.call import (
     DotCall,
     Edges,
@@ -62,7 +63,7 @@ def _gat_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, both scores, edge scores where ``of_edges``, and the attention vectors,
     ``[0 to 2, H, C]``; that of x includes what comes through scores that were taken of it."""
-    run = kernels(backend)
+    run, grads = kernels(backend), fit_grads(grads)  # both passes read them
     found = run.gat_destinations(call, saved, grads)
     x, src, edge, att = run.gat_sources(call, csc, found, grads, of_edges)
     return x, src, found.dst, edge, att
@@ -110,7 +111,7 @@ def _rowwise_backward(
     backend: str,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x_src, x_dst, att and, where ``of_edges``, edge."""
-    run = kernels(backend)
+    run, grads = kernels(backend), fit_grads(grads)
     dst, att, edge, fields = run.rowwise_destinations(call, saved, grads, of_edges)
     return run.rowwise_sources(call, csc, fields, grads), dst, att, edge
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gatkernels.backends import kernels
+from gatkernels.backends.fit import fit_dot_grads
 from gatkernels.ops.attention import fake_alpha
 from gatkernels.ops.call import DotCall, DotGrads, DotSaved, Edges
 from gatkernels.ops.checks import SUM_DTYPES
@@ -34,7 +35,7 @@ def _dot_backward(
     call: DotCall, csc: Edges, saved: DotSaved, grads: DotGrads, of_edges: bool, backend: str
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v, edge where ``of_edges``, and edge_query."""
-    run = kernels(backend)
+    run, grads = kernels(backend), fit_dot_grads(grads)  # both passes read them
     q, edge, edge_query, fields = run.dot_destinations(call, saved, grads, of_edges)
     k, v = run.dot_sources(call, csc, fields, grads)
     return q, k, v, edge, edge_query
