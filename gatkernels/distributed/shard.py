@@ -96,7 +96,7 @@ def _side(
     order = torch.argsort(owner, stable=True)
     number = torch.empty_like(order)
     number[order] = torch.arange(len(order), device=order.device)
-    local = torch.empty_like(edges, dtype=torch.int32)
+    local = torch.empty(edges.shape, dtype=torch.int32, device=own.device)
     for numbers, nodes in zip(local, edges, strict=True):  # right where nodes are own
         torch.searchsorted(own, nodes, out_int32=True, out=numbers)
     local[far][places] = (len(own) + number[node]).int()
