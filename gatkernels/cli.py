@@ -241,7 +241,11 @@ def _ended(interrupted: bool, resumable: bool = True) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from gatkernels.experiments import jobs, reproduce
     from gatkernels.experiments.training import Options
+    from gatkernels.experiments.world import joined
 
+    with joined("cpu") as world, world.together("reproduce", ValueError):
+        if world.size > 1:
+            raise ValueError("it runs in one process; gatkernels train takes several (torchrun)")
     with usage_errors():
         cells = [(dataset, model) for dataset in args.datasets for model in args.models]
         interrupted = reproduce.reproduce(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from gatkernels.bench import cases
 from gatkernels.bench.cases import Spec
 from gatkernels.bench.peers import Peer, Step, find
 from gatkernels.bench.process import Tick
+from gatkernels.ops.build import give_back
 
 STATUS = Path("/proc/self/status")
 
@@ -53,9 +53,7 @@ def forget_peak() -> bool:
 def trim() -> None:
     """Give memory that was freed back to the system, so that taking it again shows."""
     gc.collect()
-    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if give_back is not None:
-        give_back(0)
+    give_back()
 
 
 def run(step: Step) -> None:

@@ -118,9 +118,7 @@ def _to_owners(
     order = torch.argsort(owners, stable=True)
     sends = torch.bincount(owners, minlength=peers.size).tolist()
     counts = peers.counts(sends, op)
-    columns = []
-    for values in (*edges.unbind(), ids):
-        found = values.new_empty(sum(counts))
-        peers.start([*values[order].split(sends)], [*found.split(counts)], op)()
-        columns.append(found)
-    return torch.stack(columns[:2]), columns[2]
+    found = ids.new_empty(3, sum(counts))
+    for values, column in zip((*edges.unbind(), ids), found, strict=True):
+        peers.start([*values[order].split(sends)], [*column.split(counts)], op)()
+    return found[:2], found[2]

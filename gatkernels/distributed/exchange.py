@@ -87,20 +87,31 @@ def _row_bytes(tensor: Tensor) -> int:
     return tensor.element_size() * tensor.shape[1:].numel()
 
 
-def with_halo(
-    peers: Peers,
-    route: Route,
-    tensors: Sequence[Tensor | None],
-    traffic: Counter[str],
-    op: str,
-) -> list[Tensor | None]:
-    """``[own + halo, ...]`` of each of ``tensors [own, ...]``, the rows of other ranks behind its
-    own; None of None."""
-    present = [t.detach() for t in tensors if t is not None]
-    transfer = Transfer(peers, route, present, traffic, op)
-    wide = [t.new_empty(t.shape[0] + route.rows, *t.shape[1:]) for t in present]
-    for whole, t in zip(wide, present, strict=True):
-        whole[: t.shape[0]] = t
-    transfer.into([whole[t.shape[0] :] for whole, t in zip(wide, present, strict=True)])
-    found = iter(wide)
-    return [None if t is None else next(found) for t in tensors]
+class Halo:
+    """``[own + halo, ...]`` of each of several tensors ``[own, ...]``, the rows of other ranks
+    behind its own, which are on their way; None of None."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        route: Route,
+        tensors: Sequence[Tensor | None],
+        traffic: Counter[str],
+        op: str,
+    ) -> None:
+        self._rows = route.rows
+        self._tensors = [None if t is None else t.detach() for t in tensors]
+        self._transfer = Transfer(peers, route, self._present(), traffic, op)
+
+    def _present(self) -> list[Tensor]:
+        return [t for t in self._tensors if t is not None]
+
+    def wait(self) -> list[Tensor | None]:
+        """Once."""
+        present = self._present()
+        wide = [t.new_empty(t.shape[0] + self._rows, *t.shape[1:]) for t in present]
+        for whole, t in zip(wide, present, strict=True):
+            whole[: t.shape[0]] = t
+        self._transfer.into([whole[t.shape[0] :] for whole, t in zip(wide, present, strict=True)])
+        found = iter(wide)
+        return [None if t is None else next(found) for t in self._tensors]

@@ -110,8 +110,10 @@ class ShardedGraph(Graph):
         """
         op = "ShardedGraph.from_edge_index"
         peers = peers_of(group, timeout, op)
-        share = deal.deal(op, edges, num_nodes, partition, peers)
-        return cls.from_share(share, exchange, group, timeout, self_loops=self_loops)
+        dealt = [deal.deal(op, edges, num_nodes, partition, peers)]
+        graph = cls.from_share(dealt.pop(), exchange, group, timeout, self_loops=self_loops)
+        build.give_back()
+        return graph
 
     @classmethod
     def from_share(
@@ -171,8 +173,10 @@ class ShardedGraph(Graph):
         """
         op = "ShardedGraph.load"
         peers = peers_of(group, timeout, op)
-        share = files.load_share(op, folder, peers, device)
-        return cls.from_share(share, exchange, group, timeout, self_loops=self_loops)
+        loaded = [files.load_share(op, folder, peers, device)]
+        graph = cls.from_share(loaded.pop(), exchange, group, timeout, self_loops=self_loops)
+        build.give_back()
+        return graph
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, name: str, inputs: Any, options: Any, seed: Tensor | None) -> Results:

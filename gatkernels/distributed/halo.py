@@ -2,7 +2,8 @@
 
 A forward brings the sources' rows of a rank's in-edges to it, a backward the destinations' rows of
 its out-edges: their gradients and fields. Each row is then summed on one rank, over its edges in
-the order of one process; no gradient is sent, but of per-edge inputs whose edge was cut.
+the order of one process; no gradient is sent, but of per-edge inputs whose edge was cut. In a
+backward all that is known before travels while destinations compute their fields.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from gatkernels.backends import kernels
 from gatkernels.backends.protocol import Kernels
-from gatkernels.distributed.exchange import Transfer, with_halo
+from gatkernels.distributed.exchange import Halo, Route, Transfer
 from gatkernels.distributed.peers import Peers
 from gatkernels.distributed.shard import Shard
 from gatkernels.ops.autograd import OPERATORS, Results
@@ -68,7 +69,7 @@ def _forward(
     if name == "gat":
         inputs = _with_scores(operator.call(csr, inputs, scoring), kernels(backend))
     own = [getattr(inputs, field) for field in travel.sources]
-    wide = with_halo(graph.peers, graph.shard.sources, own, graph.traffic, "forward")
+    wide = Halo(graph.peers, graph.shard.sources, own, graph.traffic, "forward").wait()
     full = inputs._replace(**dict(zip(travel.sources, wide, strict=True)))
     given = full if name != "gat" else full._replace(att_src=None, att_dst=None)
     call = operator.call(csr, given, scoring)
@@ -125,25 +126,36 @@ def refuse_twice() -> None:
         )
 
 
-def _gathered(
-    name: str, graph: Sharded, call: Any, fields: Tensor, grads: Any
-) -> tuple[Any, Tensor, Any]:
-    """The call, fields and gradients as sources find them: rows of destinations with their halo,
-    and of edges with those of edges that were cut."""
-    travel, inputs, shard = _TRAVEL[name], call.inputs, graph.shard
-    of_results = [field for field in grads._fields if field != "alpha"]
-    rows = [fields, *(getattr(grads, field) for field in of_results)]
-    rows += [getattr(inputs, field) for field in travel.destinations]
-    wide = iter(with_halo(graph.peers, shard.destinations, rows, graph.traffic, "backward"))
-    fields_of_all = next(wide)
-    assert fields_of_all is not None
-    grads = grads._replace(**{field: next(wide) for field in of_results})
-    inputs = inputs._replace(**{field: next(wide) for field in travel.destinations})
-    edges = [getattr(inputs, travel.edges), grads.alpha]
-    if any(t is not None for t in edges):
-        edges = with_halo(graph.peers, shard.edges, edges, graph.traffic, "edges")
-    inputs, grads = inputs._replace(**{travel.edges: edges[0]}), grads._replace(alpha=edges[1])
-    return call._replace(inputs=inputs), fields_of_all, grads
+class _Sending:
+    """Rows of destinations, and of edges that were cut, on their way to sources."""
+
+    def __init__(self, name: str, graph: Sharded, call: Any, grads: Any) -> None:
+        """Begins with what is known before destinations have computed."""
+        self._graph, self._call, self._grads = graph, call, grads
+        self._travel, self._of_results = _TRAVEL[name], [f for f in grads._fields if f != "alpha"]
+        rows = [getattr(grads, field) for field in self._of_results]
+        rows += [getattr(call.inputs, field) for field in self._travel.destinations]
+        self._rows = self._halo(graph.shard.destinations, rows, "backward")
+        edges = [getattr(call.inputs, self._travel.edges), grads.alpha]
+        self._edges = None
+        if any(t is not None for t in edges):
+            self._edges = self._halo(graph.shard.edges, edges, "edges")
+
+    def _halo(self, route: Route, tensors: list[Tensor | None], op: str) -> Halo:
+        return Halo(self._graph.peers, route, tensors, self._graph.traffic, op)
+
+    def wait(self, fields: Tensor) -> tuple[Any, Tensor, Any]:
+        """The call, fields ``[own, ...]`` and gradients as sources find them: rows of destinations
+        with their halo, and of edges with those of edges that were cut. Once."""
+        late = self._halo(self._graph.shard.destinations, [fields], "backward")
+        wide, inputs = iter(self._rows.wait()), self._call.inputs
+        grads = self._grads._replace(**{field: next(wide) for field in self._of_results})
+        inputs = inputs._replace(**{field: next(wide) for field in self._travel.destinations})
+        edge, alpha = (None, None) if self._edges is None else self._edges.wait()
+        inputs, grads = inputs._replace(**{self._travel.edges: edge}), grads._replace(alpha=alpha)
+        (fields_of_all,) = late.wait()
+        assert fields_of_all is not None
+        return self._call._replace(inputs=inputs), fields_of_all, grads
 
 
 def _gat_backward(
@@ -151,8 +163,9 @@ def _gat_backward(
 ) -> tuple[Tensor | None, ...]:
     run, (x, _, _, edge_score, att_src, att_dst) = kernels(backend), call.inputs
     own = len(x)
+    sending = _Sending("gat", graph, call, grads)
     found = run.gat_destinations(call, saved, grads)
-    call, fields, grads = _gathered("gat", graph, call, found.fields, grads)
+    call, fields, grads = sending.wait(found.fields)
     call = call._replace(inputs=call.inputs._replace(score_src=call.inputs.score_src[:own]))
     csc = graph.edges_by_column(backend, call.scoring.dropout)
     found = GatDestinationGrads(found.dst, fields)
@@ -181,8 +194,9 @@ def _rowwise_backward(
     graph: Sharded, call: Any, saved: Any, grads: Any, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
     run, own = kernels(backend), len(call.inputs.x_dst)
+    sending = _Sending("gatv2", graph, call, grads)
     dst, att, edge, fields = run.rowwise_destinations(call, saved, grads, needs.edge)
-    call, fields, grads = _gathered("gatv2", graph, call, fields, grads)
+    call, fields, grads = sending.wait(fields)
     inputs = call.inputs._replace(x_src=call.inputs.x_src[:own])
     call = call._replace(inputs=inputs)
     src = run.rowwise_sources(
@@ -195,8 +209,9 @@ def _dot_backward(
     graph: Sharded, call: Any, saved: Any, grads: Any, needs: Any, backend: str
 ) -> tuple[Tensor | None, ...]:
     run, own = kernels(backend), len(call.inputs.q)
+    sending = _Sending("dot", graph, call, grads)
     q, edge, edge_query, fields = run.dot_destinations(call, saved, grads, needs.edge)
-    call, fields, grads = _gathered("dot", graph, call, fields, grads)
+    call, fields, grads = sending.wait(fields)
     inputs = call.inputs._replace(k=call.inputs.k[:own], v=call.inputs.v[:own])
     call = call._replace(inputs=inputs)
     k, v = run.dot_sources(

@@ -46,87 +46,77 @@ class Shard(NamedTuple):
 
 def build_shard(share: Share, rank: int, ranks: int, self_loops: bool) -> Shard:
     """The arrays of ``share``, whose ids have been checked."""
-    own, loops = share.nodes, share.nodes if self_loops else share.nodes[:0]
-    (src, dst), (out_src, out_dst) = share.in_edges, share.out_edges
-    from_rank, to_rank = owner_of(share.owners, src), owner_of(share.owners, out_dst)
-    rows, columns = _local(own, dst), _local(own, out_src)
-
-    sources = _far_ends(own, src, from_rank, rank, share.owners)
-    edges, counts = _stack(sources.local, rows), sources.counts(own)
-    pointer, col, place = build.build_csr(edges, *counts, False, self_loops)
-    by_row = Side(pointer, col, place, sources.ids)
-
-    targets = _far_ends(own, out_dst, to_rank, rank, share.owners)
-    counts = len(own), len(own) + len(targets.ids)
-    pointer, row, place = build.build_csr(_stack(columns, targets.local), *counts, True, self_loops)
-    cut, received = _by_rank(to_rank, rank, ranks)
-    places = torch.empty(len(out_src) + len(loops), dtype=torch.int64, device=own.device)
-    here = to_rank == rank
-    known = torch.searchsorted(share.in_ids, share.out_ids[here])
-    places[: len(out_src)][here] = known
-    behind = len(src) + len(loops)
-    places[cut] = behind + torch.arange(len(cut), device=own.device)
-    places[len(out_src) :] = len(src) + torch.arange(len(loops), device=own.device)
-    by_column = Side(pointer, row, places[place.long()].int(), targets.ids)
-
-    ids = torch.cat([share.in_ids, share.num_edges + loops, share.out_ids[cut]])
-    crossing, sent = _by_rank(from_rank, rank, ranks)
+    loops = share.nodes if self_loops else share.nodes[:0]
+    by_row, cut_in = _side(share, False, rank, ranks, self_loops)
+    by_column, cut_out = _side(share, True, rank, ranks, self_loops)
+    places = _places(share, cut_out.places, len(loops))
+    ids = torch.cat([share.in_ids, share.num_edges + loops, share.out_ids[cut_out.places]])
+    own = len(share.nodes)
     return Shard(
         by_row,
-        by_column,
+        by_column._replace(eid=places.index_select(0, by_column.eid)),
         _as_int32(ids),
-        Route(*_needed(columns, to_rank, rank, ranks, len(own)), _counts(sources.owners, ranks)),
-        Route(*_needed(rows, from_rank, rank, ranks, len(own)), _counts(targets.owners, ranks)),
-        Route(crossing, sent, received),
+        Route(*cut_out.needed(ranks, own), cut_in.halo),
+        Route(*cut_in.needed(ranks, own), cut_out.halo),
+        Route(cut_in.places, cut_in.sent(ranks), cut_out.sent(ranks)),
     )
 
 
-class _FarEnds(NamedTuple):
-    local: Tensor  # [n] int64, of each edge
-    ids: Tensor  # [halo] int64, by owner and id
-    owners: Tensor  # [halo] int64
+class _Cut(NamedTuple):
+    """Of the edges of one side those that go to other ranks' nodes, by their owner and id."""
 
-    def counts(self, own: Tensor) -> tuple[int, int]:
-        return len(own) + len(self.ids), len(own)
+    places: Tensor  # [cut] int64, in the share's edges of that side
+    near: Tensor  # [cut] int64, own rows
+    owners: Tensor  # [cut] int64
+    halo: list[int]  # nodes at their far ends, of each rank
+
+    def sent(self, ranks: int) -> list[int]:
+        return _counts(self.owners, ranks)
+
+    def needed(self, ranks: int, own: int) -> tuple[Tensor, list[int]]:
+        """Own nodes at the near ends, once for each other rank at a far end."""
+        keys = torch.unique(self.owners * max(own, 1) + self.near)
+        to = torch.div(keys, max(own, 1), rounding_mode="floor")
+        return keys - to * max(own, 1), _counts(to, ranks)
 
 
-def _far_ends(own: Tensor, nodes: Tensor, owners: Tensor, rank: int, table: Tensor) -> _FarEnds:
-    """The nodes ``[n]`` in a rank's numbers."""
-    far = owners != rank
-    ids, place = torch.unique(nodes[far], return_inverse=True)
-    by_owner = owner_of(table, ids)
-    order = torch.argsort(by_owner, stable=True)
+def _side(
+    share: Share, by_source: bool, rank: int, ranks: int, self_loops: bool
+) -> tuple[Side, _Cut]:
+    """The edges into own nodes, or those out of them; ``eid`` are their places in the share."""
+    own, edges = share.nodes, share.out_edges if by_source else share.in_edges
+    near, far = (0, 1) if by_source else (1, 0)
+    owners = owner_of(share.owners, edges[far])
+    places = (owners != rank).nonzero().squeeze(1)
+    owners = owners[places]
+    order = torch.argsort(owners, stable=True)
+    places, owners = places[order], owners[order]
+    ids, node = torch.unique(edges[far][places], return_inverse=True)
+    owner = owner_of(share.owners, ids)
+    order = torch.argsort(owner, stable=True)
     number = torch.empty_like(order)
     number[order] = torch.arange(len(order), device=order.device)
-    local = torch.empty_like(nodes)
-    local[far] = len(own) + number[place]
-    local[~far] = _local(own, nodes[~far])
-    return _FarEnds(local, ids[order], by_owner[order])
+    local = torch.empty(edges.shape, dtype=torch.int32, device=own.device)
+    for numbers, nodes in zip(local, edges, strict=True):  # right where nodes are own
+        torch.searchsorted(own, nodes, out_int32=True, out=numbers)
+    local[far][places] = (len(own) + number[node]).int()
+    sides = len(own), len(own) + len(ids)
+    pointer, col, eid = build.build_csr(
+        local, *(sides if by_source else sides[::-1]), by_source, self_loops
+    )
+    cut = _Cut(places, local[near][places].long(), owners, _counts(owner, ranks))
+    return Side(pointer, col, eid, ids[order]), cut
 
 
-def _local(own: Tensor, nodes: Tensor) -> Tensor:
-    return torch.searchsorted(own, nodes)
-
-
-def _stack(src: Tensor, dst: Tensor) -> Tensor:
-    return torch.stack([src, dst]).int()
-
-
-def _needed(
-    local: Tensor, owners: Tensor, rank: int, ranks: int, own: int
-) -> tuple[Tensor, list[int]]:
-    """Own nodes at the near ends of edges, once for each other rank at a far end."""
-    far = owners != rank
-    keys = torch.unique(owners[far] * max(own, 1) + local[far])
-    to = torch.div(keys, max(own, 1), rounding_mode="floor")
-    return keys - to * max(own, 1), _counts(to, ranks)
-
-
-def _by_rank(owners: Tensor, rank: int, ranks: int) -> tuple[Tensor, list[int]]:
-    """Places of what other ranks own, rank by rank, and how many of each."""
-    places = (owners != rank).nonzero().squeeze(1)
-    of = owners[places]
-    return places[torch.argsort(of, stable=True)], _counts(of, ranks)
+def _places(share: Share, cut: Tensor, loops: int) -> Tensor:
+    """``[out + loops]`` int32, where per-edge tensors hold the edges out of own nodes."""
+    count, own = len(share.in_ids), len(share.out_ids)
+    places = torch.empty(own + loops, dtype=torch.int32, device=cut.device)
+    torch.searchsorted(share.in_ids, share.out_ids, out_int32=True, out=places[:own])
+    places[own:] = torch.arange(count, count + loops, device=cut.device)
+    behind = count + loops
+    places[cut] = torch.arange(behind, behind + len(cut), device=cut.device).int()
+    return places
 
 
 def _counts(owners: Tensor, ranks: int) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,6 +32,14 @@ def plain() -> AbstractContextManager[Any]:
     if torch.is_inference_mode_enabled():
         stack.enter_context(torch.inference_mode(False))
     return stack
+
+
+def give_back() -> None:
+    """Freed memory, to the system: glibc keeps what building a graph took, block by block, where
+    no block is as large as what a step takes next."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def one_side(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from typing import Any
 
@@ -84,7 +85,7 @@ def lose(rank: int, when: str, how: str) -> None:
         if rank != 1:
             return
         if how == "dies":
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
         if how == "raises":
             raise KeyError("a bug")
         time.sleep(4 * TIMEOUT)
@@ -161,29 +162,51 @@ def test_bad_input_of_one_rank_is_an_error_on_all(wrong: str) -> None:
         assert (one.error or "").startswith(BAD[wrong])
 
 
-def spoil(rank: int) -> None:
-    """Edges that a rank holds of others are not theirs."""
+def spoil(rank: int, wrong: str) -> None:
+    """A share is not a rank's, or not what the other rank holds."""
     graph = graph_of(rank)
-    src, dst = graph.edge_index
-    own = torch.isin(src, graph.nodes)
-    bounds = graph.owners
-    out_edges = graph.edge_index[:, own]  # without those to other ranks' nodes
-    share = Share(
-        graph.nodes,
-        cases.NODES,
-        graph.total_edges,
-        bounds,
-        torch.stack([src, dst]),
-        graph.edge_ids,
-        out_edges,
-        graph.edge_ids[own],
-    )
+    edges, ids, count = graph.edge_index, graph.edge_ids, graph.total_edges
+    owners, nodes = graph.owners, graph.nodes
+    own = torch.isin(edges[0], nodes)
+    out_edges, out_ids = edges[:, own], ids[own]  # without those to other ranks' nodes
+    if wrong != "cut":  # no edge but those within a rank
+        edges, ids = edges[:, own], ids[own]
+    if rank == 1:
+        if wrong == "nodes":
+            nodes = nodes + 1
+        elif wrong == "foreign":
+            edges = edges.clone()
+            edges[1, 3] = 0
+        elif wrong == "ids":
+            ids = ids.flip(0)
+        elif wrong == "range":
+            out_edges = out_edges + cases.NODES
+        elif wrong == "shape":
+            ids = ids[1:]
+        elif wrong == "owners":
+            owners = owners[:-1]
+    share = Share(nodes, cases.NODES, count, owners, edges, ids, out_edges, out_ids)
     ShardedGraph.from_share(share, timeout=TIMEOUT)
 
 
-def test_shares_that_do_not_fit_together_are_told() -> None:
-    found = worlds.ends(2, spoil)
-    assert all("are not the same on both sides" in (one.error or "") for one in found), found
+FROM = "ShardedGraph.from_share"
+SPOILT = {
+    "cut": f"RankError: .*{FROM}: the edges between rank [01] and ranks .* are not the same",
+    "few": rf"RankError: {FROM}: the shares hold \d+ edges, but 'num_edges' is \d+",
+    "nodes": f"ValueError: rank 1: {FROM}: 'nodes' are not those that rank 1 owns",
+    "foreign": f"ValueError: rank 1: {FROM}: 'in_edges' holds edges that are not rank 1's",
+    "ids": rf"ValueError: rank 1: {FROM}: 'in_ids' must rise within \[0, \d+\)",
+    "range": rf"ValueError: rank 1: {FROM}: 'out_edges' must hold ids in \[0, 90\), got ",
+    "shape": rf"ValueError: rank 1: {FROM}: 'in_edges' must be \[2, ",
+    "owners": f"ValueError: rank 1: {FROM}: 'owners' must be 3 bounds from 0 to 90",
+}
+
+
+@pytest.mark.parametrize("wrong", SPOILT)
+def test_shares_that_do_not_fit_are_told(wrong: str) -> None:
+    for one in worlds.ends(2, spoil, wrong):
+        assert one is not None
+        assert re.match(SPOILT[wrong], one.error or ""), one
 
 
 def alone(rank: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import cases
 import pytest
@@ -60,14 +61,33 @@ def test_heads_make_the_same_bits_again() -> None:
             assert all(torch.equal(second[name], value) for name, value in first.items())
 
 
-def test_metis_owns_as_well_as_ranges() -> None:
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_metis_owns_as_well_as_ranges(ranks: int) -> None:
     pytest.importorskip("pymetis", reason="partition='metis' needs pymetis")
     case = Case("gatv2", dropout=0.5, edges=True)
     ways = {"metis": {"partition": "metis", "exchange": "halo"}}
-    found = worlds.run(3, cases.on_shards, [case], ways, BACKEND)
+    found = worlds.run(ranks, cases.on_shards, [case], ways, BACKEND)
     whole = cases.together(case, [one["metis", case] for one in found])
     expected = cases.in_one_process(case, BACKEND)
     assert all(torch.equal(whole[n], t) for n, t in expected.items() if n != "grad of att")
+
+
+def chosen(rank: int) -> Any:
+    """What "auto" takes where a rank's halo is more than two thirds of the graph."""
+    share = cases.share_of(rank, torch.distributed.get_world_size())
+    graph = ShardedGraph.from_edge_index(share, cases.NODES)
+    return graph.rho, [graph.exchange_of(name) for name in ("gat", "gatv2", "dot")], repr(graph)
+
+
+def test_auto_takes_what_sends_less_and_says_why() -> None:
+    ((rho, gives, text),) = {
+        (r, tuple(g), t.split("exchange: ")[1]) for r, g, t in worlds.run(4, chosen)
+    }
+    assert 2.0 < rho < 3.0
+    assert gives == ("heads", "halo", "heads")
+    assert text == (
+        "auto: heads for gat (rho limit 2), dot (rho limit 2); halo for gatv2 (rho limit 3))"
+    )
 
 
 def in_groups(rank: int) -> tuple[int, int]:

@@ -184,11 +184,12 @@ def test_the_command_shows_saves_and_resumes_once(
         ["train", "cora", *plain, "--seed", "-1"],
         ["train", "citeseer", *plain],
         [*args, "6", "--out", "many", "--resume", "--hidden", "5"],
+        ["reproduce", "--datasets", "cora", "--out", "table"],
     )
-    assert codes == [[0, 2, 2, 2]] * 2
+    assert codes == [[0, 2, 2, 2, 2]] * 2
     assert re.search(r"epoch 3  loss", texts[0][0])
     assert "wrote checkpoint.pt, metrics.json, curves.png to many" in texts[0][0]
-    assert texts[1] == [""] * 4
+    assert texts[1] == [""] * 5
     errors = [text.strip() for text in texts[0][1:]]
     assert errors[0] == "gatkernels train: error: seed must lie in [0, 2^63), got -1"
     assert re.match(
@@ -197,6 +198,8 @@ def test_the_command_shows_saves_and_resumes_once(
     assert errors[2].endswith(
         "rank 0: many: cannot resume, it was trained with other hidden (4, not 5)"
     )
+    assert errors[3].startswith("gatkernels reproduce: error: it runs in one process")
+    assert not Path("table").exists()
     assert metrics("many")["settings"]["processes"] == 2
     names = {path.name for path in Path("many").iterdir()}
     assert names == {"checkpoint.pt", "metrics.json", "curves.png", "state.pt"}
