@@ -58,6 +58,8 @@ def _graph_of(
 class GATConv(nn.Module):
     r"""Graph attention layer (Velickovic et al., ICLR 2018), as ``torch_geometric.nn.GATConv``.
 
+    Without edge features: those of ``gatkernels.pyg`` and of the operators have them.
+
     Args:
         in_channels: Size of each input feature, or ``(source, destination)`` sizes.
         out_channels: Size of each output feature per head.
@@ -179,6 +181,8 @@ class GATConv(nn.Module):
 
 class GATv2Conv(nn.Module):
     r"""GATv2 layer (Brody, Alon, Yahav, ICLR 2022), as ``torch_geometric.nn.GATv2Conv``.
+
+    Without edge features, as :class:`GATConv`.
 
     Args:
         in_channels: Size of each input feature, or ``(source, destination)`` sizes.
