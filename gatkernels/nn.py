@@ -22,16 +22,22 @@ def _glorot_(weight: Tensor) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-def _check_features(layer: GATConv | GATv2Conv | TransformerConv, x: Any) -> None:
+def _check_features(
+    layer: GATConv | GATv2Conv | TransformerConv, x: Any, edge_index: Tensor | Graph
+) -> None:
     """``x`` has the layer's sizes: one tensor or two, of which GATConv's second may be None."""
     name, sizes = type(layer).__name__, layer.in_channels
+    nodes: tuple[int | None, int | None] = (None, None)
+    if isinstance(edge_index, Graph):
+        nodes = edge_index.num_src, edge_index.num_dst
     pair = isinstance(x, tuple) and not isinstance(x, SparseRows)
     for i, side in enumerate(x if pair else (x,)):
         if isinstance(side, SparseRows) or (i == 1 and side is None and name == "GATConv"):
             continue
         what = f"x[{i}]" if pair else "x"
         size = sizes if isinstance(sizes, int) else sizes[i]
-        checks.shape(name, what, checks.tensor(name, what, side), num_nodes=None, in_channels=size)
+        checks.tensor(name, what, side)
+        checks.shape(name, what, side, num_nodes=nodes[i], in_channels=size)
 
 
 def _graph_of(
@@ -152,7 +158,7 @@ class GATConv(nn.Module):
         Returns:
             ``[num_dst, heads * out_channels]``, or ``[num_dst, out_channels]`` without ``concat``.
         """
-        _check_features(self, x)
+        _check_features(self, x, edge_index)
         graph = _graph_of("GATConv", x, edge_index, size, self.add_self_loops)
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
@@ -258,7 +264,7 @@ class GATv2Conv(nn.Module):
         return_attention_weights: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """Attend over the edges, as :meth:`GATConv.forward`; both sides of a pair are needed."""
-        _check_features(self, x)
+        _check_features(self, x, edge_index)
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         graph = _graph_of("GATv2Conv", (x_src, x_dst), edge_index, None, self.add_self_loops)
         shape = (self.heads, self.out_channels)
@@ -370,7 +376,7 @@ class TransformerConv(nn.Module):
         Returns:
             As :meth:`GATConv.forward`.
         """
-        _check_features(self, x)
+        _check_features(self, x, edge_index)
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         graph = _graph_of("TransformerConv", (x_src, x_dst), edge_index, None, False)
         if (edge_attr is None) != (self.lin_edge is None):

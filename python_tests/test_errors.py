@@ -347,7 +347,7 @@ def test_every_backend_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             lambda layer: layer(ones(4, 4), GRAPH),
             V,
-            "'x' must have shape [num_src, heads, channels]",
+            "'x' must have shape [num_nodes, in_channels] with num_nodes=5, in_channels=4, g",
         ),
         (
             lambda layer: layer(ones(5, 3), EDGES),
