@@ -31,6 +31,8 @@ def _check_features(
     if isinstance(edge_index, Graph):
         nodes = edge_index.num_src, edge_index.num_dst
     pair = isinstance(x, tuple) and not isinstance(x, SparseRows)
+    if pair and len(x) != 2:
+        raise ValueError(f"{name}: 'x' must be a tensor or (x_src, x_dst), got {len(x)} of them")
     for i, side in enumerate(x if pair else (x,)):
         if isinstance(side, SparseRows) or (i == 1 and side is None and name == "GATConv"):
             continue

@@ -364,6 +364,7 @@ def test_every_backend_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
             V,
             "GATConv: 'x[1]' must have shape",
         ),
+        (lambda layer: layer((ones(5, 4),) * 3, EDGES), V, "(x_src, x_dst), got 3 of them"),
         (lambda layer: layer([[1.0]], EDGES), T, "GATConv: 'x' must be a torch.Tensor, got list"),
         (
             lambda layer: GATConv(4, 2, backend="gpu")(ones(5, 4), EDGES),
