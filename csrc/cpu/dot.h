@@ -86,6 +86,10 @@ struct EdgeFeatures {
   template <class S>
   void add_dots(const S* query, int32_t eid, A* dot) const {
     const T* row = row_of(rows, eid);
+    if (features == V::kWidth / 2) return add_few_dots<V::kWidth / 2>(query, row, dot, heads);
+    if constexpr (V::kWidth >= 4) {
+      if (features == V::kWidth / 4) return add_few_dots<V::kWidth / 4>(query, row, dot, heads);
+    }
     alignas(64) A sums[V::kWidth];
     for (int h = 0; h < heads; ++h, query += features) {
       V sum = V::set(A(0));
@@ -95,6 +99,18 @@ struct EdgeFeatures {
       }
       V::group_sum(sum, V::kWidth).store(sums);
       dot[h] += sums[0];
+    }
+  }
+  // The same of kFew features, for all heads that a vector has room for together.
+  template <int kFew, class S>
+  static void add_few_dots(const S* query, const T* row, A* dot, int heads) {
+    constexpr int kHeads = V::kWidth / kFew;
+    alignas(64) A few[kFew], sums[V::kWidth];
+    const V repeated = V::template repeat<kFew>(widened(row, kFew, few), kFew);
+    for (int h = 0; h < heads; h += kHeads, query += V::kWidth) {
+      const int count = heads - h < kHeads ? heads - h : kHeads;
+      V::group_sum(load_row<A>(query, count * kFew) * repeated, kFew).store(sums);
+      for (int k = 0; k < count; ++k) dot[h + k] += sums[k * kFew];
     }
   }
 
