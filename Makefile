@@ -31,8 +31,8 @@ LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
 SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
-.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz sanitize gpu lint format bench docs wheel \
-    clean
+.PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz sanitize sanitize-threads gpu lint \
+    format bench docs wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make test    all tests; parts of them alone: make test-cpu, test-cuda, test-triton"
 	@echo "make fuzz    random cases for an hour; MINUTES=5 for five minutes"
 	@echo "make sanitize  the kernels under the sanitizers of addresses and of undefined behaviour (GCC)"
+	@echo "make sanitize-threads  the kernels under clang's sanitizer of threads, with LLVM's OpenMP"
 	@echo "make gpu     build, check and measure everything on a GPU (bench/gpu.sh)"
 	@echo "make lint    ruff, mypy, clang-format"
 	@echo "make bench   the layers against PyG and DGL (installs both)"
@@ -136,6 +137,26 @@ sanitize: $(VENV)/ready
 	    $(SANITIZED) $(BIN)/pytest --numprocesses=auto $(KERNELS) && \
 	    $(SANITIZED) $(BIN)/gatkernels fuzz --cases 10000 || exit; \
 	done
+
+# The same under the sanitizer of threads. It takes barriers for races but with LLVM's OpenMP, which
+# tells it of them through Archer (Debian: clang-19 libclang-rt-19-dev libomp-19-dev). Which thread
+# writes what is the same for every instruction set: one will do.
+CLANG ?= $(firstword $(shell which clang++ clang++-22 clang++-19 clang++-16 clang++-14 2> /dev/null))
+TSAN = $(shell $(or $(CLANG),false) -print-file-name=libclang_rt.tsan-$(shell uname -m).so)
+ARCHER = $(shell $(or $(CLANG),false) -print-file-name=libarcher.so)
+RACED := $(addprefix python_tests/test_,threads.py determinism.py gat.py gatv2.py dot.py node_scores.py \
+    features.py)
+sanitize-threads: $(VENV)/ready
+	@test -n "$(CLANG)" || { echo "there is no clang++ here; CLANG=... names it"; exit 1; }
+	@test -e "$(TSAN)" || { echo "$(CLANG) has no library of its ThreadSanitizer (libclang-rt-dev)"; exit 1; }
+	@test -e "$(ARCHER)" || { echo "$(CLANG) has no OpenMP with libarcher.so (libomp-dev)"; exit 1; }
+	CXX="$(CLANG)" CXXFLAGS="-O1 -g1 -fsanitize=thread -Wno-unknown-warning-option" \
+	    LDFLAGS="-fsanitize=thread -shared-libsan" GATKERNELS_CUDA=0 \
+	    $(BIN)/python setup.py --quiet build --build-base build/threads --build-lib build/threads/lib
+	export GATKERNELS_ISA=avx2 PYTHONPATH=build/threads/lib OMP_NUM_THREADS=4 OMP_WAIT_POLICY=passive \
+	    LD_PRELOAD="$(TSAN)" OMP_TOOL_LIBRARIES="$(ARCHER)" \
+	    TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66"; \
+	$(BIN)/pytest $(RACED) && $(BIN)/gatkernels fuzz --cases 10000 --jobs 1
 
 # In the virtual environment where there is one, else with what PYTHON has.
 gpu:

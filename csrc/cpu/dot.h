@@ -260,8 +260,8 @@ struct DotForwardJob : Scored<T, A, DotScorer<T, A>> {
     if (scorer.edge) store_row<A>(t.row + v_map.width, scorer.edge.width(), edge_out_of(row));
   }
   void clear(int64_t row) const {
-    std::memset(out_of(row), 0, size_t(v_map.width) * sizeof(T));
-    if (scorer.edge) std::memset(edge_out_of(row), 0, size_t(scorer.edge.width()) * sizeof(T));
+    clear_values(out_of(row), v_map.width);
+    if (scorer.edge) clear_values(edge_out_of(row), scorer.edge.width());
     if (p.stats) std::memset(stats_of(row), 0, size_t(3 * heads) * sizeof(A));
   }
 

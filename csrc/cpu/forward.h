@@ -141,7 +141,9 @@ struct ForwardJob : Scored<T, A, Scorer> {
       }
     }
     const T* from = x.data + int64_t(*col) * x.stride;
-    std::memcpy(static_cast<T*>(to.out) + row * width, from, size_t(width) * sizeof(T));
+    if (width > 0) {
+      std::memcpy(static_cast<T*>(to.out) + row * width, from, size_t(width) * sizeof(T));
+    }
     if (to.out_pos == nullptr) return;
     A* out_pos = out_pos_of(row);
     for (int64_t f = 0, v = 0; f < width; f += V::kWidth, ++v) {

@@ -2,6 +2,7 @@
 // Included once per instruction set.
 #pragma once
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -65,6 +66,12 @@ __attribute__((always_inline)) inline void each_tile(int64_t width, Body body) {
 template <class Body>
 __attribute__((always_inline)) inline void with_flag(bool flag, Body body) {
   flag ? body(std::true_type()) : body(std::false_type());
+}
+
+// A result without values may be null, which memset must not be given.
+template <class T>
+static inline void clear_values(T* values, int64_t count) {
+  if (count > 0) std::memset(values, 0, size_t(count) * sizeof(T));
 }
 
 // Which head each lane of a row of H * C features belongs to.
@@ -218,9 +225,9 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
     if (kPair) pos[k] = carry ? V::load(sum_pos + f, lanes) : V::set(A(0));
   });
   const T* base = from.data + feature;
-  const int32_t* last = from.col_end - 1;
   for (int e = 0; e < n; ++e) {
-    const int32_t* ahead = col + e + kPrefetch < last ? col + e + kPrefetch : last;
+    const int32_t* ahead =
+        col + e + kPrefetch < from.col_end ? col + e + kPrefetch : from.col_end - 1;
     const char* next = reinterpret_cast<const char*>(base + int64_t(*ahead) * from.stride);
     for (int line = 0; line < kN * kWidth * int(sizeof(T)); line += 64) {
       __builtin_prefetch(next + line);

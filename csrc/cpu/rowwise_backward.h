@@ -204,7 +204,7 @@ struct RowwiseBackwardJob {
     }
   }
 
-  void clear(int64_t own) const { std::memset(result_of(own), 0, size_t(width) * sizeof(T)); }
+  void clear(int64_t own) const { clear_values(result_of(own), width); }
 
   // Edges [begin, end) of the row `own`, block by block.
   void run(int64_t own, int64_t begin, int64_t end, A* sums, A* other, const Scratch<A>& t) const {

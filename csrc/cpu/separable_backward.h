@@ -163,7 +163,7 @@ struct SeparableBackwardJob {
   // Of a node without edges out of it; where nothing comes through its score_dst (perhaps it has no
   // edges into it, either), its features may not be finite.
   void clear_row(int64_t j, const Scratch<A>& t, int64_t part) const {
-    std::memset(grad_x_of(j), 0, size_t(width) * sizeof(T));
+    clear_values(grad_x_of(j), width);
     std::memset(static_cast<A*>(p.grad_src.data) + j * p.grad_src.stride, 0,
                 size_t(heads) * sizeof(A));
     if (att.dst == nullptr) return;
