@@ -53,7 +53,7 @@ class Report:
         return [layer for layer in self.layers if layer.reason is not None]
 
     def __str__(self) -> str:
-        lines = ["gatkernels: no graph attention layer found"]
+        lines = ["gatkernels: no layer found that can be swapped"]
         if self.layers:
             lines = [f"gatkernels: {len(self.swapped)} of {len(self.layers)} layers swapped"]
         indent = 4 + max((len(layer.title) for layer in self.layers), default=0)

@@ -28,7 +28,7 @@ def require(module: str, package: str, extra: str = "experiments") -> Any:
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("gatkernels", "numpy", "torch-geometric", "triton"):
+    for package in ("gatkernels", "numpy", "torch-geometric", "dgl", "triton"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

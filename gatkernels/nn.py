@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,26 @@ from gatkernels.ops.sparse import SparseRows
 def _glorot_(weight: Tensor) -> None:
     bound = math.sqrt(6.0 / (weight.shape[-2] + weight.shape[-1]))
     nn.init.uniform_(weight, -bound, bound)
+
+
+def _check_features(
+    layer: GATConv | GATv2Conv | TransformerConv, x: Any, edge_index: Tensor | Graph
+) -> None:
+    """``x`` has the layer's sizes: one tensor or two, of which GATConv's second may be None."""
+    name, sizes = type(layer).__name__, layer.in_channels
+    nodes: tuple[int | None, int | None] = (None, None)
+    if isinstance(edge_index, Graph):
+        nodes = edge_index.num_src, edge_index.num_dst
+    pair = isinstance(x, tuple) and not isinstance(x, SparseRows)
+    if pair and len(x) != 2:
+        raise ValueError(f"{name}: 'x' must be a tensor or (x_src, x_dst), got {len(x)} of them")
+    for i, side in enumerate(x if pair else (x,)):
+        if isinstance(side, SparseRows) or (i == 1 and side is None and name == "GATConv"):
+            continue
+        what = f"x[{i}]" if pair else "x"
+        size = sizes if isinstance(sizes, int) else sizes[i]
+        checks.tensor(name, what, side)
+        checks.shape(name, what, side, num_nodes=nodes[i], in_channels=size)
 
 
 def _graph_of(
@@ -44,6 +65,8 @@ def _graph_of(
 
 class GATConv(nn.Module):
     r"""Graph attention layer (Velickovic et al., ICLR 2018), as ``torch_geometric.nn.GATConv``.
+
+    Without edge features: those of ``gatkernels.pyg`` and of the operators have them.
 
     Args:
         in_channels: Size of each input feature, or ``(source, destination)`` sizes.
@@ -77,6 +100,9 @@ class GATConv(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        checks.layer_sizes("GATConv", in_channels, out_channels=out_channels, heads=heads)
+        checks.probability("GATConv", dropout)
+        checks.probability("GATConv", feature_dropout, "feature_dropout")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.heads = heads
@@ -134,6 +160,7 @@ class GATConv(nn.Module):
         Returns:
             ``[num_dst, heads * out_channels]``, or ``[num_dst, out_channels]`` without ``concat``.
         """
+        _check_features(self, x, edge_index)
         graph = _graph_of("GATConv", x, edge_index, size, self.add_self_loops)
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         lin_src, lin_dst = self.lin_src or self.lin, self.lin_dst or self.lin
@@ -162,6 +189,8 @@ class GATConv(nn.Module):
 
 class GATv2Conv(nn.Module):
     r"""GATv2 layer (Brody, Alon, Yahav, ICLR 2022), as ``torch_geometric.nn.GATv2Conv``.
+
+    Without edge features, as :class:`GATConv`.
 
     Args:
         in_channels: Size of each input feature, or ``(source, destination)`` sizes.
@@ -194,6 +223,8 @@ class GATv2Conv(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        checks.layer_sizes("GATv2Conv", in_channels, out_channels=out_channels, heads=heads)
+        checks.probability("GATv2Conv", dropout)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.heads = heads
@@ -234,7 +265,8 @@ class GATv2Conv(nn.Module):
         *,
         return_attention_weights: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Attend over the edges; arguments and results as in :meth:`GATConv.forward`."""
+        """Attend over the edges, as :meth:`GATConv.forward`; both sides of a pair are needed."""
+        _check_features(self, x, edge_index)
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         graph = _graph_of("GATv2Conv", (x_src, x_dst), edge_index, None, self.add_self_loops)
         shape = (self.heads, self.out_channels)
@@ -299,6 +331,8 @@ class TransformerConv(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        checks.layer_sizes("TransformerConv", in_channels, out_channels=out_channels, heads=heads)
+        checks.probability("TransformerConv", dropout)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.heads = heads
@@ -344,6 +378,7 @@ class TransformerConv(nn.Module):
         Returns:
             As :meth:`GATConv.forward`.
         """
+        _check_features(self, x, edge_index)
         x_src, x_dst = (x, x) if isinstance(x, SparseRows) or not isinstance(x, tuple) else x
         graph = _graph_of("TransformerConv", (x_src, x_dst), edge_index, None, False)
         if (edge_attr is None) != (self.lin_edge is None):

@@ -106,7 +106,9 @@ def test_a_layer_alone_and_a_model_without_any() -> None:
     layer = pyg.GATConv(6, 4)
     assert "(the model)  GATConv  fused" in str(gatkernels.accelerate(layer))
     assert type(layer) is ours("GATConv")
-    assert str(gatkernels.accelerate(nn.Linear(2, 2))).endswith("no graph attention layer found")
+    assert str(gatkernels.accelerate(nn.Linear(2, 2))).endswith(
+        "no layer found that can be swapped"
+    )
 
 
 def test_accelerating_twice_is_accelerating_once() -> None:

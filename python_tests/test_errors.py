@@ -14,7 +14,7 @@ import torch
 from gatkernels import BackendUnavailable, Graph, backends, gat_attention
 from gatkernels.backends import BACKENDS, Case, explain, supports
 from gatkernels.graph import cached_graph
-from gatkernels.nn import GATConv
+from gatkernels.nn import GATConv, GATv2Conv, TransformerConv
 
 EDGES = torch.tensor([[0, 1, 4, 4], [1, 0, 2, 1]])
 GRAPH = Graph.from_edge_index(EDGES, (5, 3))  # 5 sources, 3 destinations, 4 edges
@@ -347,8 +347,25 @@ def test_every_backend_explains_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             lambda layer: layer(ones(4, 4), GRAPH),
             V,
-            "'x' must have shape [num_src, heads, channels]",
+            "'x' must have shape [num_nodes, in_channels] with num_nodes=5, in_channels=4, g",
         ),
+        (
+            lambda layer: layer(ones(5, 3), EDGES),
+            V,
+            "GATConv: 'x' must have shape [num_nodes, in_channels] with in_channels=4, got (5, 3)",
+        ),
+        (
+            lambda layer: layer(ones(2, 5, 4), EDGES),
+            V,
+            "'x' must have shape [num_nodes, in_channels] with in_channels=4, got (2, 5, 4)",
+        ),
+        (
+            lambda layer: layer((ones(5, 4), ones(5, 3)), EDGES),
+            V,
+            "GATConv: 'x[1]' must have shape",
+        ),
+        (lambda layer: layer((ones(5, 4),) * 3, EDGES), V, "(x_src, x_dst), got 3 of them"),
+        (lambda layer: layer([[1.0]], EDGES), T, "GATConv: 'x' must be a torch.Tensor, got list"),
         (
             lambda layer: GATConv(4, 2, backend="gpu")(ones(5, 4), EDGES),
             V,
@@ -361,3 +378,26 @@ def test_layer_rejects(
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
         given(GATConv(4, 2))
+
+
+@pytest.mark.parametrize("kind", [GATConv, GATv2Conv, TransformerConv])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": -1}, "'in_channels' must be a size, got -1"),
+        ({"in_channels": (4, -1)}, "'in_channels' must be a size, got (4, -1)"),
+        ({"out_channels": 0}, "'out_channels' must be a positive int, got 0"),
+        ({"heads": -1}, "'heads' must be a positive int, got -1"),
+        ({"heads": 2.0}, "'heads' must be a positive int, got 2.0"),
+        ({"dropout": 1.5}, "'dropout' must be a probability between 0 and 1, got 1.5"),
+    ],
+)
+def test_layer_rejects_options(kind: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{kind.__name__}: {message}")):
+        kind(**{"in_channels": 4, "out_channels": 2, **options})
+
+
+@pytest.mark.parametrize("kind", [GATv2Conv, TransformerConv])
+def test_layer_needs_destinations(kind: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"{kind.__name__}: 'x[1]' must be a torch.Ten")):
+        kind(4, 2)((ones(5, 4), None), EDGES)

@@ -325,5 +325,7 @@ def test_a_graph_is_used_as_it_is(name: str, asked: bool) -> None:
     theirs.add_self_loops = True
     filled = torch.cat([attr, torch.zeros(NODES, 3)])
     torch.testing.assert_close(ours(x, looped, filled), theirs(x, edges, attr), **CLOSE[x.dtype])
+    with pytest.raises(ValueError, match=rf"'x' must have a row for .* num_src={NODES} .* got 7"):
+        ours(torch.randn(7, 6), bare)
     with pytest.raises(ValueError, match=rf"num_edges={80 + NODES} .* got \(80, 3\)"):
         ours(x, looped, attr)

@@ -59,38 +59,66 @@ class Layer:
     attention: Attention
 
 
+#: DGL's layers that return ``(out, alpha [E, H, 1])``.
+_OF_DGL = ("GATConv", "GATv2Conv", "EdgeGATConv")
+
+
+def _question(module: nn.Module) -> str | None:
+    """The argument of its forward that asks for attention, if it has one."""
+    if "return_attention_weights" in inspect.signature(module.forward).parameters:
+        return "return_attention_weights"
+    kinds = type(module).__mro__
+    if any(k.__name__ in _OF_DGL and k.__module__.startswith("dgl.nn.") for k in kinds):
+        return "get_attention"
+    return None
+
+
 @torch.no_grad()
-def watch(model: nn.Module, *inputs: Any) -> tuple[Tensor, list[Layer]]:
+def watch(model: nn.Module, *inputs: Any) -> tuple[Any, list[Layer]]:
     """Run ``model(*inputs)`` without dropout; return its output and its attention layers, if any.
 
-    Those are gatkernels' layers, and PyG's with an ``edge_index`` or a Graph, whether
-    :func:`gatkernels.accelerate` has swapped them or not: all that can be asked for
-    ``return_attention_weights``. Fused, they come out of the same pass.
+    Those are gatkernels' layers, PyG's with an ``edge_index`` or a Graph, and DGL's, whether
+    :func:`gatkernels.accelerate` has swapped them or not. Fused, their attention comes out of the
+    same pass. An output that is a tensor is returned on the CPU.
     """
     layers: list[Layer] = []
 
-    def ask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "return_attention_weights": True}
+    def watch_layer(module: nn.Module, question: str) -> None:
+        signature = inspect.signature(module.forward)
+        asked_before: list[Any] = []
 
-    def take(module: nn.Module, args: Any, kwargs: dict[str, Any], result: Any) -> Tensor:
-        out, (edge_index, alpha) = result
-        found = Attention(edge_index.cpu(), alpha.detach().cpu(), out.shape[0])
-        layers.append(Layer(module, args[0] if args else kwargs["x"], found))
-        assert isinstance(out, Tensor)
-        return out
+        def ask(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            given = signature.bind(*args, **kwargs)
+            asked_before.append(given.arguments.get(question))
+            given.arguments[question] = True
+            return given.args, given.kwargs
+
+        def take(module: nn.Module, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            if question == "get_attention":
+                (out, alpha), x = result, given["feat"]
+                edge_index, alpha = torch.stack(given["graph"].edges(order="eid")), alpha[..., 0]
+            else:
+                (out, (edge_index, alpha)), x = result, next(iter(given.values()))
+            found = Attention(edge_index.long().cpu(), alpha.detach().cpu(), out.shape[0])
+            layers.append(Layer(module, x, found))
+            return result if asked_before.pop() else out
+
+        hooks.enter_context(module.register_forward_pre_hook(ask, with_kwargs=True))
+        hooks.enter_context(module.register_forward_hook(take, with_kwargs=True))
 
     was_training = model.training
     with ExitStack() as hooks:
         for module in model.modules():
-            if "return_attention_weights" in inspect.signature(module.forward).parameters:
-                hooks.enter_context(module.register_forward_pre_hook(ask, with_kwargs=True))
-                hooks.enter_context(module.register_forward_hook(take, with_kwargs=True))
+            question = _question(module)
+            if question is not None:
+                watch_layer(module, question)
         model.eval()
         try:
-            output: Tensor = model(*inputs)
+            output = model(*inputs)
         finally:
             model.train(was_training)
-    return output.cpu(), layers
+    return output.cpu() if isinstance(output, Tensor) else output, layers
 
 
 def entropy(attention: Attention) -> Tensor:

@@ -6,6 +6,7 @@ on fake tensors. Index ranges are checked once, when a :class:`gatkernels.Graph`
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,10 +112,20 @@ def number(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: '{name}' must be a number, got {type(value).__name__}")
 
 
-def probability(op: str, dropout: Any) -> None:
-    number(op, "dropout", dropout)
-    if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"{op}: 'dropout' must be a probability between 0 and 1, got {dropout}")
+def probability(op: str, value: Any, name: str = "dropout") -> None:
+    number(op, name, value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{op}: '{name}' must be a probability between 0 and 1, got {value}")
+
+
+def layer_sizes(layer: str, in_channels: Any, **sizes: Any) -> None:
+    """``sizes`` are positive; ``in_channels`` may be nothing, and one for each side."""
+    for size in in_channels if isinstance(in_channels, (tuple, list)) else (in_channels,):
+        if not isinstance(size, Integral) or size < 0:
+            raise ValueError(f"{layer}: 'in_channels' must be a size, got {in_channels}")
+    for name, size in sizes.items():
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"{layer}: '{name}' must be a positive int, got {size}")
 
 
 def gat_inputs(

@@ -84,9 +84,14 @@ def adjacency(
 
     Raises:
         Unfused: Where PyG's own code must judge the arguments.
-        ValueError: Where edge features do not fit a Graph, which PyG's code does not take.
+        ValueError: Where features do not fit a Graph, which PyG's code does not take.
     """
     if isinstance(edge_index, Graph):
+        if counts[0] != edge_index.num_src:
+            raise ValueError(
+                f"'x' must have a row for each of the graph's num_src={edge_index.num_src} nodes, "
+                f"got {counts[0]}"
+            )
         rows = edge_index.num_edges
         if edge_attr is not None and (edge_attr.dim() not in (1, 2) or len(edge_attr) != rows):
             raise ValueError(

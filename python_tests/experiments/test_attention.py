@@ -82,6 +82,37 @@ def test_watch_a_network_of_pygs_layers(swapped):
         )
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv", "EdgeGATConv"])
+def test_watch_dgls_layers(name, swapped):
+    dgl = pytest.importorskip("dgl")
+    edges = random_graph()
+    users_to_items = ("user", "buys", "item")
+    graph = dgl.heterograph({users_to_items: tuple(edges)}, {"user": 40, "item": 40})
+    sizes = {"edge_feats": 3} if name == "EdgeGATConv" else {}
+    options = {"out_feats": 4, "num_heads": 2, "allow_zero_in_degree": True}
+    layer = getattr(dgl.nn, name)((6, 6), **sizes, **options)
+    model = dgl.nn.HeteroGraphConv({"buys": layer})
+    if swapped:
+        assert "1 of 1 layers swapped" in str(gatkernels.accelerate(model))
+    x = {"user": torch.randn(40, 6), "item": torch.randn(40, 6)}
+    of_edges = (torch.randn(160, 3),) if sizes else ()
+    expected, alpha = layer.eval()(graph, (x["user"], x["item"]), *of_edges, get_attention=True)
+    out, (watched,) = A.watch(model, graph, x, {"buys": of_edges})
+    assert torch.equal(out["item"], expected)
+    assert torch.equal(watched.attention.alpha, alpha[..., 0])
+    assert torch.equal(watched.attention.edge_index, edges)
+
+
+def test_watch_a_model_that_asks_itself():
+    conv = pyg.GATConv(6, 4, 2)
+    model = pyg.Sequential("x, e", [(lambda x, e: conv(x, e, None, None, True), "x, e -> x")])
+    model.conv = conv
+    (out, (_, alpha)), (layer,) = A.watch(model, torch.randn(40, 6), random_graph())
+    assert out.shape == (40, 8)
+    assert torch.equal(alpha, layer.attention.alpha)
+
+
 def test_watch_without_attention():
     out, layers = A.watch(MLP(6, 4, 3), torch.randn(40, 6), random_graph())
     assert out.shape == (40, 3)

@@ -327,6 +327,15 @@ def test_bad_usage_is_one_line(args, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_unknown_option_names_its_command(capsys):
+    with pytest.raises(SystemExit):
+        run("info", "--epochs", 3)
+    error = (
+        "gatkernels info: error: unrecognized arguments: --epochs 3 (see gatkernels info --help)"
+    )
+    assert capsys.readouterr().err.strip() == error
+
+
 def test_missing_extra_is_one_line(data_folder, monkeypatch, capsys):
     for module in ("rich.console", "torch.utils.tensorboard"):
         with monkeypatch.context() as patch:
