@@ -28,7 +28,7 @@ ASAN := $(realpath $(shell $(CXX) -print-file-name=libasan.so))
 endif
 ifneq ($(ASAN),)
 LIBSTDCXX := $(realpath $(shell $(CXX) -print-file-name=libstdc++.so.6))
-SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
+SANITIZED := GATKERNELS_SANITIZE=address ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$(ASAN) $(LIBSTDCXX)"
 endif
 
 .PHONY: always help demo test test-cpu $(ISAS) test-cuda test-triton fuzz sanitize sanitize-threads gpu lint \

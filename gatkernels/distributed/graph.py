@@ -110,8 +110,9 @@ class ShardedGraph(Graph):
         """
         op = "ShardedGraph.from_edge_index"
         peers = peers_of(group, timeout, op)
-        dealt = [deal.deal(op, edges, num_nodes, partition, peers)]
-        graph = cls.from_share(dealt.pop(), exchange, group, timeout, self_loops=self_loops)
+        dealt = deal.deal(op, edges, num_nodes, partition, peers)
+        graph = cls.from_share(dealt, exchange, group, timeout, self_loops=self_loops)
+        del dealt
         build.give_back()
         return graph
 
@@ -173,8 +174,9 @@ class ShardedGraph(Graph):
         """
         op = "ShardedGraph.load"
         peers = peers_of(group, timeout, op)
-        loaded = [files.load_share(op, folder, peers, device)]
-        graph = cls.from_share(loaded.pop(), exchange, group, timeout, self_loops=self_loops)
+        share = files.load_share(op, folder, peers, device)
+        graph = cls.from_share(share, exchange, group, timeout, self_loops=self_loops)
+        del share
         build.give_back()
         return graph
 
