@@ -156,7 +156,7 @@ sanitize-threads: $(VENV)/ready
 	    $(BIN)/python setup.py --quiet build --build-base build/threads --build-lib build/threads/lib
 	export GATKERNELS_ISA=avx2 PYTHONPATH=build/threads/lib OMP_NUM_THREADS=4 OMP_WAIT_POLICY=passive \
 	    LD_PRELOAD="$(TSAN)" OMP_TOOL_LIBRARIES="$(ARCHER)" \
-	    TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66"; \
+	    TSAN_OPTIONS="ignore_noninstrumented_modules=1 allocator_may_return_null=1 exitcode=66"; \
 	$(BIN)/pytest $(RACED) && $(BIN)/gatkernels fuzz --cases 10000 --jobs 1
 
 # In the virtual environment where there is one, else with what PYTHON has.
