@@ -264,6 +264,21 @@ def test_a_weight_below_the_normal_range_may_be_zero() -> None:
     ).check()
 
 
+def test_a_sum_at_the_kink_may_round_to_either_side() -> None:
+    """One feature of an edge adds up to 7e-9, and to 0 in the kernel's order."""
+    edges = EdgeSpec(kind="crowded", num_src=4, num_dst=9, num_edges=120, seed=465327517)
+    OperatorCase(
+        operator="gatv2",
+        edges=edges,
+        heads=16,
+        channels=65,
+        size=0.1,
+        with_edge=True,
+        batch=2,
+        seed=1463999874,
+    ).check()
+
+
 @pytest.mark.parametrize("operator", list(operators.OPERATORS))
 def test_gradients_of_weights_add_up_over_a_long_row(operator: str) -> None:
     """One gradient for all weights of a row says nothing of its scores, whose sum the weights are:
