@@ -212,13 +212,11 @@ def _used_edges(graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
     return src, dst, eid
 
 
-def _at_the_kink(*terms: Tensor) -> Tensor:
-    """What a LeakyReLU's derivative is multiplied by: 1, and where rounding may turn the sign of
-    the sum of ``terms`` so much more that its jump is allowed."""
+def _at_the_kink(total: Tensor, size: Tensor) -> Tensor:
+    """What a LeakyReLU's derivative counts for: once, and where rounding may turn the sign of a sum
+    of three terms, of absolute values that add up to ``size``, so much that its jump is allowed."""
     eps = torch.finfo(torch.float32).eps
-    size = sum((term.abs() for term in terms), torch.zeros(()))
-    total = sum(terms, torch.zeros(()))
-    return 1.0 + (total.abs() <= eps * size) / eps
+    return 1.0 + (total.abs() < eps * size) / eps
 
 
 def gat_scales(
@@ -247,8 +245,9 @@ def gat_scales(
     row = torch.zeros_like(score_dst).index_add(0, dst, alpha * gain)
     # The kernels split leaky'(s) into slope + (1 - slope) [s > 0].
     score = alpha * (gain + row[dst]) * (abs(slope) + abs(1.0 - slope))
-    ends = [score_src[src], score_dst[dst]]
-    score = score * _at_the_kink(*ends, *([] if edge is None else [edge[eid]]))
+    if edge is not None:
+        ends = score_src[src], score_dst[dst], edge[eid]
+        score = score * _at_the_kink(ends[0] + ends[1] + ends[2], torch.stack(ends).abs().sum(0))
     found = {
         "out": torch.zeros_like(grad).index_add(0, dst, weight * x.abs()[src]),
         "alpha": alpha.new_zeros(graph.num_edges, alpha.shape[1]).index_add(0, eid, weight[..., 0]),
@@ -288,8 +287,9 @@ def gatv2_scales(
         gain = gain + grads.alpha.double().abs()[eid]
     gain = gain * keep
     score = (alpha * (gain + by_row(alpha * gain)[dst]))[..., None] * steepest
-    ends = [x_src[src], x_dst[dst], *([] if edge is None else [edge[eid]])]
-    slopes = score * att.abs() * _at_the_kink(*ends)
+    slopes = score * att.abs()
+    if edge is not None:
+        slopes = slopes * _at_the_kink(x_src[src] + x_dst[dst] + edge[eid], total)
     found = {
         "out": by_row(weight * x_src.abs()[src]),
         "alpha": alpha.new_zeros(graph.num_edges, alpha.shape[1]).index_add(0, eid, weight[..., 0]),
