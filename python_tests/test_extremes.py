@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -80,3 +81,25 @@ def test_rows_past_two_to_the_31_elements() -> None:
         lambda edges, rows: dot_attention(edges, rows, rows, rows),
     ):
         assert torch.equal(call(graph, x)[-LAST:], call(part, x[-LAST:]))
+
+
+@pytest.mark.parametrize(
+    ("operator", "wanted"),
+    [(gat_attention, 1), (gatv2_attention, 1), (dot_attention, 0)],
+)
+def test_gradients_of_weights_add_up_exactly(operator: Any, wanted: int) -> None:
+    """One gradient for all weights of a row moves no score. Each is 1 / 2048, all else exact:
+    what is left is the error of adding 2,048 small terms to a large one."""
+    graph = Graph.from_edge_index(torch.zeros(2, 2048, dtype=torch.int64), 1)
+    scores = (torch.ones(1, 1), torch.ones(1, 1))
+    rows = (torch.ones(1, 1, 1), torch.ones(1, 1, 1))
+    inputs = {
+        gat_attention: (torch.ones(1, 1, 1), *scores),
+        gatv2_attention: (*rows, torch.ones(1, 1)),
+        dot_attention: (*rows, torch.ones(1, 1, 1)),
+    }[operator]
+    leaf = inputs[wanted].requires_grad_()
+    out, alpha = operator(graph, *inputs, return_attention=True, backend="cpu")
+    assert torch.equal(alpha, torch.full_like(alpha, 1 / 2048))
+    (gradient,) = torch.autograd.grad((-2.0 * out + 0.1856 * alpha.sum()).sum(), leaf)
+    assert gradient.abs().item() < 1e-6

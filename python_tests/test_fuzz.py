@@ -249,11 +249,12 @@ def test_programs_run(case: Any) -> None:
     exec(fuzz_run.program(case), {"__name__": "__main__"})
 
 
-#: What a rule of errors has to know: a weight below the normal range is 0, where the others of its
-#: row are dropped and what is left of the gradient is a few 1e-38; and a feature of an edge adds up
-#: to 7e-9, at the kink, but to 0 in the kernel's order.
-RULES: dict[str, dict[str, Any]] = {
+#: Cases that once failed. The rule has to know of two: a weight below the normal range is 0, where
+#: the others of its row are dropped and what is left of the gradient is a few 1e-38; and a feature
+#: of an edge adds up to 7e-9, at the kink, but to 0 in the kernel's order.
+FAILED: dict[str, dict[str, Any]] = {
     "a weight that is 0": {
+        "operator": "gatv2",
         "edges": EdgeSpec("crowded", num_src=14, num_dst=21, num_edges=22, seed=283863580),
         "channels": 64,
         "size": 3.0,
@@ -262,6 +263,7 @@ RULES: dict[str, dict[str, Any]] = {
         "seed": 1483152437,
     },
     "a sum at the kink": {
+        "operator": "gatv2",
         "edges": EdgeSpec("crowded", num_src=4, num_dst=9, num_edges=120, seed=465327517),
         "heads": 16,
         "channels": 65,
@@ -269,28 +271,20 @@ RULES: dict[str, dict[str, Any]] = {
         "batch": 2,
         "seed": 1463999874,
     },
+    "gradients of the weights of a long row": {
+        "edges": EdgeSpec("crowded", num_dst=9, num_edges=2049, seed=43061962),
+        "size": 3.0,
+        "number": 0.0,
+        "attention": True,
+        "grad_layout": "expanded",
+        "seed": 905431024,
+    },
 }
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_what_rounding_may_do(name: str) -> None:
-    OperatorCase(operator="gatv2", with_edge=True, **RULES[name]).check()
-
-
-@pytest.mark.parametrize("operator", list(operators.OPERATORS))
-def test_gradients_of_weights_add_up_over_a_long_row(operator: str) -> None:
-    """One gradient for all weights of a row says nothing of its scores, whose sum the weights are:
-    what is left is the error of adding up."""
-    OperatorCase(
-        operator=operator,
-        edges=EdgeSpec(kind="crowded", num_dst=9, num_edges=2049, seed=43061962),
-        size=3.0,
-        number=1.0 if operator == "dot" else 0.0,
-        with_edge=True,
-        attention=True,
-        grad_layout="expanded",
-        seed=905431024,
-    ).check()
+@pytest.mark.parametrize("name", FAILED)
+def test_what_once_failed(name: str) -> None:
+    OperatorCase(with_edge=True, **FAILED[name]).check()
 
 
 def test_the_program_of_a_sharded_case_runs_from_a_file(tmp_path: Path) -> None:
