@@ -307,7 +307,7 @@ struct DotForwardJob : Scored<T, A, DotScorer<T, A>> {
 template <class T, class A>
 static Status dot_forward(const DotForward& p) {
   const DotForwardJob<T, A> job(p);
-  if (job.map.first == nullptr || job.v_map.first == nullptr) return Status::kOutOfMemory;
+  if (job.map.head == nullptr || job.v_map.head == nullptr) return Status::kOutOfMemory;
   return run_edges<A>(p.csr, p.shape, job.scratch_width(), job);
 }
 
@@ -315,7 +315,7 @@ template <class T, class A>
 static Status dot_alpha(const DotAlpha& p) {
   using Edges = Scored<T, A, DotScorer<T, A>>;
   const Edges edges(p, p.scores.k);
-  if (edges.map.first == nullptr) return Status::kOutOfMemory;
+  if (edges.map.head == nullptr) return Status::kOutOfMemory;
   const AlphaJob<A, Edges> job{edges, static_cast<const A*>(p.stats), static_cast<A*>(p.alpha)};
   return run_edges<A>(p.csr, p.shape, edges.scorer.scratch_width(), job);
 }

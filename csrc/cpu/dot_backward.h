@@ -218,7 +218,7 @@ template <class T, class A>
 static Status dot_fields(const DotDestinations& p, const HeadMap<A>& v_map) {
   const int heads = v_map.heads;
   const HeadMap<A> edge_map(with_channels(p.shape, p.scores.features));
-  if (edge_map.first == nullptr) return Status::kOutOfMemory;
+  if (edge_map.head == nullptr) return Status::kOutOfMemory;
   const Gather<T> grad(p.grads.out, p.csr), grad_edge_out(p.grads.edge_out, p.csr);
   return run_nodes<A>(p.csr.rows, p.shape, 0, [&](int64_t i, const Scratch<A>& t) {
     A* delta = t.sum;
@@ -236,7 +236,7 @@ static Status dot_fields(const DotDestinations& p, const HeadMap<A>& v_map) {
 template <class T, class A>
 static Status dot_destinations(const DotDestinations& p) {
   const DotBackwardJob<T, A, DotDestinations> job(p, p.csr);
-  if (job.map.first == nullptr || job.v_map.first == nullptr) return Status::kOutOfMemory;
+  if (job.map.head == nullptr || job.v_map.head == nullptr) return Status::kOutOfMemory;
   const Status status = dot_fields<T>(p, job.v_map);
   if (status != Status::kOk) return status;
   return run_edges<A>(p.csr, p.shape, job.scratch_width(), job);
@@ -245,7 +245,7 @@ static Status dot_destinations(const DotDestinations& p) {
 template <class T, class A>
 static Status dot_sources(const DotSources& p) {
   const DotBackwardJob<T, A, DotSources> job(p, p.csc);
-  if (job.map.first == nullptr || job.v_map.first == nullptr) return Status::kOutOfMemory;
+  if (job.map.head == nullptr || job.v_map.head == nullptr) return Status::kOutOfMemory;
   return run_edges<A>(p.csc, p.shape, job.scratch_width(), job);
 }
 

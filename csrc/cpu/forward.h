@@ -146,10 +146,9 @@ struct ForwardJob : Scored<T, A, Scorer> {
     }
     if (to.out_pos == nullptr) return;
     A* out_pos = out_pos_of(row);
-    for (int64_t f = 0, v = 0; f < width; f += V::kWidth, ++v) {
+    for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
-      const V positive = V::expand(t.sum_pos + map.first[v], V::index(map.offset + f));
-      (positive * V::load(from + f, lanes)).store(out_pos + f, lanes);
+      (expanded(map, f, t.sum_pos) * V::load(from + f, lanes)).store(out_pos + f, lanes);
     }
   }
 
@@ -254,13 +253,13 @@ struct AlphaJob {
 template <class T, class A, class Scorer, class Params>
 static Status run_forward(const Params& p, const ForwardResults& to) {
   const ForwardJob<T, A, Scorer> job(p, to);
-  if (job.map.first == nullptr) return Status::kOutOfMemory;
+  if (job.map.head == nullptr) return Status::kOutOfMemory;
   return run_edges<A>(p.csr, p.shape, job.width, job);
 }
 template <class T, class A, class Scorer, class Params>
 static Status run_alpha(const Params& p, const Matrix& x) {
   const Scored<T, A, Scorer> scored(p, x);
-  if (scored.map.first == nullptr) return Status::kOutOfMemory;
+  if (scored.map.head == nullptr) return Status::kOutOfMemory;
   const AlphaJob<A, Scored<T, A, Scorer>> job{scored, static_cast<const A*>(p.stats),
                                               static_cast<A*>(p.alpha)};
   return run_edges<A>(p.csr, p.shape, scored.width, job);

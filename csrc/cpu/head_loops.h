@@ -20,10 +20,16 @@ struct Loops {
       body(h, of.heads - h < kHeads ? of.heads - h : kHeads);
     }
   }
-  // Calls body(at, first edge, edges) for each vector of a slot; `at` counts in the scratch.
+  // Calls body(at, first edge, edges) for each vector of a slot; `at` counts in the scratch. What a
+  // body reads through pointers is taken out of it by hand: a compiler must fear that a store of
+  // a vector changes them.
   template <class Body>
-  static void each_vector(const Heads<A>& of, int h, int n, Body body) {
-    for (int e = 0; e < n; e += kEdges) body(e * of.stride + h, e, n - e < kEdges ? n - e : kEdges);
+  GK_INLINE static void each_vector(const Heads<A>& of, int h, int n, Body body) {
+    const int64_t step = int64_t(kEdges) * of.stride;
+    int64_t at = h;
+    int e = 0;
+    for (; e + kEdges <= n; e += kEdges, at += step) body(at, e, kEdges);
+    if (e < n) body(at, e, n - e);
   }
   // v where an edge is there, `other` past the last one
   static V there(V v, int edges, V other) {
@@ -39,17 +45,22 @@ struct Loops {
   GK_INLINE static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col,
                                  int edges, const int32_t* col_end) {
     constexpr int64_t kLine = 64 / int64_t(sizeof(A));
+    const int32_t* ahead = col + kScorePrefetch + edges <= col_end ? col + kScorePrefetch : col;
     for (int k = 0; k < edges; ++k) {
-      const int32_t* ahead = col + kScorePrefetch + k < col_end ? col + kScorePrefetch + k : col;
-      const A* values = p + int64_t(*ahead) * stride;
+      const A* values = p + int64_t(ahead[k]) * stride;
       for (int64_t at = 0; at < count; at += kLine) __builtin_prefetch(values + at);
     }
   }
-  // s = ends + edge score, for the edges of one vector
-  static V add_edge(const Heads<A>& of, const GatTerms<A>& terms, V ends, const int32_t* eid, int h,
-                    int edges, int lanes) {
-    if (terms.edge_score == nullptr) return ends;
-    return ends + V::template load_edges<kHeads>(terms.edge_score + h, of.heads, eid, edges, lanes);
+  // s = ends + edge score, if there are such, for the edges of one vector
+  GK_INLINE static V add_edge(const A* edge_score, int heads, V ends, const int32_t* eid, int edges,
+                              int lanes) {
+    if (edge_score == nullptr) return ends;
+    return ends + V::template load_edges<kHeads>(edge_score, heads, eid, edges, lanes);
+  }
+
+  // Edge scores from head h on, or null
+  static const A* edge_of(const GatTerms<A>& terms, int h) {
+    return terms.edge_score ? terms.edge_score + h : nullptr;
   }
 
   static void gat_score(const Heads<A>& of, const GatTerms<A>& terms, const Block& block,
@@ -57,17 +68,21 @@ struct Loops {
     const V slope = V::set(terms.slope);
     each_slot(of, [&](int h, int lanes) {
       const V own = repeat(terms.own + h, lanes);
+      const A *const others = terms.other + h, *const edge_score = edge_of(terms, h);
+      const int64_t stride = terms.other_stride;
+      const Block b = block;
+      const int heads = of.heads;
+      A *const score = t.score, *const weight = t.weight;
       V best = carry ? repeat(top + h, lanes) : V::set(-std::numeric_limits<A>::infinity());
-      each_vector(of, h, block.n, [&](int at, int e, int edges) {
-        const int32_t* col = block.col + e;
-        prefetch(terms.other + h, lanes, terms.other_stride, col, edges, block.col_end);
-        const V other =
-            V::template load_edges<kHeads>(terms.other + h, terms.other_stride, col, edges, lanes);
-        const V s = add_edge(of, terms, other + own, block.eid + e, h, edges, lanes);
+      each_vector(of, h, b.n, [&](int64_t at, int e, int edges) GK_INLINED {
+        const int32_t* col = b.col + e;
+        prefetch(others, lanes, stride, col, edges, b.col_end);
+        const V other = V::template load_edges<kHeads>(others, stride, col, edges, lanes);
+        const V s = add_edge(edge_score, heads, other + own, b.eid + e, edges, lanes);
         const V l = V::if_positive(s, s, slope * s);
         best = V::max(best, l);
-        s.store(t.score + at);
-        l.store(t.weight + at);
+        s.store(score + at);
+        l.store(weight + at);
       });
       fold_max(best).store(top + h, lanes);
     });
@@ -78,24 +93,27 @@ struct Loops {
     const V zero = V::set(A(0)), one = V::set(A(1)), slope = V::set(terms.slope);
     each_slot(of, [&](int h, int lanes) {
       const V own = repeat(terms.own + h, lanes);
+      const A *const others = terms.other + h, *const edge_score = edge_of(terms, h);
+      const int64_t stride = terms.other_stride;
+      const Block b = block;
+      const int heads = of.heads;
+      A *const score = t.score, *const weight = t.weight, *const weight_pos = t.weight_pos;
       V total = zero;
-      each_vector(of, h, block.n, [&](int at, int e, int edges) {
-        const int32_t* col = block.col + e;
-        if (h == 0) {  // all fields lie side by side
-          prefetch(terms.other, 4 * of.heads, terms.other_stride, col, edges, block.col_end);
-        }
-        const auto field = [&](int k) {
-          return V::template load_edges<kHeads>(terms.other + k * of.heads + h, terms.other_stride,
-                                                col, edges, lanes);
+      each_vector(of, h, b.n, [&](int64_t at, int e, int edges) GK_INLINED {
+        const int32_t* col = b.col + e;
+        // all fields lie side by side
+        if (h == 0) prefetch(others, 4 * heads, stride, col, edges, b.col_end);
+        const auto field = [&](int k) GK_INLINED {
+          return V::template load_edges<kHeads>(others + k * heads, stride, col, edges, lanes);
         };
-        const V s = add_edge(of, terms, own + field(0), block.eid + e, h, edges, lanes);
+        const V s = add_edge(edge_score, heads, own + field(0), b.eid + e, edges, lanes);
         const V l = V::if_positive(s, s, slope * s);
         const V alpha = exp(l - field(1)) * field(2);
         const V part = V::if_positive(s, one, slope) * (alpha * field(3));
         total = total - there(part, edges, zero);
-        s.store(t.score + at);
-        alpha.store(t.weight + at);
-        (keep ? part : V::if_positive(s, alpha, zero)).store(t.weight_pos + at);
+        s.store(score + at);
+        alpha.store(weight + at);
+        (keep ? part : V::where_positive(s, alpha)).store(weight_pos + at);
       });
       total = fold_add(total);
       if (carry) total = total + repeat(sum + h, lanes);
@@ -106,9 +124,10 @@ struct Loops {
   static void raise_top(const Heads<A>& of, int n, const Scratch<A>& t, A* top, bool carry) {
     const V lowest = V::set(-std::numeric_limits<A>::infinity());
     each_slot(of, [&](int h, int lanes) {
+      const A* weight = t.weight;
       V best = carry ? repeat(top + h, lanes) : lowest;
-      each_vector(of, h, n, [&](int at, int, int edges) {
-        best = V::max(best, there(V::load(t.weight + at), edges, lowest));
+      each_vector(of, h, n, [&](int64_t at, int, int edges) GK_INLINED {
+        best = V::max(best, there(V::load(weight + at), edges, lowest));
       });
       fold_max(best).store(top + h, lanes);
     });
@@ -119,27 +138,32 @@ struct Loops {
                         const Block& block, const Scratch<A>& t) {
     if (of.drop) draw(of, t, block.draw, block.n);
     each_slot(of, [&](int h, int lanes) {
-      const A* own[3];
+      const A *own[3], *const more = grad_alpha ? grad_alpha + h : nullptr;
       for (int k = 0; k < 3; ++k) own[k] = fields.data + k * of.heads + h;
+      const int heads = of.heads;
+      const bool drop = of.drop;
+      const V scale = V::set(of.scale);
+      const uint32_t threshold = of.threshold, *const words = t.words;
+      const Block b = block;
+      A *const score = t.score, *const weight = t.weight;
       V fixed[3];
       if (!kGather) {
         for (int k = 0; k < 3; ++k) fixed[k] = repeat(own[k], lanes);
       }
-      each_vector(of, h, block.n, [&](int at, int e, int edges) {
-        const auto field = [&](int k) {
-          return kGather ? V::template load_edges<kHeads>(own[k], fields.stride, block.col + e,
-                                                          edges, lanes)
+      each_vector(of, h, b.n, [&](int64_t at, int e, int edges) GK_INLINED {
+        const auto field = [&](int k) GK_INLINED {
+          return kGather ? V::template load_edges<kHeads>(own[k], fields.stride, b.col + e, edges,
+                                                          lanes)
                          : fixed[k];
         };
-        const V alpha = exp(V::load(t.weight + at) - field(0)) * field(1);
-        V w = alpha, outer = V::load(t.score + at);
-        if (of.drop) w = V::keep(w * V::set(of.scale), t.words + at, of.threshold);
-        if (grad_alpha) {
-          outer = outer + V::template load_edges<kHeads>(grad_alpha + h, of.heads, block.eid + e,
-                                                         edges, lanes);
+        const V alpha = exp(V::load(weight + at) - field(0)) * field(1);
+        V w = alpha, outer = V::load(score + at);
+        if (drop) w = V::keep(w * scale, words + at, threshold);
+        if (more) {
+          outer = outer + V::template load_edges<kHeads>(more, heads, b.eid + e, edges, lanes);
         }
-        w.store(t.weight + at);
-        (w * outer - alpha * field(2)).store(t.score + at);
+        w.store(weight + at);
+        (w * outer - alpha * field(2)).store(score + at);
       });
     });
   }
@@ -150,15 +174,16 @@ struct Loops {
     each_slot(of, [&](int h, int lanes) {
       // A maximum of -inf (all edges masked so far): keep -inf - lowest, not -inf - -inf.
       const V best = V::max(V::set(std::numeric_limits<A>::lowest()), repeat(top + h, lanes));
+      A *const score = t.score, *const weight = t.weight, *const weight_pos = t.weight_pos;
       V all = zero, positive = zero;
-      each_vector(of, h, n, [&](int at, int, int edges) {
-        const V w = exp(V::load(t.weight + at) - best);
-        w.store(t.weight + at);
+      each_vector(of, h, n, [&](int64_t at, int, int edges) GK_INLINED {
+        const V w = exp(V::load(weight + at) - best);
+        w.store(weight + at);
         const V counted = there(w, edges, zero);
         all = all + counted;
         if (pair) {
-          const V w_pos = V::if_positive(V::load(t.score + at), w, zero);
-          w_pos.store(t.weight_pos + at);
+          const V w_pos = V::where_positive(V::load(score + at), w);
+          w_pos.store(weight_pos + at);
           positive = positive + there(w_pos, edges, zero);
         }
       });
@@ -179,11 +204,14 @@ struct Loops {
     each_slot(of, [&](int h, int lanes) {
       V times = factor ? repeat(factor + h, lanes) : V::set(A(1));
       if (of.drop) times = times * V::set(of.scale);
-      each_vector(of, h, block.n, [&](int at, int, int) {
-        V w = V::load(t.weight + at) * times;
-        if (of.drop) w = V::keep(w, t.words + at, of.threshold);
-        w.store(t.weight + at);
-        if (pair) V::if_positive(V::load(t.score + at), w, V::set(A(0))).store(t.weight_pos + at);
+      const bool drop = of.drop;
+      const uint32_t threshold = of.threshold, *const words = t.words;
+      A *const score = t.score, *const weight = t.weight, *const weight_pos = t.weight_pos;
+      each_vector(of, h, block.n, [&](int64_t at, int, int) GK_INLINED {
+        V w = V::load(weight + at) * times;
+        if (drop) w = V::keep(w, words + at, threshold);
+        w.store(weight + at);
+        if (pair) V::where_positive(V::load(score + at), w).store(weight_pos + at);
       });
     });
   }

@@ -9,7 +9,7 @@ namespace GK_ISA {
 template <class T, class A>
 static Status node_scores(const NodeScores& p) {
   const HeadMap<A> map(p.shape);
-  if (map.first == nullptr) return Status::kOutOfMemory;
+  if (map.head == nullptr) return Status::kOutOfMemory;
   const auto score = [&](int64_t i, const void* att, void* scores, A* dot) {
     if (scores == nullptr) return;
     const T* x = static_cast<const T*>(p.x.data) + i * p.x.stride;
@@ -65,13 +65,12 @@ struct AttGradient {
     const int64_t width = map.width;
     A* to_src = parts + part * (dst ? 2 : 1) * width;
     A* to_dst = to_src + width;
-    for (int64_t f = 0, v = 0; f < width; f += V::kWidth, ++v) {
+    for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
-      const auto index = V::index(map.offset + f);
       const V feature = V::load(x + f, lanes);
       V total = row ? V::load(row + f, lanes) : V::set(A(0));
       const auto side = [&](const A* att, const A* grad, A* to) {
-        const V score = V::expand(grad + map.first[v], index);
+        const V score = expanded(map, f, grad);
         total = V::fma(score, V::load(att + f, lanes), total);
         V::fma(score, feature, V::load(to + f, lanes)).store(to + f, lanes);
       };

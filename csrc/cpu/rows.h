@@ -53,12 +53,16 @@ __attribute__((always_inline)) inline void with_count(int64_t n, Body body) {
   body(std::integral_constant<int, kMost>());
 }
 
-// body(vectors, first feature) for each tile of a row; `vectors` is a constant.
-template <class V, class Body>
+// body(vectors, first feature) for each tile of a row; `vectors` is a constant, of which the last
+// tile may have kLast.
+template <class V, int kLast = kTile, class Body>
 __attribute__((always_inline)) inline void each_tile(int64_t width, Body body) {
-  for (int64_t f = 0; f < width; f += kTile * V::kWidth) {
+  for (int64_t f = 0; f < width;) {
     const int64_t left = (width - f + V::kWidth - 1) / V::kWidth;
-    with_count<kTile>(left, [&](auto n) GK_INLINED { body(n, f); });
+    with_count<kLast>(left <= kLast ? left : kTile, [&](auto n) GK_INLINED {
+      body(n, f);
+      f += n * V::kWidth;
+    });
   }
 }
 
@@ -78,30 +82,22 @@ static inline void clear_values(T* values, int64_t count) {
 template <class A>
 struct HeadMap {
   int heads, channels;
-  int64_t width;    // H * C
-  bool uniform;     // no vector spans two heads
-  int32_t* first;   // [vectors] first head of a vector; null where there is no memory left
-  int32_t* offset;  // [vectors, kWidth] head of each lane, less the first
+  int64_t width;  // H * C
+  bool uniform;   // no vector spans two heads
+  int32_t* head;  // [lanes of whole vectors]; past the last feature its head. Null: out of memory
 
-  static int64_t vectors(int64_t width) { return (width + Vec<A>::kWidth - 1) / Vec<A>::kWidth; }
   explicit HeadMap(const Shape& shape)
       : heads(int(shape.heads)), channels(int(shape.channels)), width(shape.heads * channels) {
     constexpr int kWidth = Vec<A>::kWidth;
     uniform = heads == 1 || channels % kWidth == 0;
-    const size_t size = size_t(vectors(width)) * (1 + kWidth);
-    first = reinterpret_cast<int32_t*>(allocate(size * sizeof(int32_t)));
-    if (first == nullptr) return;
-    offset = first + vectors(width);
-    for (int64_t v = 0; v < vectors(width); ++v) {
-      first[v] = int32_t(v * kWidth / channels);
-      for (int k = 0; k < kWidth; ++k) {
-        const int64_t lane = v * kWidth + k;
-        offset[v * kWidth + k] = lane < width ? int32_t(lane / channels) - first[v] : 0;
-      }
+    const int64_t lanes = (width + kWidth - 1) / kWidth * kWidth;
+    head = reinterpret_cast<int32_t*>(allocate(size_t(lanes) * sizeof(int32_t)));
+    for (int64_t lane = 0; head && lane < lanes; ++lane) {
+      head[lane] = int32_t((lane < width ? lane : width - 1) / channels);
     }
   }
   HeadMap(const HeadMap&) = delete;
-  ~HeadMap() { release(reinterpret_cast<char*>(first)); }
+  ~HeadMap() { release(reinterpret_cast<char*>(head)); }
 };
 
 // Rows to gather: row j starts at data + j * stride.
@@ -160,48 +156,66 @@ static inline void store_row(const From* from, int64_t width, To* to) {
   }
 }
 
-// How heads lie in a tile: all of it in one, one for every other vector or for every vector, which
-// are common and have their values at fixed places; whole vectors in one each, or lanes in several.
-enum class HeadsOf { kTile, kPairs, kEach, kVector, kLanes };
+// How heads lie in a tile: all of it in one; one for every other vector or for every vector, which
+// are common and have their values at fixed places; whole vectors in one each; lanes in so few that
+// a vector holds all values, which is loaded once; or in more.
+enum class HeadsOf { kTile, kPairs, kEach, kVector, kTogether, kLanes };
 
 // Values of heads, for the vectors of a tile of kN.
 template <class A, HeadsOf kHeads, int kN>
 struct TileHeads {
   using V = Vec<A>;
-  int64_t first[kN];
+  static constexpr bool kIndexed = kHeads == HeadsOf::kTogether || kHeads == HeadsOf::kLanes;
+  int64_t first[kN];  // head of a vector's first lane, or of the tile's where all are together
   typename V::Index index[kN];
 
   TileHeads(const HeadMap<A>& map, int64_t feature) {
-    const int64_t vector = feature / V::kWidth;
     unrolled<kN>([&](auto k) GK_INLINED {
-      first[k] = map.first[vector + k];
-      if (kHeads == HeadsOf::kLanes) index[k] = V::index(map.offset + (vector + k) * V::kWidth);
+      const int32_t* head = map.head + feature + k * V::kWidth;
+      first[k] = kHeads == HeadsOf::kTogether ? map.head[feature] : *head;
+      if (kIndexed) index[k] = V::index(head, int32_t(first[k]));
     });
   }
   // For vector k, of[head of each lane]
   template <int k>
   GK_INLINE V value(const A* of) const {
+    if constexpr (kIndexed) return V::expand(of + first[k], index[k]);
     if constexpr (kHeads == HeadsOf::kTile) return V::set(of[first[0]]);
     if constexpr (kHeads == HeadsOf::kPairs) return V::set(of[first[0] + k / 2]);
     if constexpr (kHeads == HeadsOf::kEach) return V::set(of[first[0] + k]);
     if constexpr (kHeads == HeadsOf::kVector) return V::set(of[first[k]]);
-    if constexpr (kHeads == HeadsOf::kLanes) return V::expand(of + first[k], index[k]);
   }
 };
+// For one vector from a feature on
+template <class A>
+static inline Vec<A> expanded(const HeadMap<A>& map, int64_t feature, const A* of) {
+  return TileHeads<A, HeadsOf::kLanes, 1>(map, feature).template value<0>(of);
+}
 
-// body(how) of a constant HeadsOf for the tile of kN vectors from a feature on.
-template <int kN, class A, class Body>
+// body(how) of a constant HeadsOf for the tile of kN vectors from a feature on. Loads are what most
+// loops over tiles wait for: values that are permuted out of one vector beat a broadcast for every
+// vector, where registers are to `spare` for it.
+template <int kN, bool kSpare = true, class A, class Body>
 GK_INLINE void with_heads(const HeadMap<A>& map, int64_t feature, Body body) {
   using Of = HeadsOf;
-  constexpr int kWidth = Vec<A>::kWidth;
-  const int32_t* first = map.first + feature / kWidth;
-  if (!map.uniform) return body(std::integral_constant<Of, Of::kLanes>());
-  if (first[0] == first[kN - 1]) return body(std::integral_constant<Of, Of::kTile>());
-  if constexpr (kN == kTile) {
-    if (map.channels == kWidth) return body(std::integral_constant<Of, Of::kEach>());
-    if (map.channels == 2 * kWidth) return body(std::integral_constant<Of, Of::kPairs>());
+  using V = Vec<A>;
+  const int32_t first = map.head[feature], last = map.head[feature + kN * V::kWidth - 1];
+  if (map.uniform && first == last) return body(std::integral_constant<Of, Of::kTile>());
+  if constexpr (V::kPermutes) {
+    if (last - first < V::kWidth && (kSpare || !map.uniform)) {
+      return body(std::integral_constant<Of, Of::kTogether>());
+    }
   }
-  body(std::integral_constant<Of, Of::kVector>());
+  if constexpr (!V::kPermutes || !kSpare) {
+    if (map.uniform) {
+      if constexpr (kN == kTile) {
+        if (map.channels == V::kWidth) return body(std::integral_constant<Of, Of::kEach>());
+        if (map.channels == 2 * V::kWidth) return body(std::integral_constant<Of, Of::kPairs>());
+      }
+      return body(std::integral_constant<Of, Of::kVector>());
+    }
+  }
+  body(std::integral_constant<Of, Of::kLanes>());
 }
 
 // sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one
@@ -261,7 +275,8 @@ template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
                        const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos,
                        const A* factor = nullptr) {
-  each_tile<Vec<A>>(map.width, [&](auto vectors, int64_t f) GK_INLINED {
+  constexpr int kLast = std::is_same_v<T, float> ? Vec<A>::kLastTile : kTile;
+  each_tile<Vec<A>, kLast>(map.width, [&](auto vectors, int64_t f) GK_INLINED {
     constexpr int kN = decltype(vectors)::value;
     with_flag(sum_pos != nullptr, [&](auto pair) GK_INLINED {
       with_heads<kN>(map, f, [&](auto heads) GK_INLINED {

@@ -168,7 +168,7 @@ struct RowwiseBackwardJob {
       if (scores.edge_rows) {
         accumulate_tile<false, HeadsOf::kLanes, kN>(own, at, eid, n, f, rest...);
       } else {
-        with_heads<kN>(map, f, [&](auto heads_of) GK_INLINED {
+        with_heads<kN, V::kManyRegisters>(map, f, [&](auto heads_of) GK_INLINED {
           accumulate_tile<true, decltype(heads_of)::value, kN>(own, at, eid, n, f, rest...);
         });
       }
@@ -245,7 +245,7 @@ static Status rowwise_destinations(const RowwiseDestinations& p) {
     using Scorer = typename decltype(scorer)::template type<Vec<A>>;
     const AttParts<A> parts(row_parts(p.csr), p.shape.heads * p.shape.channels);
     const RowwiseBackwardJob<T, A, Scorer, RowwiseDestinations> job(p, p.csr, parts.data);
-    if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
+    if (job.map.head == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
     Status status = run_nodes<A>(p.csr.rows, p.shape, job.width,
                                  [&](int64_t i, const Scratch<A>& t) { job.prologue(i, t.sum); });
     if (status == Status::kOk) status = run_edges<A>(p.csr, p.shape, job.width, job);
@@ -259,7 +259,7 @@ static Status rowwise_sources(const RowwiseSources& p) {
   return with_scorer(p.scorer, [&](auto scorer) {
     using Scorer = typename decltype(scorer)::template type<Vec<A>>;
     const RowwiseBackwardJob<T, A, Scorer, RowwiseSources> job(p, p.csc, nullptr);
-    if (job.map.first == nullptr) return Status::kOutOfMemory;
+    if (job.map.head == nullptr) return Status::kOutOfMemory;
     return run_edges<A>(p.csc, p.shape, job.width, job);
   });
 }

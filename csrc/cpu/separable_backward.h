@@ -213,7 +213,7 @@ struct SeparableBackwardJob {
 template <class T, class A>
 static Status gat_destinations(const GatDestinations& p) {
   const SeparablePrologue<T, A> prologue(p);
-  if (prologue.map.first == nullptr) return Status::kOutOfMemory;
+  if (prologue.map.head == nullptr) return Status::kOutOfMemory;
   return run_nodes<A>(p.csr.rows, p.shape, prologue.width,
                       [&](int64_t i, const Scratch<A>& t) { prologue.row(i, t.sum, t.sum_pos); });
 }
@@ -223,7 +223,7 @@ static Status gat_sources(const GatSources& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
   AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
   const SeparableBackwardJob<T, A> job(p, parts.data);
-  if (job.map.first == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
+  if (job.map.head == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
   const Status status = run_edges<A>(p.csc, p.shape, width, job);
   if (p.att_src) parts.sum(static_cast<A*>(p.grad_att));
   return status;

@@ -19,7 +19,10 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 8;
-  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
+  static constexpr bool kMasks = false;          // loads of some lanes are as fast as of all
+  static constexpr bool kPermutes = true;        // expand is one instruction
+  static constexpr bool kManyRegisters = false;  // 32, not 16
+  static constexpr int kLastTile = 6;  // vectors of a row's last tile, when sums alone are in them
   using Index = __m256i;
   __m256 v;
 
@@ -156,8 +159,9 @@ struct Vec<float> {
     store(all);
     for (int k = 0; k < count; ++k) p[k] = all[k * lanes];
   }
-  static Index index(const int32_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static Index index(const int32_t* p, int32_t from) {
+    const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_sub_epi32(lanes, _mm256_set1_epi32(from));
   }
   static Vec expand(const float* p, Index index) {
     return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(p), index)};
@@ -172,29 +176,28 @@ struct Vec<float> {
     const __m256 positive = _mm256_cmp_ps(s.v, _mm256_setzero_ps(), _CMP_GT_OQ);
     return {_mm256_blendv_ps(b.v, a.v, positive)};
   }
+  static Vec where_positive(Vec s, Vec a) {
+    return {_mm256_and_ps(_mm256_cmp_ps(s.v, _mm256_setzero_ps(), _CMP_GT_OQ), a.v)};
+  }
   static Vec if_negative(Vec s, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, s.v)}; }
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __m256i word = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
     const __m256i larger = _mm256_max_epu32(word, _mm256_set1_epi32(int32_t(threshold)));
     return {_mm256_and_ps(w.v, _mm256_castsi256_ps(_mm256_cmpeq_epi32(larger, word)))};
   }
-  // To the nearest whole number
-  static Vec round(Vec x) { return {_mm256_round_ps(x.v, 0x8)}; }
-  // 2^n for whole n from -127 (which gives 0) to 127
-  static Vec power_of_two(Vec n) {
-    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
-  }
-  static Vec at_least(Vec x, float limit, Vec value) {
-    return {_mm256_and_ps(_mm256_cmp_ps(x.v, _mm256_set1_ps(limit), _CMP_NLT_UQ), value.v)};
+  static Vec as_exponent(Vec x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x.v), 23))};
   }
 };
 
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 4;
-  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
-  using Index = __m256i;                 // pairs of 32-bit lanes
+  static constexpr bool kMasks = false;          // loads of some lanes are as fast as of all
+  static constexpr bool kPermutes = true;        // expand is one instruction
+  static constexpr bool kManyRegisters = false;  // 32, not 16
+  static constexpr int kLastTile = 6;  // vectors of a row's last tile, when sums alone are in them
+  using Index = __m256i;               // pairs of 32-bit lanes
   __m256d v;
 
   static Vec set(double value) { return {_mm256_set1_pd(value)}; }
@@ -269,9 +272,10 @@ struct Vec<double> {
     store(all);
     for (int k = 0; k < count; ++k) p[k] = all[k * lanes];
   }
-  static Index index(const int32_t* p) {
-    return _mm256_setr_epi32(2 * p[0], 2 * p[0] + 1, 2 * p[1], 2 * p[1] + 1, 2 * p[2], 2 * p[2] + 1,
-                             2 * p[3], 2 * p[3] + 1);
+  static Index index(const int32_t* p, int32_t from) {
+    const auto even = [&](int k) { return 2 * (p[k] - from); };
+    return _mm256_setr_epi32(even(0), even(0) + 1, even(1), even(1) + 1, even(2), even(2) + 1,
+                             even(3), even(3) + 1);
   }
   static Vec expand(const double* p, Index index) {
     const __m256 pairs = _mm256_castpd_ps(_mm256_loadu_pd(p));
@@ -287,6 +291,9 @@ struct Vec<double> {
     const __m256d positive = _mm256_cmp_pd(s.v, _mm256_setzero_pd(), _CMP_GT_OQ);
     return {_mm256_blendv_pd(b.v, a.v, positive)};
   }
+  static Vec where_positive(Vec s, Vec a) {
+    return {_mm256_and_pd(_mm256_cmp_pd(s.v, _mm256_setzero_pd(), _CMP_GT_OQ), a.v)};
+  }
   static Vec if_negative(Vec s, Vec a, Vec b) { return {_mm256_blendv_pd(b.v, a.v, s.v)}; }
   static Vec keep(Vec w, const uint32_t* words, uint32_t threshold) {
     const __m128i word = _mm_loadu_si128(reinterpret_cast<const __m128i*>(words));
@@ -294,14 +301,8 @@ struct Vec<double> {
     const __m256i kept = _mm256_cvtepi32_epi64(_mm_cmpeq_epi32(larger, word));
     return {_mm256_and_pd(w.v, _mm256_castsi256_pd(kept))};
   }
-  static Vec round(Vec x) { return {_mm256_round_pd(x.v, 0x8)}; }
-  static Vec power_of_two(Vec n) {
-    const __m256i whole = _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(n.v));
-    return {_mm256_castsi256_pd(
-        _mm256_slli_epi64(_mm256_add_epi64(whole, _mm256_set1_epi64x(1023)), 52))};
-  }
-  static Vec at_least(Vec x, double limit, Vec value) {
-    return {_mm256_and_pd(_mm256_cmp_pd(x.v, _mm256_set1_pd(limit), _CMP_NLT_UQ), value.v)};
+  static Vec as_exponent(Vec x) {
+    return {_mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(x.v), 52))};
   }
 };
 

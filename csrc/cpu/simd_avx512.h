@@ -16,7 +16,10 @@ struct Vec;
 template <>
 struct Vec<float> {
   static constexpr int kWidth = 16;
-  static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
+  static constexpr bool kMasks = true;          // loads of some lanes are as fast as of all
+  static constexpr bool kPermutes = true;       // expand is one instruction
+  static constexpr bool kManyRegisters = true;  // 32, not 16
+  static constexpr int kLastTile = 4;  // vectors of a row's last tile, when sums alone are in them
   using Index = __m512i;
   __m512 v;
 
@@ -160,7 +163,9 @@ struct Vec<float> {
     const int mask = lanes == 1 ? 0xFFFF : lanes == 2 ? 0x5555 : lanes == 4 ? 0x1111 : 0x0101;
     _mm512_mask_storeu_ps(p, first(count), _mm512_maskz_compress_ps(__mmask16(mask), v));
   }
-  static Index index(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static Index index(const int32_t* p, int32_t from) {
+    return _mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_set1_epi32(from));
+  }
   static Vec expand(const float* p, Index index) {
     return {_mm512_permutexvar_ps(index, _mm512_loadu_ps(p))};
   }
@@ -174,6 +179,9 @@ struct Vec<float> {
     const __mmask16 positive = _mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_GT_OQ);
     return {_mm512_mask_blend_ps(positive, b.v, a.v)};
   }
+  static Vec where_positive(Vec s, Vec a) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_GT_OQ), a.v)};
+  }
   static Vec if_negative(Vec s, Vec a, Vec b) {
     const __mmask16 negative = _mm512_cmp_ps_mask(s.v, _mm512_setzero_ps(), _CMP_LT_OQ);
     return {_mm512_mask_blend_ps(negative, b.v, a.v)};
@@ -183,20 +191,18 @@ struct Vec<float> {
         _mm512_cmpge_epu32_mask(_mm512_loadu_si512(words), _mm512_set1_epi32(int32_t(threshold)));
     return {_mm512_maskz_mov_ps(kept, w.v)};
   }
-  // To the nearest whole number
-  static Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, 0x8)}; }
-  // 2^n for whole n
-  static Vec power_of_two(Vec n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
-  static Vec at_least(Vec x, float limit, Vec value) {
-    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ);
-    return {_mm512_maskz_mov_ps(keep, value.v)};
+  static Vec as_exponent(Vec x) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x.v), 23))};
   }
 };
 
 template <>
 struct Vec<double> {
   static constexpr int kWidth = 8;
-  static constexpr bool kMasks = true;  // loads of some lanes are as fast as of all
+  static constexpr bool kMasks = true;          // loads of some lanes are as fast as of all
+  static constexpr bool kPermutes = true;       // expand is one instruction
+  static constexpr bool kManyRegisters = true;  // 32, not 16
+  static constexpr int kLastTile = 4;  // vectors of a row's last tile, when sums alone are in them
   using Index = __m512i;
   __m512d v;
 
@@ -263,8 +269,9 @@ struct Vec<double> {
     const int mask = lanes == 1 ? 0xFF : lanes == 2 ? 0x55 : 0x11;
     _mm512_mask_storeu_pd(p, first(count), _mm512_maskz_compress_pd(__mmask8(mask), v));
   }
-  static Index index(const int32_t* p) {
-    return _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  static Index index(const int32_t* p, int32_t from) {
+    const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_cvtepi32_epi64(_mm256_sub_epi32(lanes, _mm256_set1_epi32(from)));
   }
   static Vec expand(const double* p, Index index) {
     return {_mm512_permutexvar_pd(index, _mm512_loadu_pd(p))};
@@ -279,6 +286,9 @@ struct Vec<double> {
     const __mmask8 positive = _mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_GT_OQ);
     return {_mm512_mask_blend_pd(positive, b.v, a.v)};
   }
+  static Vec where_positive(Vec s, Vec a) {
+    return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_GT_OQ), a.v)};
+  }
   static Vec if_negative(Vec s, Vec a, Vec b) {
     const __mmask8 negative = _mm512_cmp_pd_mask(s.v, _mm512_setzero_pd(), _CMP_LT_OQ);
     return {_mm512_mask_blend_pd(negative, b.v, a.v)};
@@ -288,11 +298,8 @@ struct Vec<double> {
     const __mmask8 kept = _mm256_cmpge_epu32_mask(word, _mm256_set1_epi32(int32_t(threshold)));
     return {_mm512_maskz_mov_pd(kept, w.v)};
   }
-  static Vec round(Vec x) { return {_mm512_roundscale_pd(x.v, 0x8)}; }
-  static Vec power_of_two(Vec n) { return {_mm512_scalef_pd(_mm512_set1_pd(1.0), n.v)}; }
-  static Vec at_least(Vec x, double limit, Vec value) {
-    const __mmask8 keep = _mm512_cmp_pd_mask(x.v, _mm512_set1_pd(limit), _CMP_NLT_UQ);
-    return {_mm512_maskz_mov_pd(keep, value.v)};
+  static Vec as_exponent(Vec x) {
+    return {_mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(x.v), 52))};
   }
 };
 

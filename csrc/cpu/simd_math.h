@@ -1,40 +1,45 @@
-// Exponentials of vectors (Cephes' range reduction and, in float, its polynomial), written once for
-// every instruction set.
+// Exponentials of vectors, written once for every instruction set: x = n ln 2 + r, |r| <= ln 2 / 2,
+// with ln 2 in two parts (Cody and Waite), and e^r = 1 + r + r^2 q(r). The coefficients of q make
+// its largest relative error least: 3e-9 for float, 4e-18 for double.
 #pragma once
 
 namespace gatkernels {
 namespace GK_ISA {
 
-// exp(x), or exp(x) - 1 precise near 0, for x <= 0 (above, up to where a float overflows). Errors:
-// 1.5 ulp (2 without FMA) for float, 1 ulp for double. exp is 0 where it would be subnormal, NaN
-// for NaN.
+constexpr float kExp[] = {0.00138145401768013064f, 0.00836874510894259065f, 0.0416683907835479131f,
+                          0.166665203990425301f, 0.499999934321292902f};
+constexpr double kExpDouble[] = {2.5000018853083342e-8,  2.76303062556478574e-7,
+                                 2.75575868038470707e-6, 0.0000248014929496170708,
+                                 0.00019841269505773807, 0.0013888888943759984,
+                                 0.00833333333349497726, 0.0416666666665297281,
+                                 0.166666666666664115,   0.500000000000001067};
+
+// exp(x), or exp(x) - 1 precise near 0, from the whole number next to x / ln 2, whose exponent of
+// two `shifted` has in its last bits, and what is left of x.
+template <bool kLessOne, class V, class A, int kTerms>
+static inline V exponential(V shifted, V r, const A (&terms)[kTerms]) {
+  V q = V::set(terms[0]);
+  for (int k = 1; k < kTerms; ++k) q = V::fma(q, r, V::set(terms[k]));
+  const V power = V::as_exponent(shifted), less_one = V::fma(r * r, q, r);
+  return V::fma(less_one, power, kLessOne ? power - V::set(A(1)) : power);
+}
+
+// For x <= 0 (above, up to where a float overflows). Errors: 1.1 ulp. exp is 0 below -87.7 (double:
+// -708.7), where it would be less than half the least normal number, and NaN for NaN.
 template <bool kLessOne, class V>
 static inline V exponential(V x, float) {
-  const V n = V::round(V::max(V::set(-88.0f), x) * V::set(1.44269504f));
-  V r = V::fma(n, V::set(-0.693359375f), V::max(V::set(-88.0f), x));
-  r = V::fma(n, V::set(2.12194440e-4f), r);
-  V p = V::set(1.9875691500e-4f);
-  p = V::fma(p, r, V::set(1.3981999507e-3f));
-  p = V::fma(p, r, V::set(8.3334519073e-3f));
-  p = V::fma(p, r, V::set(4.1665795894e-2f));
-  p = V::fma(p, r, V::set(1.6666665459e-1f));
-  p = V::fma(p, r, V::set(5.0000001201e-1f));
-  const V one = V::set(1.0f), power = V::power_of_two(n);
-  if constexpr (kLessOne) return V::fma(V::fma(r * r, p, r), power, power - one);
-  return V::at_least(x, -87.33f, V::fma(r * r, p, r + one) * power);
+  const V whole = V::set(12583039.0f), least = V::max(V::set(-88.0f), x);  // 1.5 2^23 + 127
+  const V shifted = V::fma(least, V::set(1.44269504f), whole), n = shifted - whole;
+  const V r = V::fma(n, V::set(-0.693359375f), least);
+  return exponential<kLessOne>(shifted, V::fma(n, V::set(2.12194440e-4f), r), kExp);
 }
 template <bool kLessOne, class V>
 static inline V exponential(V x, double) {
-  const V n = V::round(V::max(V::set(-709.0), x) * V::set(1.4426950408889634));
-  V r = V::fma(n, V::set(-6.93145751953125e-1), V::max(V::set(-709.0), x));
-  r = V::fma(n, V::set(-1.42860682030941723212e-6), r);
-  V p = V::set(1.0 / 6227020800.0);  // 1 / 13!
-  const double factorials[] = {479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0,
-                               720.0,       120.0,      24.0,      6.0,      2.0};
-  for (double factorial : factorials) p = V::fma(p, r, V::set(1.0 / factorial));
-  const V one = V::set(1.0), power = V::power_of_two(n);
-  if constexpr (kLessOne) return V::fma(V::fma(r * r, p, r), power, power - one);
-  return V::at_least(x, -708.0, V::fma(r * r, p, r + one) * power);
+  const V whole = V::set(6755399441056767.0), least = V::max(V::set(-709.0), x);  // 1.5 2^52 + 1023
+  const V shifted = V::fma(least, V::set(1.4426950408889634), whole), n = shifted - whole;
+  const V r = V::fma(n, V::set(-6.93145751953125e-1), least);
+  return exponential<kLessOne>(shifted, V::fma(n, V::set(-1.42860682030941723212e-6), r),
+                               kExpDouble);
 }
 
 template <class A>

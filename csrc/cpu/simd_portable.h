@@ -14,7 +14,10 @@ namespace GK_ISA {
 template <class A>
 struct Vec {
   static constexpr int kWidth = 16 / int(sizeof(A));
-  static constexpr bool kMasks = false;  // loads of some lanes are as fast as of all
+  static constexpr bool kMasks = false;          // loads of some lanes are as fast as of all
+  static constexpr bool kPermutes = false;       // expand is one instruction
+  static constexpr bool kManyRegisters = false;  // 32, not 16
+  static constexpr int kLastTile = 4;  // vectors of a row's last tile, when sums alone are in them
   using Int = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
   typedef A Lanes __attribute__((vector_size(16)));
   typedef Int Ints __attribute__((vector_size(16)));
@@ -149,9 +152,9 @@ struct Vec {
   void store_firsts(A* p, int lanes, int count) const {
     for (int k = 0; k < count; ++k) p[k] = v[k * lanes];
   }
-  static Index index(const int32_t* p) {
+  static Index index(const int32_t* p, int32_t from) {
     Index r;
-    std::memcpy(r.lane, p, sizeof(r.lane));
+    for (int k = 0; k < kWidth; ++k) r.lane[k] = p[k] - from;
     return r;
   }
   // r[k] = p[index[k]], index[k] < kWidth
@@ -171,6 +174,10 @@ struct Vec {
   static Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
   // s > 0 ? a : b
   static Vec if_positive(Vec s, Vec a, Vec b) { return {s.v > A(0) ? a.v : b.v}; }
+  // s > 0 ? a : 0
+  static Vec where_positive(Vec s, Vec a) {
+    return {reinterpret_cast<Lanes>((s.v > A(0)) & reinterpret_cast<Ints>(a.v))};
+  }
   // s < 0 ? a : b, or either where s is -0
   static Vec if_negative(Vec s, Vec a, Vec b) { return {s.v < A(0) ? a.v : b.v}; }
   // w where the word passes the threshold, else 0
@@ -179,20 +186,9 @@ struct Vec {
     for (int k = 0; k < kWidth; ++k) passes[k] = words[k] >= threshold ? -1 : 0;
     return {reinterpret_cast<Lanes>(reinterpret_cast<Ints>(w.v) & passes)};
   }
-  // To the nearest whole number, below 2^22 (2^51 for double)
-  static Vec round(Vec x) {
-    const A shift = kWidth == 4 ? A(12582912.0) : A(6755399441055744.0);
-    return {(x.v + shift) - shift};
-  }
-  // 2^n for whole n from -127 (double: -1023; either gives 0)
-  static Vec power_of_two(Vec n) {
-    const Ints whole = __builtin_convertvector(n.v, Ints);
-    return {
-        reinterpret_cast<Lanes>((whole + (kWidth == 4 ? 127 : 1023)) << (kWidth == 4 ? 23 : 52))};
-  }
-  // value where x >= limit or x is NaN, else 0
-  static Vec at_least(Vec x, A limit, Vec value) {
-    return {reinterpret_cast<Lanes>(~(x.v < limit) & reinterpret_cast<Ints>(value.v))};
+  // Of the last bits of x the exponent of the result: what is 1 where they are 127 (double: 1023)
+  static Vec as_exponent(Vec x) {
+    return {reinterpret_cast<Lanes>(reinterpret_cast<Ints>(x.v) << (kWidth == 4 ? 23 : 52))};
   }
 };
 
