@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graphs import CHUNKS_OF_HUB, DEVICE, GRAPHS, INTERPRETED, Inputs, random_inputs
+from graphs import CHUNKS_OF_HUB, DEVICE, GRAPHS, INTERPRETED, ON_GPU, Inputs, random_inputs
 from tolerance import (
     BACKEND,
     DTYPES,
@@ -23,8 +23,9 @@ from gatkernels import Graph, gat_attention
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0], device=DEVICE)
 #: One head, heads that fill vectors and heads that do not, odd and wide channels.
 SHAPES = (
-    (1, 1), (1, 3), (1, 7), (1, 8), (1, 121), (1, 1000), (2, 4), (2, 121), (3, 5), (4, 16),
-    (4, 256), (5, 2), (8, 1), (8, 8), (8, 16), (9, 7), (12, 3), (16, 4), (17, 3), (33, 2), (33, 17),
+    (1, 1), (1, 3), (1, 7), (1, 8), (1, 40), (1, 121), (1, 1000), (2, 4), (2, 121), (3, 5), (4, 16),
+    (4, 256), (5, 2), (6, 8), (8, 1), (8, 8), (8, 16), (9, 7), (12, 3), (16, 4), (17, 3), (20, 16),
+    (33, 2), (33, 17),
 )  # fmt: skip
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -117,6 +118,31 @@ def test_a_row_far_below_another_is_as_right(name: str, dtype: torch.dtype) -> N
     below = -1000.0 * torch.arange(graph.num_dst, dtype=dtype, device=DEVICE)
     below = below[:, None].expand(-1, 2)
     assert_same(by_kernel(graph, inputs._replace(score_dst=below), Options(1.0)), near)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowest"), [(torch.float32, -87), (torch.float64, -708)], ids=str
+)
+def test_weights_of_any_difference_of_scores(dtype: torch.dtype, lowest: float) -> None:
+    """Two edges into each node score 0 and less, down to where weights leave normal range: every
+    exponential is right to a few units of its last place (on GPUs to what x log2(e) loses)."""
+    count = 10_007
+    below = torch.linspace(0, lowest, count, dtype=dtype)
+    nodes = torch.arange(count)
+    ends = torch.stack([torch.cat([nodes, torch.full_like(nodes, count)]), nodes.repeat(2)])
+    _, alpha = gat_attention(
+        Graph.from_edge_index(ends.to(DEVICE), (count + 1, count)),
+        torch.ones(count + 1, 1, 1, dtype=dtype, device=DEVICE),
+        torch.cat([below, below.new_zeros(1)])[:, None].to(DEVICE),
+        negative_slope=1.0,
+        return_attention=True,
+        backend=BACKEND,
+    )
+    weight = below.double().exp()
+    rtol = (100 if ON_GPU else 10) * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        alpha[:count, 0].cpu().double(), weight / (1 + weight), rtol=rtol, atol=0
+    )
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.2, -0.3])
