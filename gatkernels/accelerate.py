@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class Report:
     layers: tuple[Layer, ...]
     #: Frameworks that are imported but cannot be used, each with the error.
     unusable: tuple[tuple[str, str], ...] = ()
+    #: Class names of the frameworks' other graph layers in the model, which have no kernels here.
+    others: tuple[str, ...] = ()
 
     @property
     def swapped(self) -> list[Layer]:
@@ -61,6 +64,10 @@ class Report:
             lines.append(line)
             for why, count in layer.fallbacks.items():
                 lines.append(f"{'':{indent}}{count} call{'s'[: count > 1]} fell back: {why}")
+        if self.others:
+            counts = Counter(self.others).most_common()
+            named = ", ".join(f"{count} {name}" for name, count in counts)
+            lines.append(f"  no kernels here for: {named}")
         lines += [f"  layers of {name} were left alone: {error}" for name, error in self.unusable]
         return "\n".join(lines)
 
@@ -126,7 +133,7 @@ def accelerate(model: nn.Module) -> Report:
         TypeError: If ``model`` is not a module.
     """
     table, unusable = _drop_ins()
-    layers = []
+    layers, others = [], []
     for name, module in _modules("accelerate", model):
         kind = type(module)
         parent = next((c for c in kind.__mro__ if c in table), None)
@@ -138,7 +145,16 @@ def accelerate(model: nn.Module) -> Report:
                 fallbacks(module).clear()
                 ours.why_not_now(module)  # a first look, which later ones remember
             layers.append(Layer(name, module, reason))
-    return Report(tuple(layers), tuple(unusable.items()))
+        elif _is_graph_layer(module):
+            others.append(kind.__name__)
+    return Report(tuple(layers), tuple(unusable.items()), tuple(others))
+
+
+def _is_graph_layer(module: nn.Module) -> bool:
+    """Whether ``module`` is a layer of PyG or DGL that passes messages."""
+    passing = getattr(sys.modules.get("torch_geometric.nn"), "MessagePassing", ())
+    kinds = (kind.__module__ for kind in type(module).__mro__)
+    return isinstance(module, passing) or any(m.startswith("dgl.nn.pytorch.conv.") for m in kinds)
 
 
 def _ours(kind: Any, parent: Any, table: dict[Any, Any]) -> Any:

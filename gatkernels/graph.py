@@ -242,6 +242,20 @@ class Graph:
         return cls.from_edge_index(edge_index, (num_src, num_dst), self_loops)
 
     @property
+    def num_nodes(self) -> int:
+        """Number of nodes, where sources and destinations are the same.
+
+        Raises:
+            ValueError: If the graph is bipartite, with ``num_src`` and ``num_dst`` apart.
+        """
+        if self.num_src != self.num_dst:
+            raise ValueError(
+                f"Graph.num_nodes: the graph has {self.num_src} source and {self.num_dst} "
+                "destination nodes: use num_src or num_dst"
+            )
+        return self.num_dst
+
+    @property
     def device(self) -> torch.device:
         return self.rowptr.device
 

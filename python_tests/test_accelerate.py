@@ -81,6 +81,20 @@ def test_restore_leaves_a_users_own_subclass() -> None:
     assert "0  Mine  stays: a class of" in str(report)
 
 
+def test_report_names_other_graph_layers() -> None:
+    class Own(pyg.MessagePassing):
+        pass
+
+    layers = [pyg.GATConv(4, 4), pyg.GCNConv(4, 4), Own(), pyg.GCNConv(4, 4), nn.Linear(4, 4)]
+    report = gatkernels.accelerate(nn.Sequential(*layers))
+    assert report.others == ("GCNConv", "Own", "GCNConv")
+    assert str(report).splitlines() == [
+        "gatkernels: 1 of 1 layers swapped",
+        "  0  GATConv  fused",
+        "  no kernels here for: 2 GCNConv, 1 Own",
+    ]
+
+
 def test_report_tells_what_was_swapped_and_what_fell_back() -> None:
     model = Network()
     report = gatkernels.accelerate(model)

@@ -197,6 +197,13 @@ def test_to_a_device() -> None:
     assert (moved.num_edges, moved.self_loops) == (graph.num_edges, True)
 
 
+def test_number_of_nodes() -> None:
+    edges = torch.tensor([[0, 2], [1, 1]])
+    assert Graph.from_edge_index(edges, 4).num_nodes == 4
+    with pytest.raises(ValueError, match=r"num_nodes: the graph has 3 source and 2 destination"):
+        Graph.from_edge_index(edges, (3, 2)).num_nodes  # noqa: B018
+
+
 def test_repr() -> None:
     bipartite = Graph.from_edge_index(torch.tensor([[0], [1]]), (2, 3))
     assert repr(bipartite) == "Graph(num_src=2, num_dst=3, num_edges=1, device='cpu')"
