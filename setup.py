@@ -58,7 +58,11 @@ TYPES = {
 }
 CUDA_ARCHS = "80 90 100"  # or what GATKERNELS_CUDA_ARCHS lists
 NVCC_FLAGS = "-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden"
-FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra"
+# Functions begin at a line of the cache: where the linker puts a loop changes its time by a tenth.
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -falign-functions=64 -fno-math-errno"
+    " -fno-trapping-math -Wall -Wextra"
+)
 
 
 def compiles(compiler: str, flags: list[str]) -> bool:
