@@ -21,7 +21,7 @@ def _others() -> int:
 
 
 #: Of other libraries, which have theirs from the start.
-_AT_IMPORT = _others()
+_idle = _others()
 _used = False  # by kernels, several threads
 _lost = False
 _told = False
@@ -29,7 +29,7 @@ _told = False
 
 def _about_to_fork() -> None:
     global _used
-    _used = _used or _others() > _AT_IMPORT  # by torch
+    _used = _used or _others() > _idle  # by torch
 
 
 def _forked() -> None:
@@ -39,6 +39,12 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_about_to_fork, after_in_child=_forked)
+
+
+def nothing_ran() -> None:
+    """Says that what was imported until now has threads of its own, but ran nothing on OpenMP's."""
+    global _idle
+    _idle = _others()
 
 
 def count() -> int:

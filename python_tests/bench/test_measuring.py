@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from odd_peers import Right, timed
+from odd_peers import Right, threads_of_kernels, timed
 
-from gatkernels.bench import cases, limits, measure, run, traffic
+from gatkernels.bench import cases, limits, measure, process, run, traffic
 from gatkernels.bench.cases import Spec
 
 CPU = torch.device("cpu")
@@ -189,6 +189,11 @@ def test_traffic_counts_every_row() -> None:
     assert gathered["forward"] == projected + edges * (2 * row + 4) + 2 * nodes * row
     assert gathered["backward"] == projected + edges * (4 * row + 96 + 8) + 8 * nodes * row
     assert traffic.compulsory(dot)["forward"] < gathered["forward"]
+
+
+def test_kernels_have_all_threads_in_a_child() -> None:
+    """Though it is forked from a process whose libraries have threads of their own."""
+    assert process.call(threads_of_kernels, threads=2) == 2
 
 
 def test_copy_bandwidth_is_that_of_memory() -> None:
