@@ -25,7 +25,7 @@ static inline V exponential(V shifted, V r, const A (&terms)[kTerms]) {
 }
 
 // For x <= 0 (above, up to where a float overflows). Errors: 1.1 ulp. exp is 0 below -87.7 (double:
-// -708.7), where it would be less than half the least normal number, and NaN for NaN.
+// -708.7), where it would be below the least normal number, and NaN for NaN.
 template <bool kLessOne, class V>
 static inline V exponential(V x, float) {
   const V whole = V::set(12583039.0f), least = V::max(V::set(-88.0f), x);  // 1.5 2^23 + 127
