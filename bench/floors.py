@@ -164,7 +164,8 @@ def measure(
 
 
 def loaded(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("before._cpu", path)  # by another name
+    # by a name of its own: of two modules of one name the second would be the first again
+    spec = importlib.util.spec_from_file_location(f"before{abs(hash(path))}._cpu", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
