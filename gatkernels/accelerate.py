@@ -127,7 +127,8 @@ def accelerate(model: nn.Module) -> Report:
     not, nor is a layer whose ``forward`` was replaced.
 
     Returns:
-        A report that prints which layers were swapped, and which stay and why.
+        A report that prints which layers were swapped, which stay and why, and how many other graph
+        layers there are.
 
     Raises:
         TypeError: If ``model`` is not a module.

@@ -58,17 +58,15 @@ struct Loops {
     return ends + V::template load_edges<kHeads>(edge_score, heads, eid, edges, lanes);
   }
 
-  // Edge scores from head h on, or null
-  static const A* edge_of(const GatTerms<A>& terms, int h) {
-    return terms.edge_score ? terms.edge_score + h : nullptr;
-  }
+  // Values from head h on, or null where there are none
+  static const A* from_head(const A* p, int h) { return p ? p + h : nullptr; }
 
   static void gat_score(const Heads<A>& of, const GatTerms<A>& terms, const Block& block,
                         const Scratch<A>& t, A* top, bool carry) {
     const V slope = V::set(terms.slope);
     each_slot(of, [&](int h, int lanes) {
       const V own = repeat(terms.own + h, lanes);
-      const A *const others = terms.other + h, *const edge_score = edge_of(terms, h);
+      const A *const others = terms.other + h, *const edge_score = from_head(terms.edge_score, h);
       const int64_t stride = terms.other_stride;
       const Block b = block;
       const int heads = of.heads;
@@ -93,7 +91,7 @@ struct Loops {
     const V zero = V::set(A(0)), one = V::set(A(1)), slope = V::set(terms.slope);
     each_slot(of, [&](int h, int lanes) {
       const V own = repeat(terms.own + h, lanes);
-      const A *const others = terms.other + h, *const edge_score = edge_of(terms, h);
+      const A *const others = terms.other + h, *const edge_score = from_head(terms.edge_score, h);
       const int64_t stride = terms.other_stride;
       const Block b = block;
       const int heads = of.heads;
@@ -138,7 +136,7 @@ struct Loops {
                         const Block& block, const Scratch<A>& t) {
     if (of.drop) draw(of, t, block.draw, block.n);
     each_slot(of, [&](int h, int lanes) {
-      const A *own[3], *const more = grad_alpha ? grad_alpha + h : nullptr;
+      const A *own[3], *const more = from_head(grad_alpha, h);
       for (int k = 0; k < 3; ++k) own[k] = fields.data + k * of.heads + h;
       const int heads = of.heads;
       const bool drop = of.drop;

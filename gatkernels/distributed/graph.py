@@ -45,7 +45,7 @@ class ShardedGraph(Graph):
 
     Attributes:
         nodes: ``[own]`` int64, global ids of this rank's nodes, ascending: the order of its rows.
-        num_src, num_dst: Both ``own``.
+        num_src, num_dst, num_nodes: All ``own``.
         num_edges: Length of this rank's per-edge tensors: the edges into its nodes, and a loop of
             each with ``self_loops``.
         rowptr, col, eid, colptr, row, ceid: As a Graph's, of own rows; the nodes at other ends are
