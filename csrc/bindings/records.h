@@ -1,6 +1,6 @@
 // Arguments from Python: tensors, and the records of gatkernels/ops/call.py, field by field in
-// their order. Tensors are asked for what is needed by their methods, so that no torch is linked;
-// the caller has made them fit and keeps them alive.
+// their order. Tensors are asked for what is needed, so that no torch is linked; the caller has
+// made them fit and keeps them alive.
 #pragma once
 #include <pybind11/gil_safe_call_once.h>
 #include <pybind11/pybind11.h>
@@ -9,14 +9,16 @@
 #include <string>
 
 #include "../core/params.h"
+#include "dlpack.h"
 
 namespace gatkernels {
 
 namespace py = pybind11;
 
-// What tensors are asked by, looked up once: a call takes half as long.
+// How tensors are asked, looked up once: a call takes half as long.
 struct TensorMethods {
-  PyObject *data_ptr, *stride, *shape, *zero;
+  dlpack::ViewOf view_of;  // null: by the methods
+  PyObject *data_ptr, *stride, *size;
 
   // The lookup may let another thread have the GIL, which must not then wait for a static's guard.
   static const TensorMethods& get() {
@@ -24,9 +26,11 @@ struct TensorMethods {
     return stored
         .call_once_and_store_result([] {
           const py::object tensor = py::module_::import("torch").attr("Tensor");
-          return TensorMethods{py::object(tensor.attr("data_ptr")).release().ptr(),
-                               py::object(tensor.attr("stride")).release().ptr(),
-                               PyUnicode_InternFromString("shape"), PyLong_FromLong(0)};
+          const auto method = [&](const char* name) {
+            return py::object(tensor.attr(name)).release().ptr();
+          };
+          return TensorMethods{dlpack::view_of(tensor), method("data_ptr"), method("stride"),
+                               method("size")};
         })
         .get_stored();
   }
@@ -35,30 +39,38 @@ struct TensorMethods {
 // A tensor, or None.
 class TensorArgument {
  public:
-  explicit TensorArgument(py::handle tensor) : tensor_(tensor.is_none() ? nullptr : tensor.ptr()) {}
+  explicit TensorArgument(py::handle tensor) : tensor_(tensor.is_none() ? nullptr : tensor.ptr()) {
+    if (tensor_ == nullptr) return;
+    const dlpack::ViewOf view_of = TensorMethods::get().view_of;
+    if (view_of == nullptr) return;
+    if (view_of(tensor_, &view_) != 0) throw py::error_already_set();
+    viewed_ = true;
+  }
 
   void* data() const {
-    if (tensor_ == nullptr) return nullptr;
-    return reinterpret_cast<void*>(ask(TensorMethods::get().data_ptr, 1));
+    if (tensor_ == nullptr || viewed_) return view_.data;
+    return reinterpret_cast<void*>(ask(TensorMethods::get().data_ptr));
   }
   // Of the first dimension
-  int64_t stride() const { return ask(TensorMethods::get().stride, 2); }
+  int64_t stride() const {
+    return viewed_ ? view_.strides[0] : ask(TensorMethods::get().stride, py::int_(0));
+  }
+  int64_t size(int dimension) const {
+    return viewed_ ? view_.shape[dimension] : ask(TensorMethods::get().size, py::int_(dimension));
+  }
   Matrix matrix() const {
     return tensor_ == nullptr ? Matrix{nullptr, 0} : Matrix{data(), stride()};
-  }
-  py::tuple shape() const {
-    PyObject* found = PyObject_GetAttr(tensor_, TensorMethods::get().shape);
-    if (found == nullptr) throw py::error_already_set();
-    return py::reinterpret_steal<py::tuple>(found);
   }
 
  private:
   PyObject* tensor_;
+  bool viewed_ = false;
+  dlpack::Tensor view_{};
 
-  // What a method says of this tensor, and perhaps of 0.
-  int64_t ask(PyObject* method, size_t count) const {
-    PyObject* const arguments[] = {tensor_, TensorMethods::get().zero};
-    PyObject* result = PyObject_Vectorcall(method, arguments, count, nullptr);
+  // What a method says of this tensor, and perhaps of a dimension.
+  int64_t ask(PyObject* method, py::handle dimension = py::handle()) const {
+    PyObject* const arguments[] = {tensor_, dimension.ptr()};
+    PyObject* result = PyObject_Vectorcall(method, arguments, dimension ? 2 : 1, nullptr);
     if (result == nullptr) throw py::error_already_set();
     const int64_t value = PyLong_AsLongLong(result);
     Py_DECREF(result);
@@ -66,11 +78,6 @@ class TensorArgument {
     return value;
   }
 };
-
-// A size of a shape.
-inline int64_t size(const py::tuple& shape, Py_ssize_t dimension) {
-  return PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), dimension));
-}
 
 // A named tuple of so many fields.
 class RecordArgument {
@@ -115,8 +122,7 @@ struct Features {
   int64_t nodes, heads, channels;
 
   static Features from(const TensorArgument& x) {
-    const py::tuple shape = x.shape();
-    return {x.matrix(), size(shape, 0), size(shape, 1), size(shape, 2)};
+    return {x.matrix(), x.size(0), x.size(1), x.size(2)};
   }
   Shape shape(int dtype, int threads) const { return {DType(dtype), threads, heads, channels}; }
 };
@@ -169,7 +175,7 @@ struct DotInputs {
             record.tensor(1).matrix(),
             record.tensor(4).matrix(),
             record.data(3),
-            with_edge ? size(record.tensor(3).shape(), 1) : 0};
+            with_edge ? record.tensor(3).size(1) : 0};
   }
   DotScores scores(const Scoring& scoring) const {
     return {q.rows, k, edge, edge_query, features, scoring.number, scoring.dropout};
@@ -281,9 +287,10 @@ inline RowScorer scorer_from(py::handle name) {
 
 inline Edges edges_from(py::handle given) {
   const RecordArgument record(given, "Edges", 7);
-  return {static_cast<const int64_t*>(record.data(0)), static_cast<const int32_t*>(record.data(1)),
+  const TensorArgument rowptr = record.tensor(0);
+  return {static_cast<const int64_t*>(rowptr.data()), static_cast<const int32_t*>(record.data(1)),
           static_cast<const int32_t*>(record.data(2)), static_cast<const int32_t*>(record.data(4)),
-          size(record.tensor(0).shape(), 0) - 1};
+          rowptr.size(0) - 1};
 }
 
 }  // namespace gatkernels

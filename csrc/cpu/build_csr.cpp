@@ -29,8 +29,7 @@ Status build(const BuildCsr& p, int64_t* bad) {
     }
   };
 
-#pragma omp parallel for num_threads(int(blocks)) if (blocks > 1) schedule(static, 1)
-  for (int64_t block = 0; block < blocks; ++block) {
+  run_pieces(blocks, [&](int64_t block) {
     int64_t* count = counts + block * rows;
     std::memset(count, 0, size_t(rows) * sizeof(int64_t));
     const int64_t end = p.edges * (block + 1) / blocks;
@@ -46,7 +45,7 @@ Status build(const BuildCsr& p, int64_t* bad) {
       }
       if (!p.self_loops || r != o) ++count[r];
     }
-  }
+  });
   if (first_bad != INT64_MAX) {
     *bad = first_bad;
     release(reinterpret_cast<char*>(counts));
@@ -69,8 +68,7 @@ Status build(const BuildCsr& p, int64_t* bad) {
   }
   p.rowptr[rows] = total;
 
-#pragma omp parallel for num_threads(int(blocks)) if (blocks > 1) schedule(static, 1)
-  for (int64_t block = 0; block < blocks; ++block) {
+  run_pieces(blocks, [&](int64_t block) {
     int64_t* next = counts + block * rows;
     const int64_t end = p.edges * (block + 1) / blocks;
     for (int64_t e = p.edges * block / blocks; e < end; ++e) {
@@ -80,7 +78,7 @@ Status build(const BuildCsr& p, int64_t* bad) {
       p.col[at] = int32_t(o);
       p.eid[at] = int32_t(e);
     }
-  }
+  });
   for (int64_t at = total; at < p.edges + loops; ++at) p.col[at] = p.eid[at] = 0;
   release(reinterpret_cast<char*>(counts));
   return Status::kOk;

@@ -63,8 +63,7 @@ Status run_range(int64_t count, int threads, size_t scratch_bytes,
   if (count == 0) return Status::kOk;
   if (count < kSmall || threads < 1) threads = 1;
   std::atomic<bool> failed{false};
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static, 1)
-  for (int64_t piece = 0; piece < threads; ++piece) {
+  run_pieces(threads, [&](int64_t piece) {
     char* scratch = allocate(scratch_bytes);
     if (scratch == nullptr) {
       failed = true;
@@ -72,18 +71,22 @@ Status run_range(int64_t count, int threads, size_t scratch_bytes,
       body(count * piece / threads, count * (piece + 1) / threads, scratch);
       release(scratch);
     }
-  }
+  });
   return failed ? Status::kOutOfMemory : Status::kOk;
 }
 
 void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads,
                Callable<int, int64_t, int64_t> body) {
   const int64_t total = rowptr[rows] + rows;
-  if (total < kSmall || threads < 1) threads = 1;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic, 1)
-  for (int part = 0; part < parts; ++part) {
+  const auto run = [&](int part) {
     const int64_t begin = row_at(rowptr, rows, total * part / parts);
     body(part, begin, part + 1 == parts ? rows : row_at(rowptr, rows, total * (part + 1) / parts));
+  };
+  if (total < kSmall || threads <= 1) {
+    for (int part = 0; part < parts; ++part) run(part);
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int part = 0; part < parts; ++part) run(part);
   }
 }
 
@@ -110,58 +113,71 @@ Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& 
   char* partials = nullptr;
   std::atomic<bool> failed{false};
 
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    char* scratch = allocate(job.scratch_bytes);
-    if (scratch == nullptr) failed = true;
-#pragma omp barrier
-    if (!failed) {
-#pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < tasks; ++task) {
-        int64_t begin = row_at(rowptr, rows, total * task / tasks);
-        const int64_t end =
-            task + 1 == tasks ? rows : row_at(rowptr, rows, total * (task + 1) / tasks);
-        for (int64_t row = begin; row < end; ++row) {
-          if (rowptr[row + 1] - rowptr[row] <= kChunk) continue;
-          long_rows[size_t(long_count++)] = row;
-          if (begin < row) job.rows(task, begin, row, scratch);
-          begin = row + 1;
-        }
-        if (begin < end) job.rows(task, begin, end, scratch);
-      }
-#pragma omp single
-      {
-        std::sort(long_rows.begin(), long_rows.begin() + long_count);
-        for (int64_t k = 0; k < long_count; ++k) {
-          const int64_t row = long_rows[size_t(k)];
-          first_chunk.push_back(int64_t(chunks.size()));
-          for (int64_t edge = rowptr[row]; edge < rowptr[row + 1]; edge += kChunk) {
-            const int64_t stop = edge + kChunk;
-            chunks.push_back({row, edge, stop < rowptr[row + 1] ? stop : rowptr[row + 1]});
-          }
-        }
-        first_chunk.push_back(int64_t(chunks.size()));
-        if (!chunks.empty()) {
-          partials = allocate(chunks.size() * job.partial_bytes);
-          if (partials == nullptr) failed = true;
-        }
-      }
-      if (!failed && !chunks.empty()) {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t k = 0; k < int64_t(chunks.size()); ++k) {
-          const Chunk& part = chunks[size_t(k)];
-          job.chunk(part.row, part.begin, part.end, partials + size_t(k) * job.partial_bytes,
-                    scratch);
-        }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t k = 0; k < int64_t(long_count); ++k) {
-          const int64_t first = first_chunk[size_t(k)];
-          job.merge(long_rows[size_t(k)], k, partials + size_t(first) * job.partial_bytes,
-                    first_chunk[size_t(k) + 1] - first, scratch);
-        }
+  const auto run_task = [&](int64_t task, char* scratch) {
+    int64_t begin = row_at(rowptr, rows, total * task / tasks);
+    const int64_t end = task + 1 == tasks ? rows : row_at(rowptr, rows, total * (task + 1) / tasks);
+    for (int64_t row = begin; row < end; ++row) {
+      if (rowptr[row + 1] - rowptr[row] <= kChunk) continue;
+      long_rows[size_t(long_count++)] = row;
+      if (begin < row) job.rows(task, begin, row, scratch);
+      begin = row + 1;
+    }
+    if (begin < end) job.rows(task, begin, end, scratch);
+  };
+  const auto split_long_rows = [&] {
+    std::sort(long_rows.begin(), long_rows.begin() + long_count);
+    for (int64_t k = 0; k < long_count; ++k) {
+      const int64_t row = long_rows[size_t(k)];
+      first_chunk.push_back(int64_t(chunks.size()));
+      for (int64_t edge = rowptr[row]; edge < rowptr[row + 1]; edge += kChunk) {
+        const int64_t stop = edge + kChunk;
+        chunks.push_back({row, edge, stop < rowptr[row + 1] ? stop : rowptr[row + 1]});
       }
     }
+    first_chunk.push_back(int64_t(chunks.size()));
+    if (chunks.empty()) return;
+    partials = allocate(chunks.size() * job.partial_bytes);
+    if (partials == nullptr) failed = true;
+  };
+  const auto run_chunk = [&](int64_t k, char* scratch) {
+    const Chunk& part = chunks[size_t(k)];
+    job.chunk(part.row, part.begin, part.end, partials + size_t(k) * job.partial_bytes, scratch);
+  };
+  const auto merge = [&](int64_t k, char* scratch) {
+    const int64_t first = first_chunk[size_t(k)];
+    job.merge(long_rows[size_t(k)], k, partials + size_t(first) * job.partial_bytes,
+              first_chunk[size_t(k) + 1] - first, scratch);
+  };
+  if (threads == 1) {  // without a team, as run_pieces
+    char* scratch = allocate(job.scratch_bytes);
+    if (scratch == nullptr) return Status::kOutOfMemory;
+    for (int64_t task = 0; task < tasks; ++task) run_task(task, scratch);
+    split_long_rows();
+    if (!failed) {
+      for (size_t k = 0; k < chunks.size(); ++k) run_chunk(int64_t(k), scratch);
+      for (int64_t k = 0; k < long_count; ++k) merge(k, scratch);
+    }
     release(scratch);
+  } else {
+#pragma omp parallel num_threads(threads)
+    {
+      char* scratch = allocate(job.scratch_bytes);
+      if (scratch == nullptr) failed = true;
+#pragma omp barrier
+      if (!failed) {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < tasks; ++task) run_task(task, scratch);
+#pragma omp single
+        split_long_rows();
+        if (!failed && !chunks.empty()) {
+#pragma omp for schedule(dynamic, 1)
+          for (int64_t k = 0; k < int64_t(chunks.size()); ++k) run_chunk(k, scratch);
+#pragma omp for schedule(dynamic, 1)
+          for (int64_t k = 0; k < int64_t(long_count); ++k) merge(k, scratch);
+        }
+      }
+      release(scratch);
+    }
   }
   release(partials);
   return failed ? Status::kOutOfMemory : Status::kOk;

@@ -45,6 +45,15 @@ int64_t long_row_limit(const int64_t* rowptr, int64_t rows);
 
 Status run_rows(const int64_t* rowptr, int64_t rows, int threads, const RowJob& job);
 
+// body(piece) for each of [0, pieces), by as many threads. One needs no team, which would make a
+// system call at every barrier.
+template <class Body>
+void run_pieces(int64_t pieces, const Body& body) {
+  if (pieces == 1) return body(0);
+#pragma omp parallel for num_threads(int(pieces)) schedule(static, 1)
+  for (int64_t piece = 0; piece < pieces; ++piece) body(piece);
+}
+
 // body(part, begin, end) over `parts` runs of rows of about as many rows + edges each.
 void run_parts(const int64_t* rowptr, int64_t rows, int parts, int threads,
                Callable<int, int64_t, int64_t> body);
