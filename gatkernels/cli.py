@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+DEMO_RUN = Path("runs/demo")  # no run of `train`
 
 
 class UsageError(Exception):
@@ -175,6 +176,10 @@ def _run_options(parser: argparse.ArgumentParser, out: str = "runs/DATASET-MODEL
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
+def _demo_options(demo: argparse.ArgumentParser) -> None:
+    _run_options(demo, str(DEMO_RUN))
+
+
 def _bench_options(bench: argparse.ArgumentParser) -> None:
     from gatkernels.bench import cli
 
@@ -307,11 +312,10 @@ def _demo(args: argparse.Namespace) -> int:
     from gatkernels.experiments.presets import get_preset
     from gatkernels.experiments.training import Options
 
+    preset, out = get_preset("cora"), args.out or DEMO_RUN
     with usage_errors():
         options = Options(args.device, args.backend)
-        job = jobs.prepare(
-            get_preset("cora"), options, args.out, args.data, quiet=args.quiet, generate=True
-        )
+        job = jobs.prepare(preset, options, out, args.data, quiet=args.quiet, generate=True)
     with usage_errors(OSError):
         _, interrupted = jobs.execute(job, range(1))
     if interrupted:
@@ -415,7 +419,7 @@ COMMANDS = {
     ),
     "reproduce": Command("the papers' table, several seeds each", _reproduce_options, _reproduce),
     "demo": Command(
-        "train on Cora, then time the layers against the naive formula", _run_options, _demo
+        "train on Cora, then time the layers against the naive formula", _demo_options, _demo
     ),
     "bench": Command("time the layers against their peers", _bench_options, _bench),
     "verify": Command("check every backend on this machine", _verify_options, _verify),

@@ -351,6 +351,14 @@ def test_info(capsys):
     assert "reference" in text
 
 
+def test_demo_has_a_folder_of_its_own(monkeypatch, data_folder):
+    """A second demo does not write over what was trained on Cora."""
+    folders = []
+    monkeypatch.setattr(jobs, "execute", lambda job, seeds: (folders.append(job.out), True))
+    assert run("demo", "--data", data_folder) == run("train", "cora", "--data", data_folder) == 130
+    assert folders == [Path("runs/demo"), Path("runs/cora-gat")]
+
+
 def test_demo_compares_the_layers(cora_like, capsys):
     from gatkernels import backends
     from gatkernels.experiments import demo
