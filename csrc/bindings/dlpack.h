@@ -1,6 +1,6 @@
-// What a Python class says of its tensors through DLPack's table of functions (1.3, its
-// DLPackExchangeAPI): where memory, sizes and strides are, in a tenth of the time that methods of
-// the tensor take. Newer releases of torch have it.
+// What a class of tensors says through DLPack's table of functions (1.3, DLPackExchangeAPI): where
+// memory, sizes and strides are, which methods of a tensor take longer to say. Newer releases of
+// torch have it.
 #pragma once
 #include <pybind11/pybind11.h>
 
