@@ -17,9 +17,11 @@ SCRIPT = """
 import sys
 import torch
 
-if sys.argv[1] == "methods":  # as in older torch
-    if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    if sys.argv[1] == "methods":  # as in older torch
         del torch.Tensor.__dlpack_c_exchange_api__
+    else:  # whoever asks it raises
+        torch.Tensor.data_ptr = None
 import gatkernels
 from gatkernels.backends import native
 
