@@ -35,8 +35,9 @@ X86_ISAS = {
         " -Wno-maybe-uninitialized -Wno-uninitialized"
     ),
 }
-# Beside those few processors run the baseline, whose vectors are written out: of float32 more
-# optimisation is more code and no speed, and 16-bit features spend their time on conversions.
+# Vectors are written out, so that more optimisation is much more code and little speed: it is for
+# float32, and on x86 not for the baseline, which few processors run beside those.
+OPTIMISED = {"float64": "-O2", "bfloat16": "-O2", "float16": "-O2"}
 X86_BASELINE = {"float32": "-O2 -fno-tree-vectorize", "bfloat16": "-Os", "float16": "-Os"}
 CUDA_SOURCES = (
     "csrc/cuda/backward_prologue.cu",
@@ -120,8 +121,10 @@ def cpu_kernels_ninja(compiler: str) -> tuple[str, list[str]]:
     objects = {f"{Path(source).stem}.o": (source, "") for source in CPU_SOURCES}
     for source, isa in {**(X86_ISAS if x86 else {}), **ISAS}.items():
         for dtype, options in TYPES.items():
-            flags = isa or (X86_BASELINE.get(dtype, "") if x86 else "")
-            objects[f"{Path(source).stem}.{dtype}.o"] = source, f"{flags} {options}"
+            optimised = OPTIMISED.get(dtype, "")
+            if x86 and not isa:
+                optimised = X86_BASELINE.get(dtype, optimised)
+            objects[f"{Path(source).stem}.{dtype}.o"] = source, f"{isa} {optimised} {options}"
     for name, (source, options) in objects.items():
         lines += [f"build {name}: compile {escape(ROOT / source)}", f"  options = {options}"]
     return "\n".join([*lines, ""]), list(objects)

@@ -59,7 +59,7 @@ class TensorArgument {
     return viewed_ ? view_.shape[dimension] : ask(TensorMethods::get().size, py::int_(dimension));
   }
   Matrix matrix() const {
-    return tensor_ == nullptr ? Matrix{nullptr, 0} : Matrix{data(), stride()};
+    return tensor_ == nullptr ? Matrix{nullptr, 0, 0} : Matrix{data(), stride(), size(0)};
   }
 
  private:

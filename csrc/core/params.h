@@ -30,10 +30,11 @@ struct Schedule {
   int64_t chunk;
 };
 
-// A matrix whose rows are contiguous and `stride` elements apart.
+// A matrix of so many rows, which are contiguous and `stride` elements apart.
 struct Matrix {
   void* data;
   int64_t stride;
+  int64_t rows;
 };
 
 // Philox dropout: an edge and head is kept where its word >= threshold, and then times scale; the

@@ -29,7 +29,12 @@ static inline const A* widened(const T* row, int64_t width, A* to) {
 
 template <class A>
 static inline void multiply(A factor, int64_t count, A* values) {
-  for (int64_t k = 0; k < count; ++k) values[k] *= factor;
+  using V = Vec<A>;
+  int64_t k = 0;
+  for (; k + V::kWidth <= count; k += V::kWidth) {
+    (V::load(values + k) * V::set(factor)).store(values + k);
+  }
+  for (; k < count; ++k) values[k] *= factor;
 }
 
 // sum (+)= sum_e w[e] row(col[e])
@@ -41,11 +46,11 @@ static inline void add_rows(const HeadMap<A>& map, const Gather<T>& from, const 
 
 // totals[e, h] = the dot products of row `own` and the rows `col` of n edges, [n, slots]; `also`
 // (e) prefetches what else an edge reads.
-template <SumLoops kLoops, class A, class T, class Also>
+template <bool kUnrolled, class A, class T, class Also>
 static inline void sum_dots(const HeadMap<A>& map, const A* own, const Gather<T>& rows,
                             const int32_t* col, int n, A* totals, const Also& also) {
   A* const to[] = {totals};
-  sum_heads<kLoops>(
+  sum_heads<kUnrolled>(
       map, n, to,
       [&](int e) GK_INLINED {
         const T* row = row_of(rows, col[e]);
@@ -68,7 +73,7 @@ struct EdgeFeatures {
   int64_t features;  // 0 without them
 
   EdgeFeatures(const DotScores& scores, const Shape& shape, const Edges& edges)
-      : rows({const_cast<void*>(scores.edge), scores.features},
+      : rows({const_cast<void*>(scores.edge), scores.features, edges.rowptr[edges.rows]},
              {edges.rowptr, edges.eid, edges.eid, edges.draw, edges.rows}),
         heads(int(shape.heads)),
         features(scores.features) {}
@@ -167,7 +172,7 @@ struct DotScorer {
         block(edges_in_cache((map.width + v_width + edge.features) * int64_t(sizeof(T)))) {}
 
   static DotValues values(const DotForward& p) { return p.v; }
-  static DotValues values(const DotAlpha&) { return {{nullptr, 0}, 0}; }
+  static DotValues values(const DotAlpha&) { return {{nullptr, 0, 0}, 0}; }
 
   // Of a thread's scratch: a destination's q and edge_query in the type of sums.
   int64_t scratch_width() const { return map.width + edge.width(); }
@@ -178,7 +183,7 @@ struct DotScorer {
     const A* q_i = widened(row_of(q, row), map.width, t.row_pos);
     const A* query = nullptr;
     if (edge) query = widened(row_of(edge_query, row), edge.width(), t.row_pos + map.width);
-    sum_dots<sum_loops<T>()>(map, q_i, k, edges.col, edges.n, t.weight, [&](int e) GK_INLINED {
+    sum_dots<unrolls<T>()>(map, q_i, k, edges.col, edges.n, t.weight, [&](int e) GK_INLINED {
       prefetch_row(v, 0, v_width, edges.col + e);
       if (edge) edge.prefetch(edges.eid + e);
     });

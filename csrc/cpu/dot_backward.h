@@ -90,9 +90,9 @@ struct DotBackwardJob {
     if (map.channels == v_map.channels) {
       sum_both(rows, at, eid, n, t);
     } else {  // rare
-      sum_dots<SumLoops::kApart>(map, rows.first, other.first, at, n, t.weight,
-                                 [&](int e) GK_INLINED { prefetch(at + e, eid + e); });
-      sum_dots<SumLoops::kApart>(v_map, rows.second, other.second, at, n, t.score, [](int) {});
+      sum_dots<false>(map, rows.first, other.first, at, n, t.weight,
+                      [&](int e) GK_INLINED { prefetch(at + e, eid + e); });
+      sum_dots<false>(v_map, rows.second, other.second, at, n, t.score, [](int) {});
     }
     for (int e = 0; edge && e < n; ++e) {
       A* logit = t.weight + e * of.stride;
@@ -118,7 +118,7 @@ struct DotBackwardJob {
   void sum_both(const OwnRows& rows, const int32_t* at, const int32_t* eid, int n,
                 const Scratch<A>& t) const {
     A* const totals[] = {t.weight, t.score};
-    sum_heads<sum_loops<T>()>(
+    sum_heads<unrolls<T>()>(
         map, n, totals,
         [&](int e) GK_INLINED {
           const A *own_first = rows.first, *own_second = rows.second;

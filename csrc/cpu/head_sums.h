@@ -41,63 +41,28 @@ GK_INLINE Kinds<A, kKinds> sum_each(const Pair& pair) {
   return a;
 }
 
-// The products of heads of kChannels, several to a vector, summed by head.
-template <class A, int kChannels, class Product>
-static inline void sum_small_heads(int64_t width, A* total, const Product& product) {
-  using V = Vec<A>;
-  constexpr int kWidth = V::kWidth, kPerVector = kWidth / kChannels;
-  int64_t f = 0;
-  for (; f + kWidth <= width; f += kWidth, total += kPerVector) {
-    V::group_sum(product(f, kWidth), kChannels).store_firsts(total, kChannels, kPerVector);
-  }
-  if (f < width) {
-    const int left = int(width - f);
-    V::group_sum(product(f, left), kChannels).store_firsts(total, kChannels, left / kChannels);
-  }
-}
-
-// The same for channels that do not divide a vector: products first, then head by head.
+// The products of heads whose channels divide a vector, summed by head.
 template <class A, class Product>
-static inline void sum_odd_heads(const HeadMap<A>& map, A* total, const Product& product) {
+static inline void sum_small_heads(const HeadMap<A>& map, A* total, const Product& product) {
   using V = Vec<A>;
-  constexpr int kHeads = 16;
-  alignas(64) A products[(kHeads + 1) * V::kWidth];
-  for (int h = 0; h < map.heads; h += kHeads) {
-    const int heads = map.heads - h < kHeads ? map.heads - h : kHeads;
-    const int64_t begin = int64_t(h) * map.channels, count = int64_t(heads) * map.channels;
-    for (int64_t f = 0; f < count; f += V::kWidth) {
-      product(begin + f, int(count - f < V::kWidth ? count - f : V::kWidth)).store(products + f);
-    }
-    const A* part = products;
-    for (int k = 0; k < heads; ++k) {
-      A sum = A(0);
-      for (int c = 0; c < map.channels; ++c) sum += *part++;
-      total[h + k] = sum;
-    }
+  const int channels = map.channels;
+  for (int64_t f = 0; f < map.width; f += V::kWidth) {
+    const int lanes = map.width - f < V::kWidth ? int(map.width - f) : V::kWidth;
+    const int heads = lanes / channels;
+    V::group_sum(product(f, lanes), channels).store_firsts(total, channels, heads);
+    total += heads;
   }
 }
 
-// Of one row, a head at a time or several of few channels.
+// The products of one row: heads of few channels several at a time, others one by one.
 template <class A, class Product>
 static inline void sum_heads_apart(const HeadMap<A>& map, A* total, const Product& product) {
   using V = Vec<A>;
   const int channels = map.channels;
-  if (channels < V::kWidth) {
-    switch (channels) {
-      case 1:
-        return sum_small_heads<A, 1>(map.width, total, product);
-      case 2:
-        return sum_small_heads<A, (V::kWidth > 2 ? 2 : 1)>(map.width, total, product);
-      case 4:
-        return sum_small_heads<A, (V::kWidth > 4 ? 4 : 1)>(map.width, total, product);
-      case 8:
-        return sum_small_heads<A, (V::kWidth > 8 ? 8 : 1)>(map.width, total, product);
-      default:
-        return sum_odd_heads(map, total, product);
-    }
+  if (channels < V::kWidth && (channels & (channels - 1)) == 0) {
+    return sum_small_heads(map, total, product);
   }
   int64_t f = 0;
-  alignas(64) A sums[V::kWidth];
   for (int h = 0; h < map.heads; ++h) {
     V part = V::set(A(0));
     int left = channels;
@@ -106,33 +71,84 @@ static inline void sum_heads_apart(const HeadMap<A>& map, A* total, const Produc
     }
     if (left > 0) part = part + product(f, left);
     f += left;
-    V::group_sum(part, V::kWidth).store(sums);
-    total[h] = sums[0];
+    V::group_sum(part, V::kWidth).store_firsts(total + h, V::kWidth, 1);
   }
 }
 
-// How heads are summed: one at a time, or those of a slot into a vector together, and for whole
-// slots of heads of one or two vectors by loops without branches.
-enum class SumLoops { kApart, kSlots, kVectors };
-
-// For rows of T. These loops are most of the code, so there are few where they gain little: AVX-512
-// has them for float32, and only what is summed `often` has all.
-template <class T>
-constexpr SumLoops sum_loops(bool often = true) {
-  using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  if (std::is_same_v<T, float>) return often ? SumLoops::kVectors : SumLoops::kSlots;
-  return Vec<A>::kMasks ? SumLoops::kApart : SumLoops::kSlots;
+// Lane by lane the sums of kWidth parts, of `edges` rows each of whose heads lie side by side.
+template <class A>
+static __attribute__((noinline)) Vec<A> sum_parts(const Vec<A>* part, int edges) {
+  using V = Vec<A>;
+  const V sums = sum_each<A, 1, V::kWidth>([&](auto of, auto& a, auto& b) GK_INLINED {
+                   a.of[0] = part[2 * of];
+                   b.of[0] = part[2 * of + 1];
+                 }).of[0];
+  switch (edges) {
+    case 2:
+      return V::template transposed<2>(sums);
+    case 4:
+      return V::template transposed<4>(sums);
+    case 8:
+      return V::template transposed<8>(sums);
+    default:
+      return sums;
+  }
 }
 
-// Of rows by slots: a vector has the sums of kEdges rows, each over kVectors vectors of features,
-// or over as many as there are, of any number of heads, where that is 0. Its parts are made in
-// pairs, of a head and two rows, which share what else their products are made of, or of two heads
-// of a row. Past the last row and head the last one's are written. Not inlined: all of them in one
-// function take several times as long to compile.
-template <int kEdges, int kVectors, class A, int kKinds, class Row, class Prefetch>
+// Sums of any number of channels, by slots: a vector has those of a slot of heads, of kWidth / slot
+// rows, in parts as above. Two rows are taken together, even where each fills a vector, as they
+// share what else their products are made of. Past the last row and head the last one is taken.
+template <class A, int kKinds, class Row, class Prefetch>
 static __attribute__((noinline)) void sum_slots(const HeadMap<A>& map, int n,
                                                 A* const (&totals)[kKinds], const Row& row,
                                                 const Prefetch& prefetch) {
+  using V = Vec<A>;
+  constexpr int kWidth = V::kWidth;
+  const int heads = slot<A>(map.heads), edges = kWidth / heads, channels = map.channels;
+  const int rows = edges > 1 ? edges : 2, next = edges > 1 ? 1 : kWidth;  // the next row's part
+  const int64_t stride = slots<A>(map.heads);
+  V parts[kKinds][2 * kWidth];
+  for (int e = 0; e < n; e += rows) {
+    for (int k = e; k < n && k < e + rows; ++k) prefetch(k, 0, map.width);
+    for (int h = 0; h < map.heads; h += heads) {
+      for (int k = 0; k < rows; k += 2) {
+        const int here = e + k < n ? e + k : n - 1, there = e + k + 1 < n ? e + k + 1 : n - 1;
+        const auto first = row(here), second = row(there);
+        for (int head = 0; head < heads; ++head) {
+          int64_t f = int64_t(h + head < map.heads ? h + head : map.heads - 1) * channels;
+          auto a = Kinds<A, kKinds>::zero(), b = a;
+          const auto add = [&](int lanes) GK_INLINED {
+            a.add(first(f, lanes));
+            b.add(second(f, lanes));
+            f += lanes;
+          };
+          int left = channels;
+          for (; left >= kWidth; left -= kWidth) add(kWidth);
+          if (left > 0) add(left);
+          unrolled<kKinds>([&](auto kind) GK_INLINED {
+            V* part = parts[kind] + head * edges + k;
+            part[0] = a.of[kind];
+            part[next] = b.of[kind];
+          });
+        }
+      }
+      unrolled<kKinds>([&](auto kind) GK_INLINED {
+        A* to = totals[kind] + e * stride + h;
+        sum_parts<A>(parts[kind], edges).store(to);
+        if (edges == 1 && e + 1 < n) sum_parts<A>(parts[kind] + kWidth, edges).store(to + stride);
+      });
+    }
+  }
+}
+
+// The same unrolled, for each number of heads in a slot: kEdges rows to a vector, each over
+// kVectors vectors of features, or, where that is 0, over as many as there are. Parts are made in
+// pairs, of a head and two rows, or of two heads of a row. A tenth faster, and several times the
+// code. Not inlined: all of them in one function take several times as long to compile.
+template <int kEdges, int kVectors, class A, int kKinds, class Row, class Prefetch>
+static __attribute__((noinline)) void sum_unrolled(const HeadMap<A>& map, int n,
+                                                   A* const (&totals)[kKinds], const Row& row,
+                                                   const Prefetch& prefetch) {
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth, kHeads = kWidth / kEdges;
   constexpr bool kAtOnce = kVectors > 0 || V::kMasks;  // whether whole rows are asked for
@@ -178,21 +194,20 @@ static __attribute__((noinline)) void sum_slots(const HeadMap<A>& map, int n,
     }
   }
 }
-template <int kEdges, SumLoops kLoops, class A, int kKinds, class Row, class Prefetch>
-GK_INLINE void sum_by_slots(const HeadMap<A>& map, int n, A* const (&totals)[kKinds],
+template <int kEdges, class A, int kKinds, class Row, class Prefetch>
+GK_INLINE void sum_by_edges(const HeadMap<A>& map, int n, A* const (&totals)[kKinds],
                             const Row& row, const Prefetch& prefetch) {
   constexpr int kWidth = Vec<A>::kWidth, kHeads = kWidth / kEdges;
   if constexpr (kHeads > 1) {
-    if (map.heads <= kHeads / 2)
-      return sum_by_slots<2 * kEdges, kLoops>(map, n, totals, row, prefetch);
+    if (map.heads <= kHeads / 2) return sum_by_edges<2 * kEdges>(map, n, totals, row, prefetch);
   }
-  if constexpr (kLoops == SumLoops::kVectors && kEdges <= 4 && kHeads > 1) {
+  if constexpr (kEdges <= 4 && kHeads > 1) {
     if (map.heads % kHeads == 0) {
-      if (map.channels == kWidth) return sum_slots<kEdges, 1>(map, n, totals, row, prefetch);
-      if (map.channels == 2 * kWidth) return sum_slots<kEdges, 2>(map, n, totals, row, prefetch);
+      if (map.channels == kWidth) return sum_unrolled<kEdges, 1>(map, n, totals, row, prefetch);
+      if (map.channels == 2 * kWidth) return sum_unrolled<kEdges, 2>(map, n, totals, row, prefetch);
     }
   }
-  sum_slots<kEdges, 0>(map, n, totals, row, prefetch);
+  sum_unrolled<kEdges, 0>(map, n, totals, row, prefetch);
 }
 
 // The same for eight heads of half a vector of sixteen.
@@ -217,23 +232,28 @@ GK_INLINE void sum_half_vectors(const HeadMap<A>& map, int n, A* const (&totals)
   }
 }
 
+// Whether sums of rows of T are unrolled: what is summed `often`.
+template <class T>
+constexpr bool unrolls(bool often = true) {
+  return often && std::is_same_v<T, float>;
+}
+
 // totals[kind][e, h] = the sums over the channels of head h of the products of row e, [n, slots]
 // each. row(e) gives a callable (feature, lanes) whose results are Kinds; before features
-// of a row are read, prefetch(e, feature, count) asks for those of one to come. What is summed
-// often has loops of its own for heads of one and two vectors.
-template <SumLoops kLoops, class A, int kKinds, class Row, class Prefetch>
+// of a row are read, prefetch(e, feature, count) asks for those of one to come.
+template <bool kUnrolled, class A, int kKinds, class Row, class Prefetch>
 static inline void sum_heads(const HeadMap<A>& map, int n, A* const (&totals)[kKinds],
                              const Row& row, const Prefetch& prefetch) {
+  constexpr int kWidth = Vec<A>::kWidth;
   const int channels = map.channels;
-  if constexpr (Vec<A>::kWidth == 16) {
+  if constexpr (kWidth == 16) {
     if (channels == 8 && map.heads == 8) {
       return sum_half_vectors(map, n, totals, row, prefetch);
     }
   }
-  if constexpr (kLoops != SumLoops::kApart) {
-    if (channels >= Vec<A>::kWidth || (channels != 1 && channels != 2 && channels != 4)) {
-      return sum_by_slots<1, kLoops>(map, n, totals, row, prefetch);
-    }
+  if (channels >= kWidth || (channels != 1 && channels != 2 && channels != 4)) {
+    if constexpr (kUnrolled) return sum_by_edges<1>(map, n, totals, row, prefetch);
+    return sum_slots(map, n, totals, row, prefetch);
   }
   const int64_t stride = slots<A>(map.heads);
   for (int e = 0; e < n; ++e) {

@@ -18,6 +18,8 @@ namespace GK_ISA {
 constexpr int kBlock = 128;         // edges scored at a time
 constexpr int kTile = 4;            // vectors of a row held in registers at a time
 constexpr int kPrefetch = 16;       // edges ahead, rows of features
+constexpr int kPrefetchMost = 256;  // bytes of a row at a time, whose others the processor foresees
+constexpr int64_t kNear = 1 << 20;
 constexpr int kScorePrefetch = 48;  // edges ahead, scores
 
 // Heads side by side in a vector: kHeads of them, times kWidth / kHeads edges.
@@ -106,14 +108,16 @@ struct Gather {
   const T* data;
   int64_t stride;
   const int32_t* col_end;  // one past the last column, so that prefetching stays inside
+  bool near;               // all of them fit a second cache
 
   Gather(const Matrix& m, const Edges& edges)
       : data(static_cast<const T*>(m.data)),
         stride(m.stride),
-        col_end(edges.col + edges.rowptr[edges.rows]) {}
+        col_end(edges.col + edges.rowptr[edges.rows]),
+        near(m.rows * m.stride * int64_t(sizeof(T)) <= kNear) {}
   // Other rows, by the same edges.
   Gather(const T* data_, int64_t stride_, const Gather& by)
-      : data(data_), stride(stride_), col_end(by.col_end) {}
+      : data(data_), stride(stride_), col_end(by.col_end), near(by.near) {}
 };
 
 // Asks for features [feature, feature + count) of the row of an edge some way ahead of `col`.
@@ -122,10 +126,12 @@ struct Gather {
 template <class T>
 GK_INLINE void prefetch_row(const Gather<T>& from, int64_t feature, int64_t count,
                             const int32_t* col, int distance = kPrefetch) {
+  if (from.near) return;
   const int32_t* ahead = col + distance < from.col_end ? col + distance : col;
   const T* row = from.data + int64_t(*ahead) * from.stride;
-  const char* end = reinterpret_cast<const char*>(row + feature + count);
-  for (const char* p = reinterpret_cast<const char*>(row + feature); p < end; p += 64) {
+  const char* p = reinterpret_cast<const char*>(row + feature);
+  const int64_t bytes = count * int64_t(sizeof(T));
+  for (const char* end = p + (bytes < kPrefetchMost ? bytes : kPrefetchMost); p < end; p += 64) {
     __builtin_prefetch(p);
   }
 }

@@ -74,7 +74,7 @@ struct RowScores {
   template <bool kEdges>
   void logits(const T* x_i, const Block& edges, A* logit) const {
     A* const totals[] = {logit};
-    sum_heads<sum_loops<T>(!kEdges)>(
+    sum_heads<unrolls<T>(!kEdges)>(
         map, edges.n, totals,
         [&](int e) GK_INLINED {
           const T* x_j = x.data + edges.col[e] * x.stride;

@@ -70,7 +70,7 @@ struct RowwiseBackwardJob {
   void sum_terms(int64_t own, const int32_t* at, const int32_t* eid, int n,
                  const Scratch<A>& t) const {
     A* const totals[] = {t.weight, t.score};
-    sum_heads<sum_loops<T>(!kEdges)>(
+    sum_heads<unrolls<T>(!kEdges)>(
         map, n, totals,
         [&](int e) GK_INLINED {
           const int64_t j = kBySource ? own : at[e], i = kBySource ? at[e] : own;
@@ -168,9 +168,10 @@ struct RowwiseBackwardJob {
       if (scores.edge_rows) {
         accumulate_tile<false, HeadsOf::kLanes, kN>(own, at, eid, n, f, rest...);
       } else {
-        with_heads<kN, V::kManyRegisters>(map, f, [&](auto heads_of) GK_INLINED {
-          accumulate_tile<true, decltype(heads_of)::value, kN>(own, at, eid, n, f, rest...);
-        });
+        with_heads<kN, V::kManyRegisters || !std::is_same_v<T, float>>(
+            map, f, [&](auto heads_of) GK_INLINED {
+              accumulate_tile<true, decltype(heads_of)::value, kN>(own, at, eid, n, f, rest...);
+            });
       }
     });
   }

@@ -33,7 +33,7 @@ static Status gat_forward(const GatForward& p) {
 }
 template <class T, class A>
 static Status gat_alpha(const GatAlpha& p) {
-  return run_alpha<T, A, GatScorer<A>>(p, {nullptr, 0});
+  return run_alpha<T, A, GatScorer<A>>(p, {nullptr, 0, 0});
 }
 
 }  // namespace GK_ISA

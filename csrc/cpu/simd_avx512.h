@@ -265,6 +265,24 @@ struct Vec<double> {
     if (lanes > 4) a = a + Vec{_mm512_shuffle_f64x2(a.v, a.v, 0x4E)};
     return a;
   }
+  template <int kCount>
+  static Vec add_halves(Vec a, Vec b) {
+    if constexpr (kCount == 2) {
+      return Vec{_mm512_unpacklo_pd(a.v, b.v)} + Vec{_mm512_unpackhi_pd(a.v, b.v)};
+    } else {
+      return Vec{_mm512_shuffle_f64x2(a.v, b.v, 0x88)} + Vec{_mm512_shuffle_f64x2(a.v, b.v, 0xDD)};
+    }
+  }
+  template <int kColumns>
+  static Vec transposed(Vec a) {
+    if constexpr (kColumns == 2) {
+      return {_mm512_permutexvar_pd(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), a.v)};
+    } else if constexpr (kColumns == 4) {
+      return {_mm512_permutexvar_pd(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), a.v)};
+    } else {
+      return a;
+    }
+  }
   void store_firsts(double* p, int lanes, int count) const {
     const int mask = lanes == 1 ? 0xFF : lanes == 2 ? 0x55 : 0x11;
     _mm512_mask_storeu_pd(p, first(count), _mm512_maskz_compress_pd(__mmask8(mask), v));
