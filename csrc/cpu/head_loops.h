@@ -41,6 +41,19 @@ struct Loops {
   static V fold_add(V v) {
     return V::template fold<kHeads>(v, [](V a, V b) { return a + b; });
   }
+  // Fields of the destinations `col` for a slot of heads from h on, those of all H heads side by
+  // side
+  GK_INLINE static void load_fields(const A* fields, int64_t stride, int heads, int h,
+                                    const int32_t* col, int edges, int lanes, V (&field)[4]) {
+    if constexpr (kHeads == 1) {
+      V::load_fours(fields, stride, col, edges, field);
+    } else {
+      for (int k = 0; k < 4; ++k) {
+        field[k] =
+            V::template load_edges<kHeads>(fields + k * heads + h, stride, col, edges, lanes);
+      }
+    }
+  }
   // Asks for the `count` values from p + col[k] * stride on, of edges some way ahead.
   GK_INLINE static void prefetch(const A* p, int64_t count, int64_t stride, const int32_t* col,
                                  int edges, const int32_t* col_end) {
@@ -91,7 +104,7 @@ struct Loops {
     const V zero = V::set(A(0)), one = V::set(A(1)), slope = V::set(terms.slope);
     each_slot(of, [&](int h, int lanes) {
       const V own = repeat(terms.own + h, lanes);
-      const A *const others = terms.other + h, *const edge_score = from_head(terms.edge_score, h);
+      const A *const others = terms.other, *const edge_score = from_head(terms.edge_score, h);
       const int64_t stride = terms.other_stride;
       const Block b = block;
       const int heads = of.heads;
@@ -101,13 +114,12 @@ struct Loops {
         const int32_t* col = b.col + e;
         // all fields lie side by side
         if (h == 0) prefetch(others, 4 * heads, stride, col, edges, b.col_end);
-        const auto field = [&](int k) GK_INLINED {
-          return V::template load_edges<kHeads>(others + k * heads, stride, col, edges, lanes);
-        };
-        const V s = add_edge(edge_score, heads, own + field(0), b.eid + e, edges, lanes);
+        V field[4];
+        load_fields(others, stride, heads, h, col, edges, lanes, field);
+        const V s = add_edge(edge_score, heads, own + field[0], b.eid + e, edges, lanes);
         const V l = V::if_positive(s, s, slope * s);
-        const V alpha = exp(l - field(1)) * field(2);
-        const V part = V::if_positive(s, one, slope) * (alpha * field(3));
+        const V alpha = exp(l - field[1]) * field[2];
+        const V part = V::if_positive(s, one, slope) * (alpha * field[3]);
         total = total - there(part, edges, zero);
         s.store(score + at);
         alpha.store(weight + at);
@@ -136,32 +148,27 @@ struct Loops {
                         const Block& block, const Scratch<A>& t) {
     if (of.drop) draw(of, t, block.draw, block.n);
     each_slot(of, [&](int h, int lanes) {
-      const A *own[3], *const more = from_head(grad_alpha, h);
-      for (int k = 0; k < 3; ++k) own[k] = fields.data + k * of.heads + h;
+      const A *const from = fields.data, *const more = from_head(grad_alpha, h);
       const int heads = of.heads;
       const bool drop = of.drop;
       const V scale = V::set(of.scale);
       const uint32_t threshold = of.threshold, *const words = t.words;
       const Block b = block;
       A *const score = t.score, *const weight = t.weight;
-      V fixed[3];
+      V field[4];
       if (!kGather) {
-        for (int k = 0; k < 3; ++k) fixed[k] = repeat(own[k], lanes);
+        for (int k = 0; k < 3; ++k) field[k] = repeat(from + k * heads + h, lanes);
       }
       each_vector(of, h, b.n, [&](int64_t at, int e, int edges) GK_INLINED {
-        const auto field = [&](int k) GK_INLINED {
-          return kGather ? V::template load_edges<kHeads>(own[k], fields.stride, b.col + e, edges,
-                                                          lanes)
-                         : fixed[k];
-        };
-        const V alpha = exp(V::load(weight + at) - field(0)) * field(1);
+        if (kGather) load_fields(from, fields.stride, heads, h, b.col + e, edges, lanes, field);
+        const V alpha = exp(V::load(weight + at) - field[0]) * field[1];
         V w = alpha, outer = V::load(score + at);
         if (drop) w = V::keep(w * scale, words + at, threshold);
         if (more) {
           outer = outer + V::template load_edges<kHeads>(more, heads, b.eid + e, edges, lanes);
         }
         w.store(weight + at);
-        (w * outer - alpha * field(2)).store(score + at);
+        (w * outer - alpha * field[2]).store(score + at);
       });
     });
   }

@@ -27,27 +27,33 @@ static inline int64_t row_parts(const Edges& edges) {
   return task_count(edges.rowptr, edges.rows) + long_row_limit(edges.rowptr, edges.rows);
 }
 
-// Sums over all rows, [parts, width], which are added in their order.
+// Sums over all rows, `count` parts of them, which are added in their order. Each part has lines of
+// the cache to itself, as threads add to theirs row by row.
 template <class A>
 struct AttParts {
-  int64_t count, width;
-  A* data;
+  int64_t count, width, stride;
+  A* data;  // [count, stride]; null: out of memory
 
   AttParts(int64_t count_, int64_t width_)
       : count(count_),
         width(width_),
-        data(reinterpret_cast<A*>(allocate(size_t(count_ * width_) * sizeof(A)))) {
-    if (data) std::memset(data, 0, size_t(count * width) * sizeof(A));
+        stride((width + kLine - 1) / kLine * kLine),
+        data(reinterpret_cast<A*>(allocate(size_t(count * stride) * sizeof(A)))) {
+    if (data) std::memset(data, 0, size_t(count * stride) * sizeof(A));
   }
   AttParts(const AttParts&) = delete;
   ~AttParts() { release(reinterpret_cast<char*>(data)); }
 
+  A* part(int64_t k) const { return data + k * stride; }
   void sum(A* total) const {
     std::memset(total, 0, size_t(width) * sizeof(A));
     for (int64_t k = 0; k < count; ++k) {
-      for (int64_t f = 0; f < width; ++f) total[f] += data[k * width + f];
+      for (int64_t f = 0; f < width; ++f) total[f] += part(k)[f];
     }
   }
+
+ private:
+  static constexpr int64_t kLine = 64 / int64_t(sizeof(A));
 };
 
 // Gradients of x and att from those of scores that are NodeScores of x.
@@ -57,13 +63,13 @@ struct AttGradient {
   const HeadMap<A>& map;
   const A* src;  // [H * C], or null
   const A* dst;
-  A* parts;  // [parts, 1 or 2, H * C]
+  const AttParts<A>& parts;  // of [1 or 2, H * C] each
 
   // grad_x = row + grad_src src + grad_dst dst, and what x adds to a part of the gradient of att.
   void add(const T* x, const A* row, const A* grad_src, const A* grad_dst, T* grad_x,
            int64_t part) const {
     const int64_t width = map.width;
-    A* to_src = parts + part * (dst ? 2 : 1) * width;
+    A* to_src = parts.part(part);
     A* to_dst = to_src + width;
     for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;

@@ -15,9 +15,11 @@
 namespace gatkernels {
 namespace {
 
-constexpr int64_t kTask = 4096;  // rows + edges worth a task of their own
+constexpr int64_t kTask = 1024;  // rows + edges worth a task of their own
 constexpr int64_t kMaxTasks = 1024;
-constexpr int64_t kSmall = 4096;  // rows + edges that a second thread costs more than it gives for
+// Of less a second thread costs more than it gives.
+constexpr int64_t kSmall = 2048;       // rows + edges
+constexpr int64_t kSmallRange = 1024;  // nodes, or blocks of features
 
 struct Chunk {
   int64_t row, begin, end;
@@ -61,7 +63,7 @@ void want_large_pages(void* memory, size_t bytes) {
 Status run_range(int64_t count, int threads, size_t scratch_bytes,
                  Callable<int64_t, int64_t, char*> body) {
   if (count == 0) return Status::kOk;
-  if (count < kSmall || threads < 1) threads = 1;
+  if (count < kSmallRange || threads < 1) threads = 1;
   std::atomic<bool> failed{false};
   run_pieces(threads, [&](int64_t piece) {
     char* scratch = allocate(scratch_bytes);

@@ -25,9 +25,9 @@ struct RowwiseBackwardJob {
   RowScores<T, A, Scorer> scores;
   int heads;
   int64_t width;
-  A* att_parts;  // [tasks, then long rows; H * C], by destination
+  const AttParts<A>* att_parts;  // of tasks, then of long rows, [H * C] each; by destination
 
-  RowwiseBackwardJob(const Params& params, const Edges& edges_, A* att_parts_)
+  RowwiseBackwardJob(const Params& params, const Edges& edges_, const AttParts<A>* att_parts_)
       : p(params),
         edges(edges_),
         of(params.shape, params.scores.dropout),
@@ -199,7 +199,7 @@ struct RowwiseBackwardJob {
       } else {
         gradient(typename Scorer::GradI(), sums, f, lanes).store(result + f, lanes);
         const V grad = gradient(typename Scorer::GradAtt(), other, f, lanes);
-        A* to_att = att_parts + part * width;
+        A* to_att = att_parts->part(part);
         (V::load(to_att + f, lanes) + grad).store(to_att + f, lanes);
       }
     }
@@ -245,7 +245,7 @@ static Status rowwise_destinations(const RowwiseDestinations& p) {
   return with_scorer(p.scorer, [&](auto scorer) {
     using Scorer = typename decltype(scorer)::template type<Vec<A>>;
     const AttParts<A> parts(row_parts(p.csr), p.shape.heads * p.shape.channels);
-    const RowwiseBackwardJob<T, A, Scorer, RowwiseDestinations> job(p, p.csr, parts.data);
+    const RowwiseBackwardJob<T, A, Scorer, RowwiseDestinations> job(p, p.csr, &parts);
     if (job.map.head == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
     Status status = run_nodes<A>(p.csr.rows, p.shape, job.width,
                                  [&](int64_t i, const Scratch<A>& t) { job.prologue(i, t.sum); });

@@ -81,7 +81,7 @@ struct SeparableBackwardJob {
   A slope;
   AttGradient<T, A> att;
 
-  SeparableBackwardJob(const GatSources& params, A* att_parts)
+  SeparableBackwardJob(const GatSources& params, const AttParts<A>& att_parts)
       : p(params),
         of(params.shape, params.scores.dropout),
         map(params.shape),
@@ -222,7 +222,7 @@ template <class T, class A>
 static Status gat_sources(const GatSources& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
   AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
-  const SeparableBackwardJob<T, A> job(p, parts.data);
+  const SeparableBackwardJob<T, A> job(p, parts);
   if (job.map.head == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
   const Status status = run_edges<A>(p.csc, p.shape, width, job);
   if (p.att_src) parts.sum(static_cast<A*>(p.grad_att));

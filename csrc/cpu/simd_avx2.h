@@ -104,6 +104,21 @@ struct Vec<float> {
       return {_mm256_setr_ps(*at(0), *at(1), *at(2), *at(3), *at(4), *at(5), *at(6), *at(7))};
     }
   }
+  static void load_fours(const float* base, int64_t stride, const int32_t* col, int edges,
+                         Vec (&four)[4]) {
+    const auto at = [&](int k) { return base + int64_t(col[k < edges ? k : 0]) * stride; };
+    const auto pair = [&](int k) {  // of edges k and k + 4
+      const __m256 first = _mm256_castps128_ps256(_mm_loadu_ps(at(k)));
+      return _mm256_insertf128_ps(first, _mm_loadu_ps(at(k + 4)), 1);
+    };
+    const __m256 a = pair(0), b = pair(1), c = pair(2), d = pair(3);
+    const __m256 ab = _mm256_unpacklo_ps(a, b), cd = _mm256_unpacklo_ps(c, d);
+    four[0].v = _mm256_shuffle_ps(ab, cd, 0x44);
+    four[1].v = _mm256_shuffle_ps(ab, cd, 0xEE);
+    const __m256 ab_high = _mm256_unpackhi_ps(a, b), cd_high = _mm256_unpackhi_ps(c, d);
+    four[2].v = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+    four[3].v = _mm256_shuffle_ps(ab_high, cd_high, 0xEE);
+  }
   template <int kHeads>
   static Vec repeat(const float* p, int heads) {
     if constexpr (kHeads == 8) {
@@ -232,6 +247,19 @@ struct Vec<double> {
     } else {
       return {_mm256_setr_pd(*at(0), *at(1), *at(2), *at(3))};
     }
+  }
+  static void load_fours(const double* base, int64_t stride, const int32_t* col, int edges,
+                         Vec (&four)[4]) {
+    const auto row = [&](int k) {
+      return _mm256_loadu_pd(base + int64_t(col[k < edges ? k : 0]) * stride);
+    };
+    const __m256d a = row(0), b = row(1), c = row(2), d = row(3);
+    const __m256d ab = _mm256_unpacklo_pd(a, b), cd = _mm256_unpacklo_pd(c, d);
+    four[0].v = _mm256_permute2f128_pd(ab, cd, 0x20);
+    four[2].v = _mm256_permute2f128_pd(ab, cd, 0x31);
+    const __m256d ab_high = _mm256_unpackhi_pd(a, b), cd_high = _mm256_unpackhi_pd(c, d);
+    four[1].v = _mm256_permute2f128_pd(ab_high, cd_high, 0x20);
+    four[3].v = _mm256_permute2f128_pd(ab_high, cd_high, 0x31);
   }
   template <int kHeads>
   static Vec repeat(const double* p, int heads) {

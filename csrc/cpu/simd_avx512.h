@@ -96,6 +96,25 @@ struct Vec<float> {
                         : _mm512_insertf32x8(low, _mm512_castps512_ps256(low), 1)};
     }
   }
+  static void load_fours(const float* base, int64_t stride, const int32_t* col, int edges,
+                         Vec (&four)[4]) {
+    const auto at = [&](int k) {
+      return _mm_loadu_ps(base + int64_t(col[k < edges ? k : 0]) * stride);
+    };
+    const auto pair = [&](int k) {
+      return _mm256_insertf128_ps(_mm256_castps128_ps256(at(k)), at(k + 4), 1);
+    };
+    const auto quad = [&](int k) {  // of edges k, k + 4, k + 8 and k + 12
+      return _mm512_insertf32x8(_mm512_castps256_ps512(pair(k)), pair(k + 8), 1);
+    };
+    const __m512 a = quad(0), b = quad(1), c = quad(2), d = quad(3);
+    const __m512 ab = _mm512_unpacklo_ps(a, b), cd = _mm512_unpacklo_ps(c, d);
+    four[0].v = _mm512_shuffle_ps(ab, cd, 0x44);
+    four[1].v = _mm512_shuffle_ps(ab, cd, 0xEE);
+    const __m512 ab_high = _mm512_unpackhi_ps(a, b), cd_high = _mm512_unpackhi_ps(c, d);
+    four[2].v = _mm512_shuffle_ps(ab_high, cd_high, 0x44);
+    four[3].v = _mm512_shuffle_ps(ab_high, cd_high, 0xEE);
+  }
   template <int kHeads>
   static Vec repeat(const float* p, int heads) {
     if constexpr (kHeads == 16) {
@@ -239,6 +258,24 @@ struct Vec<double> {
     } else {
       return {_mm512_setr_pd(*at(0), *at(1), *at(2), *at(3), *at(4), *at(5), *at(6), *at(7))};
     }
+  }
+  static void load_fours(const double* base, int64_t stride, const int32_t* col, int edges,
+                         Vec (&four)[4]) {
+    const auto at = [&](int k) {
+      return _mm256_loadu_pd(base + int64_t(col[k < edges ? k : 0]) * stride);
+    };
+    const auto pair = [&](int k) {  // of edges k and k + 4
+      return _mm512_insertf64x4(_mm512_castpd256_pd512(at(k)), at(k + 4), 1);
+    };
+    const __m512i firsts = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const __m512i seconds = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    const __m512d a = pair(0), b = pair(1), c = pair(2), d = pair(3);
+    const __m512d ab = _mm512_unpacklo_pd(a, b), cd = _mm512_unpacklo_pd(c, d);
+    four[0].v = _mm512_permutex2var_pd(ab, firsts, cd);
+    four[2].v = _mm512_permutex2var_pd(ab, seconds, cd);
+    const __m512d ab_high = _mm512_unpackhi_pd(a, b), cd_high = _mm512_unpackhi_pd(c, d);
+    four[1].v = _mm512_permutex2var_pd(ab_high, firsts, cd_high);
+    four[3].v = _mm512_permutex2var_pd(ab_high, seconds, cd_high);
   }
   template <int kHeads>
   static Vec repeat(const double* p, int heads) {

@@ -91,6 +91,12 @@ struct Vec {
       return load(lane);
     }
   }
+  // Four such vectors of one value each: the k-th has those at base + k. (Where all four of an edge
+  // lie in one vector, it is loaded and they are transposed.)
+  static void load_fours(const A* base, int64_t stride, const int32_t* col, int edges,
+                         Vec (&four)[4]) {
+    for (int k = 0; k < 4; ++k) four[k] = load_edges<1>(base + k, stride, col, edges, 1);
+  }
   // The values p[0 : heads] for every edge of a load_edges vector.
   template <int kHeads>
   static Vec repeat(const A* p, int heads) {
