@@ -97,10 +97,9 @@ struct ForwardJob : Scored<T, A, Scorer> {
   }
   // stats of a row from its maximum, sum and positive sum; sum <- 1 / sum
   void finish_stats(int64_t row, const Scratch<A>& t) const {
+    for (int h = 0; h < heads; ++h) t.sum[h] = A(1) / t.sum[h];
     A* stats = stats_of(row);
-    for (int h = 0; h < heads; ++h) {
-      t.sum[h] = A(1) / t.sum[h];
-      if (stats == nullptr) continue;
+    for (int h = 0; stats && h < heads; ++h) {
       stats[h] = t.top[h];
       stats[heads + h] = t.sum[h];
       stats[2 * heads + h] = t.sum_pos[h] * t.sum[h];

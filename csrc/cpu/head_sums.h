@@ -59,7 +59,7 @@ template <class A, class Product>
 static inline void sum_heads_apart(const HeadMap<A>& map, A* total, const Product& product) {
   using V = Vec<A>;
   const int channels = map.channels;
-  if (channels < V::kWidth && (channels & (channels - 1)) == 0) {
+  if (0 < channels && channels < V::kWidth && (channels & (channels - 1)) == 0) {
     return sum_small_heads(map, total, product);
   }
   int64_t f = 0;

@@ -27,33 +27,39 @@ static inline int64_t row_parts(const Edges& edges) {
   return task_count(edges.rowptr, edges.rows) + long_row_limit(edges.rowptr, edges.rows);
 }
 
-// Sums over all rows, `count` parts of them, which are added in their order. Each part has lines of
-// the cache to itself, as threads add to theirs row by row.
+// Sums over all rows of one or two sides, [sides, width], in `count` parts that are added in their
+// order. Each has lines of the cache to itself, as threads add to theirs row by row.
 template <class A>
 struct AttParts {
-  int64_t count, width, stride;
-  A* data;  // [count, stride]; null: out of memory
+  int64_t count, sides, width;
+  int64_t stride;  // of a side: whole lines, and so whole vectors
+  A* data;         // null: out of memory
 
-  AttParts(int64_t count_, int64_t width_)
+  AttParts(int64_t count_, int64_t sides_, int64_t width_)
       : count(count_),
+        sides(sides_),
         width(width_),
         stride((width + kLine - 1) / kLine * kLine),
-        data(reinterpret_cast<A*>(allocate(size_t(count * stride) * sizeof(A)))) {
-    if (data) std::memset(data, 0, size_t(count * stride) * sizeof(A));
+        data(reinterpret_cast<A*>(allocate(bytes()))) {
+    if (data) std::memset(data, 0, bytes());
   }
   AttParts(const AttParts&) = delete;
   ~AttParts() { release(reinterpret_cast<char*>(data)); }
 
-  A* part(int64_t k) const { return data + k * stride; }
+  A* part(int64_t k, int64_t side = 0) const { return data + (k * sides + side) * stride; }
   void sum(A* total) const {
-    std::memset(total, 0, size_t(width) * sizeof(A));
+    std::memset(total, 0, size_t(sides * width) * sizeof(A));
     for (int64_t k = 0; k < count; ++k) {
-      for (int64_t f = 0; f < width; ++f) total[f] += part(k)[f];
+      for (int64_t side = 0; side < sides; ++side) {
+        const A* from = part(k, side);
+        for (int64_t f = 0; f < width; ++f) total[side * width + f] += from[f];
+      }
     }
   }
 
  private:
   static constexpr int64_t kLine = 64 / int64_t(sizeof(A));
+  size_t bytes() const { return size_t(count * sides * stride) * sizeof(A); }
 };
 
 // Gradients of x and att from those of scores that are NodeScores of x.
@@ -63,14 +69,14 @@ struct AttGradient {
   const HeadMap<A>& map;
   const A* src;  // [H * C], or null
   const A* dst;
-  const AttParts<A>& parts;  // of [1 or 2, H * C] each
+  const AttParts<A>& parts;
 
   // grad_x = row + grad_src src + grad_dst dst, and what x adds to a part of the gradient of att.
   void add(const T* x, const A* row, const A* grad_src, const A* grad_dst, T* grad_x,
            int64_t part) const {
     const int64_t width = map.width;
-    A* to_src = parts.part(part);
-    A* to_dst = to_src + width;
+    const A *const att_src = src, *const att_dst = dst;
+    A *const to_src = parts.part(part), *const to_dst = dst ? parts.part(part, 1) : nullptr;
     for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
       const V feature = V::load(x + f, lanes);
@@ -78,10 +84,10 @@ struct AttGradient {
       const auto side = [&](const A* att, const A* grad, A* to) {
         const V score = expanded(map, f, grad);
         total = V::fma(score, V::load(att + f, lanes), total);
-        V::fma(score, feature, V::load(to + f, lanes)).store(to + f, lanes);
+        V::fma(score, feature, V::load(to + f)).store(to + f);
       };
-      side(src, grad_src, to_src);
-      if (dst) side(dst, grad_dst, to_dst);
+      side(att_src, grad_src, to_src);
+      if (att_dst) side(att_dst, grad_dst, to_dst);
       total.store(grad_x + f, lanes);
     }
   }

@@ -192,9 +192,10 @@ struct TileHeads {
     if constexpr (kHeads == HeadsOf::kVector) return V::set(of[first[k]]);
   }
 };
-// For one vector from a feature on
+// For one vector from a feature on. What was just written one by one is best read so.
 template <class A>
 static inline Vec<A> expanded(const HeadMap<A>& map, int64_t feature, const A* of) {
+  if (map.uniform) return Vec<A>::set(of[map.head[feature]]);
   return TileHeads<A, HeadsOf::kLanes, 1>(map, feature).template value<0>(of);
 }
 
@@ -226,11 +227,11 @@ GK_INLINE void with_heads(const HeadMap<A>& map, int64_t feature, Body body) {
 
 // sum[f] (+)= sum_e w[e * w_stride + head(f)] * row(col[e])[f], and sum_pos with w_pos, over one
 // tile of kN vectors; `carry` adds to what is there. Then both are multiplied by their head's
-// factor, unless that is null.
+// factor, unless that is null. Where sums are `padded`, a vector past their end may be written.
 template <class A, int kN, bool kPair, HeadsOf kHeads, class T>
 static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col,
                                    int n, const A* w, const A* w_pos, int w_stride, int64_t feature,
-                                   bool carry, A* sum, A* sum_pos, const A* factor) {
+                                   bool carry, bool padded, A* sum, A* sum_pos, const A* factor) {
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth;
   const int64_t left = map.width - feature;
@@ -265,7 +266,7 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
   }
   unrolled<kN>([&](auto k) GK_INLINED {
     const int64_t f = feature + k * kWidth;
-    const int lanes = k == kN - 1 ? tail : kWidth;
+    const int lanes = k == kN - 1 && !padded ? tail : kWidth;
     if (factor) {
       const V times = heads.template value<k>(factor);
       acc[k] = acc[k] * times;
@@ -280,14 +281,14 @@ static inline void accumulate_tile(const HeadMap<A>& map, const Gather<T>& from,
 template <class A, class T>
 static void accumulate(const HeadMap<A>& map, const Gather<T>& from, const int32_t* col, int n,
                        const A* w, const A* w_pos, int w_stride, bool carry, A* sum, A* sum_pos,
-                       const A* factor = nullptr) {
+                       const A* factor = nullptr, bool padded = false) {
   constexpr int kLast = std::is_same_v<T, float> ? Vec<A>::kLastTile : kTile;
   each_tile<Vec<A>, kLast>(map.width, [&](auto vectors, int64_t f) GK_INLINED {
     constexpr int kN = decltype(vectors)::value;
     with_flag(sum_pos != nullptr, [&](auto pair) GK_INLINED {
       with_heads<kN>(map, f, [&](auto heads) GK_INLINED {
         accumulate_tile<A, kN, decltype(pair)::value, decltype(heads)::value>(
-            map, from, col, n, w, w_pos, w_stride, f, carry, sum, sum_pos, factor);
+            map, from, col, n, w, w_pos, w_stride, f, carry, padded, sum, sum_pos, factor);
       });
     });
   });

@@ -25,7 +25,7 @@ struct RowwiseBackwardJob {
   RowScores<T, A, Scorer> scores;
   int heads;
   int64_t width;
-  const AttParts<A>* att_parts;  // of tasks, then of long rows, [H * C] each; by destination
+  const AttParts<A>* att_parts;  // of tasks, then of long rows; by destination
 
   RowwiseBackwardJob(const Params& params, const Edges& edges_, const AttParts<A>* att_parts_)
       : p(params),
@@ -191,6 +191,7 @@ struct RowwiseBackwardJob {
       of_sum.sum = V::load(from + f, lanes);
       return of_sum.gradient(scorer, scorer.prepare(V::load(scores.att + f, lanes)), V::set(A(0)));
     };
+    A* to_att = kBySource ? nullptr : att_parts->part(part);
     for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = width - f < V::kWidth ? int(width - f) : V::kWidth;
       if constexpr (kBySource) {
@@ -199,8 +200,7 @@ struct RowwiseBackwardJob {
       } else {
         gradient(typename Scorer::GradI(), sums, f, lanes).store(result + f, lanes);
         const V grad = gradient(typename Scorer::GradAtt(), other, f, lanes);
-        A* to_att = att_parts->part(part);
-        (V::load(to_att + f, lanes) + grad).store(to_att + f, lanes);
+        (V::load(to_att + f) + grad).store(to_att + f);
       }
     }
   }
@@ -244,7 +244,7 @@ template <class T, class A>
 static Status rowwise_destinations(const RowwiseDestinations& p) {
   return with_scorer(p.scorer, [&](auto scorer) {
     using Scorer = typename decltype(scorer)::template type<Vec<A>>;
-    const AttParts<A> parts(row_parts(p.csr), p.shape.heads * p.shape.channels);
+    const AttParts<A> parts(row_parts(p.csr), 1, p.shape.heads * p.shape.channels);
     const RowwiseBackwardJob<T, A, Scorer, RowwiseDestinations> job(p, p.csr, &parts);
     if (job.map.head == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
     Status status = run_nodes<A>(p.csr.rows, p.shape, job.width,

@@ -144,17 +144,18 @@ struct SeparableBackwardJob {
     att.add(x_of(j), row, grad_src, grad_dst, grad_x_of(j), part);
   }
 
-  void finish_row(int64_t j, A* sum, A* row, A* row_pos, const Scratch<A>& t, int64_t part) const {
-    A* dot = t.head;
+  void finish_row(int64_t j, const A* sum, const A* row, const A* row_pos, const Scratch<A>& t,
+                  int64_t part) const {
+    A *dot = t.head, *signed_row = t.row_pos;  // of leaky' alpha m
     T* grad_x = grad_x_of(j);
     const V negative = V::set(slope), rest = V::set(A(1) - slope);
     for (int64_t f = 0; f < width; f += V::kWidth) {
       const int lanes = int(width - f < V::kWidth ? width - f : V::kWidth);
       const V all = V::load(row + f, lanes);
-      V::fma(rest, V::load(row_pos + f, lanes), negative * all).store(row_pos + f, lanes);
+      V::fma(rest, V::load(row_pos + f, lanes), negative * all).store(signed_row + f);
       all.store(grad_x + f, lanes);
     }
-    dot_heads(map, row_pos, x_of(j), dot);
+    dot_heads(map, signed_row, x_of(j), dot);
     A* grad_src = static_cast<A*>(p.grad_src.data) + j * p.grad_src.stride;
     for (int h = 0; h < heads; ++h) grad_src[h] = dot[h] = dot[h] + sum[h];
     if (att.src) pass_on(j, row, dot, t, part);
@@ -175,8 +176,9 @@ struct SeparableBackwardJob {
     pass_on(j, nullptr, t.head, t, part);
   }
 
-  // Edges [begin, end) out of j, block by block.
-  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos,
+  // Edges [begin, end) out of j, block by block. Where rows are `padded`, a vector past them may be
+  // written: what is stored in pieces waits for memory when it is loaded as a vector.
+  void run(int64_t j, int64_t begin, int64_t end, A* sum, A* row, A* row_pos, bool padded,
            const Scratch<A>& t) const {
     for (int64_t edge = begin; edge < end; edge += kBlock) {
       const int n = int(end - edge < kBlock ? end - edge : kBlock);
@@ -184,7 +186,8 @@ struct SeparableBackwardJob {
       const Block block = block_from(p.csc, edge, grad.col_end, n);
       score(j, block, t, sum, carry);
       if (of.drop || p.grad_edge) of.loops.weigh(of, block, t, nullptr, true);
-      accumulate(map, grad, block.col, n, t.weight, t.weight_pos, of.stride, carry, row, row_pos);
+      accumulate<A>(map, grad, block.col, n, t.weight, t.weight_pos, of.stride, carry, row, row_pos,
+                    nullptr, padded);
       if (p.grad_edge || p.grad_alpha) edge_terms(j, block, t, sum);
     }
   }
@@ -196,12 +199,12 @@ struct SeparableBackwardJob {
         clear_row(j, t, task);
         continue;
       }
-      run(j, rowptr[j], rowptr[j + 1], t.sum, t.row, t.row_pos, t);
+      run(j, rowptr[j], rowptr[j + 1], t.sum, t.row, t.row_pos, true, t);
       finish_row(j, t.sum, t.row, t.row_pos, t, task);
     }
   }
   void chunk(int64_t j, int64_t begin, int64_t end, A* sum, const Scratch<A>& t) const {
-    run(j, begin, end, sum, sum + heads, sum + heads + width, t);
+    run(j, begin, end, sum, sum + heads, sum + heads + width, false, t);
   }
   void merge(int64_t j, int64_t index, A* partials, int64_t count, const Scratch<A>& t) const {
     A* total = add_partials(partials, count, partial_size());
@@ -221,7 +224,7 @@ static Status gat_destinations(const GatDestinations& p) {
 template <class T, class A>
 static Status gat_sources(const GatSources& p) {
   const int64_t width = p.shape.heads * p.shape.channels;
-  AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, (p.att_dst ? 2 : 1) * width);
+  const AttParts<A> parts(p.att_src ? row_parts(p.csc) : 0, p.att_dst ? 2 : 1, width);
   const SeparableBackwardJob<T, A> job(p, parts);
   if (job.map.head == nullptr || parts.data == nullptr) return Status::kOutOfMemory;
   const Status status = run_edges<A>(p.csc, p.shape, width, job);
