@@ -22,7 +22,7 @@ DIST = ROOT / "dist"
 LINK = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,--strip-all -Wl,--gc-sections"
 MEBIBYTE = 2**20
 #: A wheel, without and with the CUDA kernels, that weighs more holds what it should not.
-MOST = {False: 5 * MEBIBYTE // 2, True: 20 * MEBIBYTE}
+MOST = {False: 2 * MEBIBYTE, True: 20 * MEBIBYTE}
 
 
 def build(folder: Path) -> Path:

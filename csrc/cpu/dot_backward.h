@@ -129,7 +129,8 @@ struct DotBackwardJob {
                  load_row<A>(own_second + f, lanes) * load_row<A>(second + f, lanes)}};
           };
         },
-        [&](int e, int64_t f, int64_t count) GK_INLINED {
+        [&](int e, int64_t f, int64_t features) GK_INLINED {
+          const int64_t count = prefetched<T>(features);
           prefetch_row(other.first, f, count, at + e);
           prefetch_row(other.second, f, count, at + e);
           if (f == 0) prefetch(at + e, eid + e);

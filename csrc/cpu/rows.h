@@ -18,8 +18,8 @@ namespace GK_ISA {
 constexpr int kBlock = 128;         // edges scored at a time
 constexpr int kTile = 4;            // vectors of a row held in registers at a time
 constexpr int kPrefetch = 16;       // edges ahead, rows of features
-constexpr int kPrefetchMost = 256;  // bytes of a row at a time, whose others the processor foresees
-constexpr int64_t kNear = 1 << 20;
+constexpr int kPrefetchMost = 256;  // bytes of a row, whose others the processor foresees
+constexpr int64_t kNear = 1 << 20;  // bytes that a second cache has room for
 constexpr int kScorePrefetch = 48;  // edges ahead, scores
 
 // Heads side by side in a vector: kHeads of them, times kWidth / kHeads edges.
@@ -108,7 +108,7 @@ struct Gather {
   const T* data;
   int64_t stride;
   const int32_t* col_end;  // one past the last column, so that prefetching stays inside
-  bool near;               // all of them fit a second cache
+  bool near;               // all rows, so that they need not be asked for
 
   Gather(const Matrix& m, const Edges& edges)
       : data(static_cast<const T*>(m.data)),
@@ -120,6 +120,13 @@ struct Gather {
       : data(data_), stride(stride_), col_end(by.col_end), near(by.near) {}
 };
 
+// How many features of a row are asked for where several rows of an edge are.
+template <class T>
+static inline int64_t prefetched(int64_t width) {
+  constexpr int64_t kMost = kPrefetchMost / int64_t(sizeof(T));
+  return width < kMost ? width : kMost;
+}
+
 // Asks for features [feature, feature + count) of the row of an edge some way ahead of `col`.
 // Inlined, as GCC takes a function that only prefetches for one without effect, and leaves out
 // calls.
@@ -129,9 +136,8 @@ GK_INLINE void prefetch_row(const Gather<T>& from, int64_t feature, int64_t coun
   if (from.near) return;
   const int32_t* ahead = col + distance < from.col_end ? col + distance : col;
   const T* row = from.data + int64_t(*ahead) * from.stride;
-  const char* p = reinterpret_cast<const char*>(row + feature);
-  const int64_t bytes = count * int64_t(sizeof(T));
-  for (const char* end = p + (bytes < kPrefetchMost ? bytes : kPrefetchMost); p < end; p += 64) {
+  const char* end = reinterpret_cast<const char*>(row + feature + count);
+  for (const char* p = reinterpret_cast<const char*>(row + feature); p < end; p += 64) {
     __builtin_prefetch(p);
   }
 }

@@ -81,7 +81,8 @@ struct RowwiseBackwardJob {
                                 load_row<A>(grad_i + f, lanes) * load_row<A>(x_j + f, lanes)}};
           };
         },
-        [&](int e, int64_t f, int64_t count) GK_INLINED {
+        [&](int e, int64_t f, int64_t features) GK_INLINED {
+          const int64_t count = prefetched<T>(features);
           if (kBySource) {
             prefetch_row(grad, f, count, at + e, scores.distance);
             prefetch_row(x_dst, f, count, at + e, scores.distance);
