@@ -75,6 +75,7 @@ struct AttGradient {
   void add(const T* x, const A* row, const A* grad_src, const A* grad_dst, T* grad_x,
            int64_t part) const {
     const int64_t width = map.width;
+    // here, as a compiler must fear that stores of vectors change members
     const A *const att_src = src, *const att_dst = dst;
     A *const to_src = parts.part(part), *const to_dst = dst ? parts.part(part, 1) : nullptr;
     for (int64_t f = 0; f < width; f += V::kWidth) {
